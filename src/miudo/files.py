@@ -1,0 +1,153 @@
+"""Writing files so that a crash leaves the old or the new, and hashing them.
+
+For: every durable write of the project, and paths that come from untrusted names.
+Not for: file formats (`miudo.formats`) or downloads (`miudo.hub`).
+Read next: `miudo.records`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from miudo.errors import MissingError, MiudoError, ModelFileError, ResourceError
+
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "open_regular",
+    "resolve_under",
+    "sha256_file",
+    "sync_folder",
+    "write_json",
+]
+
+
+def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls `write` on a temporary file beside `path`, then renames it over `path`.
+
+    File and folder are synced, so that after a crash `path` holds the old content or the new.
+    Raises ResourceError when the disk is full; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with translated_disk_errors(path):
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `path` when the block ends without an error.
+
+    An existing folder at `path` is replaced whole: it is moved aside, then deleted after the
+    new one stands. Raises ResourceError when the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with translated_disk_errors(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            sync_folder(temporary)
+            aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+            if path.exists():
+                path.rename(aside)
+            temporary.rename(path)
+            sync_folder(path.parent)
+            shutil.rmtree(aside, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented UTF-8 JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: Path, error: type[MiudoError] = ModelFileError) -> IO[bytes]:
+    """Returns `path` opened for reading if it is a regular file.
+
+    A pipe, device or folder raises `error` at once instead of blocking; an absent file
+    raises MissingError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as cause:
+        raise MissingError("no such file", where=path, remedy="Check the path") from cause
+    except OSError as cause:
+        raise error(f"cannot be opened ({cause.strerror})", where=path) from cause
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error("is not a regular file", where=path, remedy="Name a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def resolve_under(root: Path, name: str) -> Path:
+    """Returns `root / name` if it stays inside `root`, links followed.
+
+    Raises ModelFileError for absolute names, `..` and links that lead out.
+    """
+    base = root.resolve()
+    target = (base / name).resolve() if "\0" not in name else None
+    if target is None or not target.is_relative_to(base) or os.path.isabs(name):
+        raise ModelFileError(
+            f"{name!r} leads out of the folder", where=root, remedy="Use plain file names"
+        )
+    return target
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames inside `path` durable."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def translated_disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full, read-only or failing disk into ResourceError naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
+        if error.errno in full:
+            raise ResourceError(
+                f"cannot be written ({error.strerror})",
+                where=path,
+                remedy="Free some space or choose another folder with --out",
+            ) from error
+        raise

@@ -1,0 +1,81 @@
+"""Model references as parsed values: `./path`, `hf://org/repo[:file][@rev]`, `name[:tag]`.
+
+For: turning what a user typed into a value once, at the door.
+Not for: finding the file it names (`miudo.hub`).
+Read next: `miudo.hub.resolve`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from miudo.errors import ReferenceNameError
+
+__all__ = ["HubRef", "LocalRef", "ModelRef", "StoreRef", "parse_reference"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_HUB_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRef:
+    """A path on this machine."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRef:
+    """A name in the local store, or of a model inside the package."""
+
+    name: str
+    tag: str = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class HubRef:
+    """A repository on the hub, perhaps one file of it, at a revision."""
+
+    organisation: str
+    repository: str
+    file: str | None = None
+    revision: str = "main"
+
+
+ModelRef = LocalRef | StoreRef | HubRef
+
+
+def parse_reference(text: str) -> ModelRef:
+    """Returns the reference in `text`. Raises ReferenceNameError saying the three forms.
+
+    A slash at the start, `./`, `../`, `~/` or an existing file or folder is a path.
+    """
+    if text.startswith("hf://"):
+        return _parse_hub(text)
+    if text.startswith(("./", "../", "/", "~/")) or text in (".", ".."):
+        return LocalRef(Path(text).expanduser())
+    name, colon, tag = text.partition(":")
+    if _NAME.fullmatch(name) and (not colon or _NAME.fullmatch(tag)):
+        return LocalRef(Path(text)) if Path(text).exists() else StoreRef(name, tag or "latest")
+    if "\0" not in text and len(text) < 4096 and text.strip():
+        return LocalRef(Path(text))
+    raise _refused(text)
+
+
+def _parse_hub(text: str) -> HubRef:
+    rest, _, revision = text.removeprefix("hf://").partition("@")
+    path, _, file = rest.partition(":")
+    organisation, _, repository = path.partition("/")
+    parts_ok = _HUB_PART.fullmatch(organisation) and _HUB_PART.fullmatch(repository)
+    if not parts_ok or ".." in file or file.startswith("/"):
+        raise _refused(text)
+    return HubRef(organisation, repository, file or None, revision or "main")
+
+
+def _refused(text: str) -> ReferenceNameError:
+    return ReferenceNameError(
+        f"{text[:100]!r} names no model",
+        remedy="Write ./path, name[:tag] or hf://org/repo[:file][@revision]",
+    )

@@ -1,0 +1,228 @@
+"""The contracts between rooms: Engine, Generator, Tokenizer and what passes between them.
+
+For: token ids in, token ids and numbers out. Scheduler, server, evaluation, distillation,
+grammar and adapters all stand on `Engine.step`; text lives above it.
+Not for: implementations (`miudo.engine`, `miudo.decoder.torch_engine`, `miudo.text`).
+Read next: `miudo.engine.generate`, the loop that turns steps into text.
+
+Shapes: T ids in one work item, L layers, D d_model, V vocab_size, H query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Flag, auto
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from miudo.config import ModelConfig
+from miudo.errors import RequestError
+
+__all__ = [
+    "Engine",
+    "Generator",
+    "Message",
+    "SamplingSettings",
+    "Scores",
+    "SeqWork",
+    "StepOut",
+    "TextEvent",
+    "Tokenizer",
+    "Want",
+]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Want(Flag):
+    """What a work item wants back; flags combine."""
+
+    NOTHING = 0
+    SAMPLE = auto()
+    LAST_LOGITS = auto()
+    ALL_LOGITS = auto()
+    HIDDEN = auto()
+    ATTENTION = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How the next id is drawn; temperature 0 takes the most probable (ties: lowest id).
+
+    The order is fixed: mask, logit bias, repetition penalty (Keskar et al. 2019),
+    temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024).
+    `seed` and `request` with the position key the random number (`miudo.philox`).
+    Raises RequestError for values out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    request: int = 0
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0.0, 100.0)
+        _check("top_k", self.top_k, 0, 1 << 30)
+        _check("top_p", self.top_p, 1e-6, 1.0)
+        _check("min_p", self.min_p, 0.0, 1.0)
+        _check("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        for token, bias in self.logit_bias:
+            _check("logit_bias id", token, 0, 1 << 31)
+            _check("logit_bias", bias, -1e4, 1e4)
+        _check("seed", self.seed, 0, (1 << 64) - 1)
+        _check("request", self.request, 0, (1 << 64) - 1)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise RequestError(f"{name} is {value}, allowed {low} to {high}")
+
+
+@dataclass(frozen=True, slots=True)
+class SeqWork:
+    """Ids to take in for one conversation, and what is wanted back.
+
+    `mask` is bool [V], True for ids that may be drawn (a grammar's choice).
+    `adapter` names a LoRA adapter that the engine has been given.
+    """
+
+    conversation: int
+    ids: Sequence[int]
+    want: Want = Want.SAMPLE
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    mask: npt.NDArray[np.bool_] | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOut:
+    """What one work item gave; fields that were not wanted are None.
+
+    `logprob` is the natural log-probability of `token` under the unfiltered softmax of the raw
+    logits. `logits` is [V] for LAST_LOGITS, [T, V] for ALL_LOGITS. `hidden` is
+    [L + 1, T, D]: the residual stream before each block and after the last.
+    `attention` holds per layer [H, T, keys].
+    """
+
+    conversation: int
+    token: int | None = None
+    logprob: float | None = None
+    logits: FloatArray | None = None
+    hidden: FloatArray | None = None
+    attention: tuple[FloatArray, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of ids[1:] given what precedes each: `logprobs` [T - 1].
+
+    With top_k > 0: `top_ids` and `top_logprobs` are [T - 1, top_k], most probable first, and
+    `logsumexp` [T - 1] is that of the raw logits. `argmax` [T - 1]: the most probable ids.
+    """
+
+    logprobs: FloatArray
+    argmax: npt.NDArray[np.int32]
+    top_ids: npt.NDArray[np.int32] | None = None
+    top_logprobs: FloatArray | None = None
+    logsumexp: FloatArray | None = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs a decoder in token ids. A conversation is a handle to its cached keys and values.
+
+    All methods raise RequestError for unknown conversations, ids outside the vocabulary,
+    more positions than the model or the cache has.
+    """
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model that runs."""
+        ...
+
+    def open(self) -> int:
+        """Returns a new, empty conversation."""
+        ...
+
+    def close(self, conversation: int) -> None:
+        """Frees a conversation's pages."""
+        ...
+
+    def length(self, conversation: int) -> int:
+        """Returns how many positions the conversation holds."""
+        ...
+
+    def truncate(self, conversation: int, length: int) -> None:
+        """Forgets all positions from `length` on."""
+        ...
+
+    def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
+        """Takes in every item's ids and returns what each wanted, in the batch's order.
+
+        A batch that raises has changed no conversation.
+        """
+        ...
+
+    def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
+        """Scores `ids` in a conversation of its own, in chunks: never [T, V] at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextEvent:
+    """A piece of generated text; the last event carries why generation stopped."""
+
+    text: str
+    finish_reason: str | None = None
+    usage: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A model that is only text: a remote large model as teacher, judge or route target."""
+
+    def generate(self, messages: Sequence[Message], *, max_tokens: int) -> Iterator[TextEvent]:
+        """Yields the answer as it comes. Raises MissingError where it cannot be reached."""
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to ids and back. `encode` never makes a special token of what a user typed."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical form: equal for tokenizers that map text alike."""
+        ...
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Returns ids, without adding any token of its own."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns text; bytes that are no UTF-8 become U+FFFD, special tokens vanish."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the exact bytes an id stands for; special tokens give none."""
+        ...

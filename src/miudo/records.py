@@ -1,0 +1,143 @@
+"""The account of how an artefact was made: `record.json` beside it, mirrored in GGUF.
+
+For: inputs and their hashes, settings, seed, versions, measurements and parents of a thing.
+Not for: searching many of them (the registry's index is rebuilt from these).
+Read next: `miudo.files` for how it is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+from miudo.errors import ModelFileError
+from miudo.files import open_regular, write_json
+from miudo.limits import LIMITS
+
+__all__ = ["RECORD_FILE", "SCHEMA", "Artefact", "Measurement", "Record", "environment"]
+
+SCHEMA = 1
+RECORD_FILE = "record.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A thing that went in: what part it played, its name, and SHA-256 of its content."""
+
+    role: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A number with its unit and how it was obtained; `estimate` says it was not measured."""
+
+    name: str
+    value: float
+    unit: str
+    method: str
+    estimate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How one artefact came to be. `parents` are whole records: lineage travels with it.
+
+    `outputs` maps file names beside the record to their SHA-256.
+    """
+
+    verb: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    inputs: tuple[Artefact, ...] = ()
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+    parents: tuple[Record, ...] = ()
+    licence: str | None = None
+    notes: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=lambda: environment())
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values; `from_json` gives back an equal record."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], *, where: object = None) -> Self:
+        """Returns the record in `values`. Raises ModelFileError for another schema or keys."""
+        if values.get("schema") != SCHEMA:
+            raise ModelFileError(
+                f"record schema {values.get('schema')!r}, this miudo reads {SCHEMA}",
+                where=where,
+                remedy="Use the miudo that wrote it, or a newer one",
+            )
+        try:
+            given = dict(values)
+            given["inputs"] = tuple(Artefact(**v) for v in given.get("inputs", ()))
+            given["measurements"] = tuple(Measurement(**v) for v in given.get("measurements", ()))
+            given["parents"] = tuple(
+                Record.from_json(v, where=where) for v in given.get("parents", ())
+            )
+            given["notes"] = tuple(given.get("notes", ()))
+            given["command"] = tuple(given.get("command", ()))
+            return cls(**given)
+        except (TypeError, AttributeError) as error:
+            raise ModelFileError(f"not a record ({error})", where=where) from error
+
+    def write(self, folder: Path) -> None:
+        """Writes `record.json` into `folder`, atomically."""
+        write_json(folder / RECORD_FILE, self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Returns the record in `folder`, None where there is none."""
+        path = folder / RECORD_FILE
+        if not path.exists():
+            return None
+        with open_regular(path) as file:
+            text = file.read(LIMITS.json_bytes)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"not JSON ({error})", where=path) from error
+        if not isinstance(values, dict):
+            raise ModelFileError("not a JSON object", where=path)
+        return cls.from_json(values, where=path)
+
+
+def environment() -> dict[str, str]:
+    """Returns versions of what computes, and the machine: what a number depends on."""
+    found = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+    }
+    for package in ("miudo", "numpy", "torch", "tokenizers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

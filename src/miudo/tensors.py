@@ -1,0 +1,161 @@
+"""Every tensor of a model, derived from its config, and tensors as they lie in files.
+
+For: one table that initialisation, import, compression, writers and the engine's loader read.
+Not for: reading or writing files (`miudo.formats`) or arithmetic (`miudo.decoder`).
+Read next: `miudo.decoder.decoder`, whose parameters carry these names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from miudo.config import LayerConfig, Mlp, ModelConfig, Norm, Position, QkNorm
+
+__all__ = [
+    "DType",
+    "Role",
+    "StoredTensor",
+    "TensorSpec",
+    "Weights",
+    "parameter_count",
+    "tensor_table",
+]
+
+
+class DType(StrEnum):
+    """How numbers lie in a file. Q8_0: per 32 values of a row one float16 scale, 32 int8."""
+
+    F32 = "F32"
+    F16 = "F16"
+    BF16 = "BF16"
+    Q8_0 = "Q8_0"
+
+    @property
+    def block(self) -> int:
+        """Values in one block; a row's length must be a multiple of it."""
+        return 32 if self is DType.Q8_0 else 1
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 34}[self.value]
+
+    def size_bytes(self, shape: tuple[int, ...]) -> int:
+        """Returns the bytes of a tensor of `shape`, its last axis being the row."""
+        return prod(shape) // self.block * self.block_bytes
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether rows of `shape` are whole blocks."""
+        return bool(shape) and shape[-1] % self.block == 0
+
+
+class Role(StrEnum):
+    """What a tensor is for; compression and writers decide by role, never by name."""
+
+    EMBED = "embed"
+    POSITION = "position"
+    NORM = "norm"
+    BIAS = "bias"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor: matrices are `[out, in]`. `layer` is None outside the blocks.
+
+    `lowest` is the lowest precision the tensor tolerates: norms and biases stay F32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    layer: int | None
+    lowest: DType
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as it lies in a file: `data` is a flat uint8 array (often a memory map)."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]
+
+    @classmethod
+    def from_f32(cls, array: npt.NDArray[np.float32]) -> StoredTensor:
+        """Returns `array` as an F32 tensor, sharing memory where it is contiguous."""
+        flat = np.ascontiguousarray(array, dtype="<f4")
+        return cls(DType.F32, array.shape, flat.reshape(-1).view(np.uint8))
+
+
+Weights = Mapping[str, StoredTensor]
+"""Canonical name to tensor: separate q, k, v, gate, up, down in `[out, in]` order."""
+
+
+def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """Returns every tensor of `config` in execution order; a tied head has none of its own."""
+    return tuple(_tensors(config))
+
+
+def parameter_count(config: ModelConfig, *, embeddings: bool = True) -> int:
+    """Returns the number of parameters; `embeddings=False` leaves out token table and head."""
+    return sum(
+        prod(spec.shape)
+        for spec in tensor_table(config)
+        if embeddings or spec.role not in (Role.EMBED, Role.HEAD, Role.POSITION)
+    )
+
+
+def _tensors(config: ModelConfig) -> Iterator[TensorSpec]:
+    d = config.d_model
+    yield TensorSpec("embed.weight", (config.vocab_size, d), Role.EMBED, None, DType.Q8_0)
+    if config.position is Position.LEARNED:
+        shape = (config.max_positions, d)
+        yield TensorSpec("position.weight", shape, Role.POSITION, None, DType.F16)
+    for i, layer in enumerate(config.layers):
+        yield from _layer_tensors(config, layer, i)
+    yield from _norm(config, "norm", d, None)
+    if not config.tie_embeddings:
+        yield TensorSpec("head.weight", (config.vocab_size, d), Role.HEAD, None, DType.Q8_0)
+
+
+def _layer_tensors(config: ModelConfig, layer: LayerConfig, i: int) -> Iterator[TensorSpec]:
+    at, d, ff = f"layers.{i}.", config.d_model, layer.d_ff
+    q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+    v, o = layer.n_kv_heads * layer.v_head_dim, layer.n_heads * layer.v_head_dim
+    yield from _norm(config, at + "attn_norm", d, i)
+    yield from _linear(at + "attn.q", (q, d), Role.ATTENTION, i, bias=config.qkv_bias)
+    yield from _linear(at + "attn.k", (k, d), Role.ATTENTION, i, bias=config.qkv_bias)
+    yield from _linear(at + "attn.v", (v, d), Role.ATTENTION, i, bias=config.qkv_bias)
+    if config.qk_norm is QkNorm.HEAD:
+        for name in ("q_norm", "k_norm"):
+            spec_name = f"{at}attn.{name}.weight"
+            yield TensorSpec(spec_name, (layer.head_dim,), Role.NORM, i, DType.F32)
+    yield from _linear(at + "attn.o", (d, o), Role.ATTENTION, i, bias=config.o_bias)
+    yield from _norm(config, at + "mlp_norm", d, i)
+    if config.mlp is Mlp.GATED:
+        yield from _linear(at + "mlp.gate", (ff, d), Role.MLP, i, bias=config.mlp_bias)
+    yield from _linear(at + "mlp.up", (ff, d), Role.MLP, i, bias=config.mlp_bias)
+    yield from _linear(at + "mlp.down", (d, ff), Role.MLP, i, bias=config.mlp_bias)
+
+
+def _linear(
+    name: str, shape: tuple[int, int], role: Role, layer: int, *, bias: bool
+) -> Iterator[TensorSpec]:
+    yield TensorSpec(name + ".weight", shape, role, layer, DType.Q8_0)
+    if bias:
+        yield TensorSpec(name + ".bias", shape[:1], Role.BIAS, layer, DType.F32)
+
+
+def _norm(config: ModelConfig, name: str, width: int, layer: int | None) -> Iterator[TensorSpec]:
+    yield TensorSpec(name + ".weight", (width,), Role.NORM, layer, DType.F32)
+    if config.norm is Norm.LAYER and config.norm_bias:
+        yield TensorSpec(name + ".bias", (width,), Role.NORM, layer, DType.F32)
