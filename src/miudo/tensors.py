@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miudo.config import LayerConfig, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.errors import ModelFileError
 
 __all__ = [
     "DType",
@@ -23,6 +24,7 @@ __all__ = [
     "StoredTensor",
     "TensorSpec",
     "Weights",
+    "check_weights",
     "parameter_count",
     "tensor_table",
 ]
@@ -112,6 +114,22 @@ def parameter_count(config: ModelConfig, *, embeddings: bool = True) -> int:
         for spec in tensor_table(config)
         if embeddings or spec.role not in (Role.EMBED, Role.HEAD, Role.POSITION)
     )
+
+
+def check_weights(config: ModelConfig, weights: Weights, *, where: object = "tensors") -> None:
+    """Raises ModelFileError listing all tensors that are missing, unknown or misshapen."""
+    wanted = {spec.name: spec.shape for spec in tensor_table(config)}
+    wrong = [f"{name} is missing" for name in wanted if name not in weights]
+    wrong += [f"{name} is unknown" for name in weights if name not in wanted]
+    wrong += [
+        f"{name} is {list(weights[name].shape)}, the config wants {list(shape)}"
+        for name, shape in wanted.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    if wrong:
+        raise ModelFileError(
+            "; ".join(wrong), where=where, remedy="Config and weights must be of one model"
+        )
 
 
 def _tensors(config: ModelConfig) -> Iterator[TensorSpec]:

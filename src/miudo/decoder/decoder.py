@@ -1,0 +1,155 @@
+"""The decoder: one module for every model that a `ModelConfig` can describe.
+
+For: training, distilling, pruning, and being the truth that the native engine must equal.
+Not for: sampling text (`miudo.decoder.torch_engine`), files (`miudo.formats`).
+Read next: `miudo.decoder.attention`, then `native/model/forward.cc`, the same functions in C++.
+
+Shapes: B batch, T positions, D d_model, V vocab_size. Parameters carry the names of
+`miudo.tensors.tensor_table`.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from miudo.config import ModelConfig, Position
+from miudo.decoder.attention import Attention, Capture
+from miudo.decoder.cache import KVCache
+from miudo.decoder.feedforward import FeedForward
+from miudo.decoder.norm import norm
+from miudo.decoder.position import Rotation, rotations
+from miudo.errors import RequestError
+from miudo.formats.blocks import to_f32
+from miudo.tensors import Role, StoredTensor, Weights, check_weights, tensor_table
+
+__all__ = ["Block", "Decoder"]
+
+
+class Block(nn.Module):
+    """One layer: norm, attention, residual; norm, feed-forward, residual."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.attn_norm = norm(config)
+        self.attn = Attention(config, config.layers[index], index)
+        self.mlp_norm = norm(config)
+        self.mlp = FeedForward(config, config.layers[index])
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        turn: Rotation | None,
+        cache: KVCache | None,
+        capture: Capture | None,
+    ) -> Tensor:
+        """Returns the residual stream [B, T, D] after this layer."""
+        x = x + self.attn(self.attn_norm(x), positions, turn, cache, capture)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """A transformer decoder (Vaswani et al. 2017; pre-norm as Radford et al. 2019)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        learned = config.position is Position.LEARNED
+        self.position = nn.Embedding(config.max_positions, config.d_model) if learned else None
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.norm = norm(config)
+        tied = config.tie_embeddings
+        self.head = None if tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def forward(
+        self, ids: Tensor, *, cache: KVCache | None = None, capture: Capture | None = None
+    ) -> Tensor:
+        """Returns hidden [B, T, D] after the final norm for ids [B, T]; see `logits`.
+
+        With a cache the ids follow its positions and are added to it. Raises RequestError
+        beyond max_positions.
+        """
+        start = 0 if cache is None else cache.length
+        self._check_positions(start + ids.shape[1])
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # T
+        x = self.embed(ids)  # B T D
+        if self.position is not None:
+            x = x + self.position(positions)
+        turns = rotations(positions, self.config.layers)
+        for block, turn in zip(self.layers, turns, strict=True):
+            if capture is not None:
+                capture.hidden.append(x)
+            x = block(x, positions, turn, cache, capture)
+        if capture is not None:
+            capture.hidden.append(x)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        out: Tensor = self.norm(x)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns logits [..., V] for hidden [..., D]; a tied head is the token table."""
+        weight = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(hidden, weight)
+
+    def initialise(self, seed: int) -> None:
+        """Fills every parameter from `seed`, in the order of the tensor table.
+
+        Matrices are normal with half the deviation that keeps variance (Radford et al. 2019
+        at any width); those that write to the residual stream are smaller by
+        sqrt(2 n_layers). Tables have deviation 0.02, norms are 1, biases 0.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        parameters = dict(self.named_parameters())
+        with torch.no_grad():
+            for spec in tensor_table(self.config):
+                value = parameters[spec.name]
+                if spec.role is Role.BIAS or spec.name.endswith(".bias"):
+                    value.zero_()
+                elif spec.role is Role.NORM:
+                    value.fill_(1.0)
+                elif spec.role in (Role.EMBED, Role.POSITION, Role.HEAD):
+                    value.normal_(0.0, 0.02, generator=generator)
+                else:
+                    writes = spec.name.endswith((".o.weight", ".down.weight"))
+                    scale = 0.5 / (2 * self.config.n_layers) ** 0.5 if writes else 0.5
+                    value.normal_(0.0, scale * spec.shape[1] ** -0.5, generator=generator)
+
+    @classmethod
+    def from_weights(cls, config: ModelConfig, weights: Weights) -> Self:
+        """Returns a float32 decoder holding `weights`, dequantised.
+
+        Raises ModelFileError listing tensors that are missing, extra or of another shape.
+        """
+        check_weights(config, weights)
+        with torch.device("meta"):  # sizes only: the values come from the file
+            decoder = cls(config)
+        state = {name: torch.from_numpy(np.array(to_f32(t))) for name, t in weights.items()}
+        decoder.load_state_dict(state, assign=True)
+        for parameter in decoder.parameters():
+            parameter.requires_grad_(True)
+        return decoder
+
+    def to_weights(self) -> dict[str, StoredTensor]:
+        """Returns the parameters as F32 tensors in the tensor table's order, copied."""
+        parameters = dict(self.named_parameters())
+        return {
+            spec.name: StoredTensor.from_f32(
+                parameters[spec.name].detach().to("cpu", torch.float32, copy=True).numpy()
+            )
+            for spec in tensor_table(self.config)
+        }
+
+    def _check_positions(self, end: int) -> None:
+        if end > self.config.max_positions:
+            raise RequestError(
+                f"{end} positions, the model has {self.config.max_positions}",
+                remedy="Shorten the text",
+            )

@@ -1,0 +1,157 @@
+"""The Engine protocol on the PyTorch decoder.
+
+For: evaluation and distillation while a model is being made, and as the native engine's twin.
+Not for: speed; conversations of a batch run one after the other.
+Read next: `miudo.engine.native`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miudo.config import ModelConfig
+from miudo.decoder.attention import Capture
+from miudo.decoder.cache import KVCache
+from miudo.decoder.decoder import Decoder
+from miudo.errors import RequestError
+from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want, check_batch, check_ids
+from miudo.sampling import log_softmax_at, sample
+
+__all__ = ["TorchEngine"]
+
+_SCORE_CHUNK = 256
+
+
+@dataclass
+class _Conversation:
+    cache: KVCache
+    ids: list[int] = field(default_factory=list)
+
+
+class TorchEngine:
+    """Runs `decoder` in float32 evaluation mode; it does not copy the weights."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder.eval()
+        self._open: dict[int, _Conversation] = {}
+        self._next = 0
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model that runs."""
+        return self._decoder.config
+
+    def open(self) -> int:
+        """Returns a new, empty conversation."""
+        self._next += 1
+        self._open[self._next] = _Conversation(KVCache(self.config))
+        return self._next
+
+    def close(self, conversation: int) -> None:
+        """Frees a conversation."""
+        self._get(conversation)
+        del self._open[conversation]
+
+    def length(self, conversation: int) -> int:
+        """Returns how many positions the conversation holds."""
+        return len(self._get(conversation).ids)
+
+    def truncate(self, conversation: int, length: int) -> None:
+        """Forgets all positions from `length` on."""
+        held = self._get(conversation)
+        if not 0 <= length <= len(held.ids):
+            raise RequestError(f"length {length}, the conversation holds {len(held.ids)}")
+        del held.ids[length:]
+        held.cache.length = length
+
+    @torch.inference_mode()
+    def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
+        """Takes in every item's ids and returns what each wanted, in the batch's order."""
+        check_batch(self.config, {k: len(v.ids) for k, v in self._open.items()}, batch)
+        for work in batch:
+            if work.adapter is not None:
+                raise RequestError(f"no adapter named {work.adapter!r} was given to this engine")
+        return [self._step(work) for work in batch]
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
+        """Scores ids[1:] in chunks, in a conversation of its own."""
+        check_ids(self.config, ids)
+        if len(ids) > self.config.max_positions:
+            raise RequestError(f"{len(ids)} ids, the model has {self.config.max_positions}")
+        cache = KVCache(self.config)
+        parts = []
+        for start in range(0, len(ids) - 1, _SCORE_CHUNK):
+            end = min(start + _SCORE_CHUNK, len(ids) - 1)
+            hidden = self._decoder(torch.tensor([ids[start:end]]), cache=cache)
+            logits = self._decoder.logits(hidden)[0].float()  # T V
+            parts.append(_score(logits, torch.tensor(ids[start + 1 : end + 1]), top_k))
+        return _joined(parts, top_k)
+
+    def _get(self, conversation: int) -> _Conversation:
+        if conversation not in self._open:
+            raise RequestError(f"conversation {conversation} is not open")
+        return self._open[conversation]
+
+    def _step(self, work: SeqWork) -> StepOut:
+        held = self._open[work.conversation]
+        capture = None
+        if work.want & (Want.HIDDEN | Want.ATTENTION):
+            capture = Capture(want_attention=Want.ATTENTION in work.want)
+        hidden = self._decoder(torch.tensor([list(work.ids)]), cache=held.cache, capture=capture)
+        held.ids.extend(work.ids)
+        whole = Want.ALL_LOGITS in work.want
+        logits = _array(self._decoder.logits(hidden[0] if whole else hidden[0, -1:]))  # T|1 V
+        token = logprob = None
+        if Want.SAMPLE in work.want:
+            settings, position = work.sampling, len(held.ids)
+            token = sample(logits[-1], settings, position=position, seen=held.ids, mask=work.mask)
+            logprob = log_softmax_at(logits[-1], token)
+        wanted = logits if whole else logits[-1] if Want.LAST_LOGITS in work.want else None
+        return StepOut(
+            conversation=work.conversation,
+            token=token,
+            logprob=logprob,
+            logits=wanted,
+            hidden=_hidden(capture) if Want.HIDDEN in work.want else None,
+            attention=_attention(capture) if Want.ATTENTION in work.want else None,
+        )
+
+
+def _array(x: Tensor) -> FloatArray:
+    return x.float().numpy()
+
+
+def _hidden(capture: Capture | None) -> FloatArray | None:
+    return None if capture is None else np.stack([_array(h[0]) for h in capture.hidden])
+
+
+def _attention(capture: Capture | None) -> tuple[FloatArray, ...] | None:
+    return None if capture is None else tuple(_array(a[0]) for a in capture.attention)
+
+
+def _score(logits: Tensor, targets: Tensor, top_k: int) -> list[Tensor]:
+    total = logits.logsumexp(-1)  # T
+    parts = [logits.gather(1, targets[:, None])[:, 0] - total, logits.argmax(-1), total]
+    if top_k:
+        best = logits.topk(top_k, dim=-1)
+        parts += [best.indices, best.values - total[:, None]]
+    return parts
+
+
+def _joined(parts: list[list[Tensor]], top_k: int) -> Scores:
+    if not parts:  # one id: nothing to predict
+        parts = [_score(torch.zeros(0, max(top_k, 1)), torch.zeros(0, dtype=torch.int64), top_k)]
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return Scores(
+        logprobs=_array(columns[0]),
+        argmax=columns[1].to(torch.int32).numpy(),
+        logsumexp=_array(columns[2]) if top_k else None,
+        top_ids=columns[3].to(torch.int32).numpy() if top_k else None,
+        top_logprobs=_array(columns[4]) if top_k else None,
+    )

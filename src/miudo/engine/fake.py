@@ -1,0 +1,111 @@
+"""A scripted engine: the Engine protocol without a model.
+
+For: tests of everything that stands on an engine (generation, scheduler, server, CLI).
+Not for: numbers about models.
+Read next: `miudo.engine.generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from miudo.config import ModelConfig
+from miudo.errors import RequestError
+from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want, check_batch, check_ids
+from miudo.sampling import log_softmax_at, sample
+
+__all__ = ["FakeEngine", "follow"]
+
+
+def follow(script: Sequence[int], vocab_size: int) -> Callable[[Sequence[int]], FloatArray]:
+    """Returns a model that predicts `script` in order, whatever the ids; then its last id."""
+
+    def logits(ids: Sequence[int]) -> FloatArray:
+        values = np.zeros(vocab_size, dtype=np.float32)
+        values[script[min(len(ids) - 1, len(script) - 1)]] = 20.0
+        return values
+
+    return logits
+
+
+class FakeEngine:
+    """Answers every step from `logits_of`: ids so far to logits [V].
+
+    `steps` counts work items, `opened` and `closed` conversations.
+    """
+
+    def __init__(
+        self, config: ModelConfig, logits_of: Callable[[Sequence[int]], FloatArray]
+    ) -> None:
+        self._config, self._logits_of = config, logits_of
+        self._ids: dict[int, list[int]] = {}
+        self.steps = self.opened = self.closed = 0
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model that it pretends to run."""
+        return self._config
+
+    def open(self) -> int:
+        """Returns a new, empty conversation."""
+        self.opened += 1
+        self._ids[self.opened] = []
+        return self.opened
+
+    def close(self, conversation: int) -> None:
+        """Frees a conversation."""
+        self.closed += 1
+        del self._ids[self._known(conversation)]
+
+    def length(self, conversation: int) -> int:
+        """Returns how many positions the conversation holds."""
+        return len(self._ids[self._known(conversation)])
+
+    def truncate(self, conversation: int, length: int) -> None:
+        """Forgets all positions from `length` on."""
+        held = self._ids[self._known(conversation)]
+        if not 0 <= length <= len(held):
+            raise RequestError(f"length {length}, the conversation holds {len(held)}")
+        del held[length:]
+
+    def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
+        """Takes in every item's ids and returns tokens and logits; no insides."""
+        check_batch(self._config, {k: len(v) for k, v in self._ids.items()}, batch)
+        return [self._step(work) for work in batch]
+
+    def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
+        """Scores ids[1:]; raises RequestError for top_k, which it does not keep."""
+        check_ids(self._config, ids)
+        if top_k:
+            raise RequestError("the fake engine keeps no top_k")
+        rows = [self._logits_of(ids[:i]) for i in range(1, len(ids))]
+        return Scores(
+            logprobs=np.array(
+                [log_softmax_at(r, ids[i + 1]) for i, r in enumerate(rows)], dtype=np.float32
+            ),
+            argmax=np.array([r.argmax() for r in rows], dtype=np.int32),
+        )
+
+    def _known(self, conversation: int) -> int:
+        if conversation not in self._ids:
+            raise RequestError(f"conversation {conversation} is not open")
+        return conversation
+
+    def _step(self, work: SeqWork) -> StepOut:
+        self.steps += 1
+        held = self._ids[work.conversation]
+        start = len(held) + 1
+        held.extend(work.ids)
+        rows = [self._logits_of(held[:end]) for end in range(start, len(held) + 1)]
+        token = None
+        if Want.SAMPLE in work.want:
+            token = sample(rows[-1], work.sampling, position=len(held), seen=held, mask=work.mask)
+        logits = rows[-1] if Want.LAST_LOGITS in work.want else None
+        return StepOut(
+            conversation=work.conversation,
+            token=token,
+            logprob=None if token is None else log_softmax_at(rows[-1], token),
+            logits=np.stack(rows) if Want.ALL_LOGITS in work.want else logits,
+        )
