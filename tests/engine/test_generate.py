@@ -59,7 +59,7 @@ def test_a_started_stop_string_that_does_not_come_is_shown() -> None:
 
 
 def test_generation_stops_where_positions_end() -> None:
-    text, reason, _, engine = run([*b"x" * 40], prompt="p" * 10, max_tokens=100)
+    text, reason, _, _ = run([*b"x" * 40], prompt="p" * 10, max_tokens=100)
     # 10 prompt positions leave 6; the last id drawn needs no position of its own.
     assert (len(text), reason) == (7, "length")
 
