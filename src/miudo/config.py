@@ -25,6 +25,7 @@ __all__ = [
     "Norm",
     "Position",
     "QkNorm",
+    "check_config",
 ]
 
 
@@ -123,9 +124,9 @@ class ModelConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the config that `to_json` wrote. Raises ConfigError on unknown keys."""
-        _refuse_unknown(values, cls)
-        given = dict(values)
         try:
+            _refuse_unknown(values, cls)
+            given = dict(values)
             layers = given.pop("layers")
             for key, enum in _ENUMS.items():
                 if key in given:
@@ -152,14 +153,14 @@ class ModelConfig:
         **rest: Any,
     ) -> Self:
         """Returns a config whose layers are all alike; `rest` are fields of ModelConfig."""
-        if n_heads < 1:
-            raise ConfigError(f"n_heads is {n_heads}", remedy="Give at least 1")
-        if not 0 < n_layers <= LIMITS.n_layers:
-            raise ConfigError(f"n_layers is {n_layers}, allowed 1 to {LIMITS.n_layers}")
-        size = head_dim or d_model // n_heads
+        # Checked here because they are computed with before there is a config to check.
+        _in_range("d_model", d_model, 1, LIMITS.d_model)
+        _in_range("n_heads", n_heads, 1, LIMITS.n_heads)
+        _in_range("n_layers", n_layers, 1, LIMITS.n_layers)
+        size = d_model // n_heads if head_dim is None else head_dim
         layer = LayerConfig(
             n_heads=n_heads,
-            n_kv_heads=n_kv_heads or n_heads,
+            n_kv_heads=n_heads if n_kv_heads is None else n_kv_heads,
             head_dim=size,
             v_head_dim=size,
             d_ff=d_ff,
@@ -197,7 +198,14 @@ def check_config(config: ModelConfig, limits: Limits) -> None:
     _in_range("vocab_size", config.vocab_size, 1, limits.vocab_size)
     _in_range("d_model", config.d_model, 1, limits.d_model)
     _in_range("max_positions", config.max_positions, 1, limits.max_positions)
+    _is_a("layers", config.layers, tuple)
+    _is_a("eos_ids", config.eos_ids, tuple)
     _in_range("n_layers", len(config.layers), 1, limits.n_layers)
+    for name, enum in _ENUMS.items():
+        _is_a(name, getattr(config, name), enum)
+    for name in ("norm_bias", "qkv_bias", "o_bias", "mlp_bias", "tie_embeddings"):
+        _is_a(name, getattr(config, name), bool)
+    _is_a("norm_eps", config.norm_eps, float)
     if not 0.0 < config.norm_eps < 1.0:
         raise ConfigError(f"norm_eps is {config.norm_eps}, allowed between 0 and 1")
     for i, layer in enumerate(config.layers):
@@ -213,11 +221,14 @@ def check_config(config: ModelConfig, limits: Limits) -> None:
 
 
 def _check_layer(where: str, layer: LayerConfig, limits: Limits) -> None:
+    _is_a(where.removesuffix("."), layer, LayerConfig)
     _in_range(where + "n_heads", layer.n_heads, 1, limits.n_heads)
     _in_range(where + "n_kv_heads", layer.n_kv_heads, 1, layer.n_heads)
     _in_range(where + "head_dim", layer.head_dim, 1, limits.head_dim)
     _in_range(where + "v_head_dim", layer.v_head_dim, 1, limits.head_dim)
     _in_range(where + "d_ff", layer.d_ff, 1, limits.d_ff)
+    _is_a(where + "rotary", layer.rotary, bool)
+    _is_a(where + "rope_theta", layer.rope_theta, float)
     if layer.n_heads % layer.n_kv_heads:
         raise ConfigError(
             f"{where}n_heads {layer.n_heads} is not a multiple of n_kv_heads {layer.n_kv_heads}"
@@ -234,3 +245,9 @@ def _in_range(name: str, value: object, low: int, high: int) -> None:
     # bool is an int in Python; `true` in a file must not become the size 1.
     if type(value) is not int or not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}, allowed a whole number from {low} to {high}")
+
+
+def _is_a(name: str, value: object, kind: type) -> None:
+    # A string is true, and an enum's plain string is not the enum: both would pass silently.
+    if not (isinstance(value, kind) or (kind is float and type(value) is int)):
+        raise ConfigError(f"{name} is {value!r}, not a {kind.__name__}")

@@ -8,7 +8,7 @@ Read next: `miudo.cli.main`, which turns this tree into exit codes.
     MiudoError                 exit 1
     ├── UsageError             exit 2   a flag, a setting, a name
     │   ├── ConfigError                 a ModelConfig or a settings object that cannot be
-    │   └── ReferenceNameError                  a model reference that cannot be parsed
+    │   └── ReferenceNameError          a model reference that cannot be parsed
     ├── CheckFailedError       exit 3   a check ran and said no (parity, self-check, budget)
     ├── MissingError           exit 4   a file, model or network that is not there
     ├── ResourceError          exit 5   too little memory or disk
@@ -54,7 +54,8 @@ class MiudoError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        text = f"{_escape(self.where)}: {self.what}" if self.where else self.what
+        what = _escape(self.what, 20_000)
+        text = f"{_escape(self.where, 512)}: {what}" if self.where else what
         return f"{text}. {self.remedy}" if self.remedy else text
 
 
@@ -114,6 +115,7 @@ class TrainingError(MiudoError):
     """A training run that diverged, or whose folder another run holds."""
 
 
-def _escape(text: str) -> str:
+def _escape(text: str, most: int) -> str:
     """Names come from files: control characters must not reach a terminal or a log."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)[:512]
+    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text[:most])
+    return shown if len(text) <= most else f"{shown[:most]} ..."

@@ -7,6 +7,7 @@ Read next: `miudo.records`.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from miudo.errors import MissingError, MiudoError, ModelFileError, ResourceError
+from miudo.errors import MissingError, MiudoError, ModelFileError, ResourceError, UsageError
 
 __all__ = [
     "atomic_folder",
@@ -28,6 +29,7 @@ __all__ = [
     "resolve_under",
     "sha256_file",
     "sync_folder",
+    "translated_disk_errors",
     "write_json",
 ]
 
@@ -56,28 +58,29 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` when the block ends without an error.
 
-    An existing folder at `path` is replaced whole: it is moved aside, then deleted after the
-    new one stands. Raises ResourceError when the disk is full.
+    An existing folder at `path` is replaced whole, and deleted after the new one stands.
+    Raises ResourceError when the disk is full, UsageError where `path` is a file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()  # a link stays, and the folder that it names is replaced
+    if path.exists() and not path.is_dir():
+        raise UsageError("is a file, not a folder", where=path, remedy="Name another folder")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with translated_disk_errors(path):
         try:
-            temporary.mkdir()
+            temporary.mkdir(parents=True)
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
+            for inner in temporary.rglob("*"):
+                if not inner.is_symlink():
+                    _sync(inner)
             sync_folder(temporary)
-            aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
             if path.exists():
-                path.rename(aside)
-            temporary.rename(path)
+                _exchange(temporary, path)
+            else:
+                temporary.rename(path)
             sync_folder(path.parent)
-            shutil.rmtree(aside, ignore_errors=True)
-        except BaseException:
+        finally:
+            # Half of the new folder after an error; the old one after an exchange; else nothing.
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,6 +107,8 @@ def open_regular(path: Path, error: type[MiudoError] = ModelFileError) -> IO[byt
         raise MissingError("no such file", where=path, remedy="Check the path") from cause
     except OSError as cause:
         raise error(f"cannot be opened ({cause.strerror})", where=path) from cause
+    except ValueError as cause:
+        raise error(f"cannot be opened ({cause})", where=path) from cause
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise error("is not a regular file", where=path, remedy="Name a file")
@@ -116,10 +121,13 @@ def resolve_under(root: Path, name: str) -> Path:
     Raises ModelFileError for absolute names, `..` and links that lead out.
     """
     base = root.resolve()
-    target = (base / name).resolve() if "\0" not in name else None
-    if target is None or not target.is_relative_to(base) or os.path.isabs(name):
+    try:
+        target = (base / name).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL
+        target = None
+    if target is None or not target.is_relative_to(base) or Path(name).is_absolute():
         raise ModelFileError(
-            f"{name!r} leads out of the folder", where=root, remedy="Use plain file names"
+            f"{name[:100]!r} leads out of the folder", where=root, remedy="Use plain file names"
         )
     return target
 
@@ -135,6 +143,21 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swaps two folders in one step where the system can, so that `old` is never absent."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    paths = os.fsencode(new), os.fsencode(old)
+    renameat2 = getattr(libc, "renameat2", None)
+    if renameat2 is not None and renameat2(here, paths[0], here, paths[1], swap) == 0:
+        return
+    # Two steps elsewhere: a crash between them leaves the old content as `.NAME.HEX.old`.
+    aside = old.with_name(f".{old.name}.{secrets.token_hex(4)}.old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Read next: `miudo.hub.resolve`.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ def parse_reference(text: str) -> ModelRef:
 
     A slash at the start, `./`, `../`, `~/` or an existing file or folder is a path.
     """
+    if "\0" in text or not _encodable(text):
+        raise _refused(text)
     if text.startswith("hf://"):
         return _parse_hub(text)
     if text.startswith(("./", "../", "/", "~/")) or text in (".", ".."):
@@ -59,7 +62,7 @@ def parse_reference(text: str) -> ModelRef:
     name, colon, tag = text.partition(":")
     if _NAME.fullmatch(name) and (not colon or _NAME.fullmatch(tag)):
         return LocalRef(Path(text)) if Path(text).exists() else StoreRef(name, tag or "latest")
-    if "\0" not in text and len(text) < 4096 and text.strip():
+    if len(text) < 4096 and text.strip():
         return LocalRef(Path(text))
     raise _refused(text)
 
@@ -68,10 +71,22 @@ def _parse_hub(text: str) -> HubRef:
     rest, _, revision = text.removeprefix("hf://").partition("@")
     path, _, file = rest.partition(":")
     organisation, _, repository = path.partition("/")
-    parts_ok = _HUB_PART.fullmatch(organisation) and _HUB_PART.fullmatch(repository)
-    if not parts_ok or ".." in file or file.startswith("/"):
+    parts = (organisation, repository, *(revision or "main").split("/"), *file.split("/"))
+    if not file:
+        parts = parts[:-1]
+    # Every part becomes a folder's or file's name in the store: none may be empty or `..`.
+    if not all(_HUB_PART.fullmatch(part) for part in parts):
         raise _refused(text)
     return HubRef(organisation, repository, file or None, revision or "main")
+
+
+def _encodable(text: str) -> bool:
+    """Whether `text` can be a file's name: a lone surrogate cannot."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(text: str) -> ReferenceNameError:

@@ -93,7 +93,7 @@ class Record:
             given["notes"] = tuple(given.get("notes", ()))
             given["command"] = tuple(given.get("command", ()))
             return cls(**given)
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"not a record ({error})", where=where) from error
 
     def write(self, folder: Path) -> None:
