@@ -1,0 +1,194 @@
+"""Perplexity and bits per byte of a model on documents, by a sliding window.
+
+For: one number from any Engine, each token scored exactly once, context and stride stated.
+Not for: comparing models of different tokenizers by perplexity: bits per byte is for that.
+Read next: `miudo.evaluate.divergence`, `miudo.evaluate.compare`.
+
+The windows are those of Baevski and Auli (2019): stride below context gives every token but
+the first ones at least `context - stride` ids before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from miudo.config import ModelConfig
+from miudo.errors import CheckFailedError, DataError, UsageError
+from miudo.protocol import Engine, Tokenizer
+
+__all__ = [
+    "Perplexity",
+    "Window",
+    "default_window",
+    "document_ids",
+    "perplexity",
+    "start_id",
+    "windows",
+]
+
+_MAX_DEFAULT_CONTEXT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """`nll` is the mean in nats per token, `ppl` its exponential.
+
+    `ppl_error` is one standard error of `ppl`, tokens taken as independent. `bits_per_byte`
+    divides by the UTF-8 bytes of the text. Tokens and bytes are those that were scored.
+    """
+
+    ppl: float
+    ppl_error: float
+    bits_per_byte: float
+    nll: float
+    tokens: int
+    bytes: int
+    documents: int
+    context: int
+    stride: int
+    start: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Ids `begin:end` go in together; those from `first` on are scored."""
+
+    begin: int
+    end: int
+    first: int
+
+
+def windows(n: int, context: int, stride: int) -> Iterator[Window]:
+    """Yields windows over `n` ids that score each of 1 … n-1 exactly once.
+
+    A window holds at most `context` ids, at least `context - stride` of them before its first
+    scored id except in the first window. Raises UsageError unless 1 <= stride < context.
+    """
+    if not 1 <= stride < context:
+        raise UsageError(
+            f"stride is {stride} and context {context}, allowed 1 <= stride < context",
+            remedy="Set --stride to half of --context",
+        )
+    end = min(n, context)
+    if end > 1:
+        yield Window(0, end, 1)
+    while end < n:
+        first, end = end, min(n, end + stride)
+        yield Window(max(0, end - context), end, first)
+
+
+def default_window(config: ModelConfig) -> tuple[int, int]:
+    """Returns (context, stride): the model's positions, at most 1,024, and half of that."""
+    context = min(config.max_positions, _MAX_DEFAULT_CONTEXT)
+    return context, max(1, context // 2)
+
+
+def start_id(config: ModelConfig) -> int | None:
+    """Returns the id that stands before a document: bos, else the first eos, else None."""
+    if config.bos_id is not None:
+        return config.bos_id
+    return config.eos_ids[0] if config.eos_ids else None
+
+
+def document_ids(text: str, tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
+    """Returns the document's ids after the model's start id, where it has one."""
+    start = start_id(config)
+    return ([] if start is None else [start]) + tokenizer.encode(text)
+
+
+def perplexity(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    documents: Iterable[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Perplexity:
+    """Returns how well `engine` predicts `documents`, each on its own.
+
+    A document starts after the model's start id and its end is not scored. Without a start
+    id its first token cannot be scored, and its bytes are left out too.
+    Raises DataError if nothing can be scored, CheckFailedError if a log-probability is not
+    finite, UsageError for a context beyond the model's positions.
+    """
+    context, stride = _checked_window(engine.config, context, stride)
+    start = start_id(engine.config)
+    losses: list[npt.NDArray[np.float64]] = []
+    n_bytes, n_documents, n_tokens = 0, 0, 0
+    for index, text in enumerate(documents):
+        ids = document_ids(text, tokenizer, engine.config)
+        if len(ids) < 2:
+            continue
+        scored = _document_losses(engine, ids, context, stride, index)
+        losses.append(scored)
+        skipped = len(tokenizer.token_bytes(ids[0])) if start is None else 0
+        n_bytes += len(text.encode()) - skipped
+        n_documents += 1
+        n_tokens += scored.size
+        progress(n_tokens)
+    if not losses or n_bytes < 1:
+        raise DataError("no text to score", remedy="Give documents of at least two tokens")
+    return _summary(np.concatenate(losses), n_bytes, n_documents, (context, stride, start))
+
+
+def _checked_window(
+    config: ModelConfig, context: int | None, stride: int | None
+) -> tuple[int, int]:
+    if context is None:
+        context = default_window(config)[0]
+    if stride is None:
+        stride = max(1, context // 2)
+    if not 2 <= context <= config.max_positions:
+        raise UsageError(
+            f"context is {context}, this model takes 2 to {config.max_positions}",
+            remedy="Give another --context",
+        )
+    return context, stride
+
+
+def _document_losses(
+    engine: Engine, ids: Sequence[int], context: int, stride: int, index: int
+) -> npt.NDArray[np.float64]:
+    parts: list[npt.NDArray[np.float64]] = []
+    for window in windows(len(ids), context, stride):
+        logprobs = engine.score(ids[window.begin : window.end]).logprobs  # [T - 1]
+        parts.append(-logprobs[window.first - window.begin - 1 :].astype(np.float64))
+    losses = np.concatenate(parts)
+    if not np.isfinite(losses).all():
+        at = int(np.flatnonzero(~np.isfinite(losses))[0])
+        raise CheckFailedError(
+            f"the log-probability of token {at} of document {index} is {-losses[at]}",
+            remedy="The model's weights or its context are broken; check it with `miudo show`",
+        )
+    return losses
+
+
+def _summary(
+    losses: npt.NDArray[np.float64],
+    n_bytes: int,
+    n_documents: int,
+    window: tuple[int, int, int | None],
+) -> Perplexity:
+    total = math.fsum(losses.tolist())
+    mean = total / losses.size
+    error = float(losses.std()) / math.sqrt(losses.size)
+    ppl = math.exp(min(mean, 700.0))  # beyond 700 a double overflows, and nobody can tell
+    context, stride, start = window
+    return Perplexity(
+        ppl=ppl,
+        ppl_error=ppl * error,
+        bits_per_byte=total / math.log(2) / n_bytes,
+        nll=mean,
+        tokens=int(losses.size),
+        bytes=n_bytes,
+        documents=n_documents,
+        context=context,
+        stride=stride,
+        start=start,
+    )

@@ -1,0 +1,8 @@
+"""From a model reference to a path on this machine.
+
+For: `cli` and `serve`, which get references from users; below them there are only paths.
+Not for: parsing references (`miudo.names`) or opening files (`miudo.formats`).
+Read next: `miudo.hub.resolve`.
+"""
+
+__all__: list[str] = []
