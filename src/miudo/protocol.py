@@ -23,6 +23,7 @@ from miudo.errors import RequestError
 
 __all__ = [
     "Engine",
+    "FloatArray",
     "Generator",
     "Message",
     "SamplingSettings",
@@ -70,21 +71,27 @@ class SamplingSettings:
     request: int = 0
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, 100.0)
-        _check("top_k", self.top_k, 0, 1 << 30)
+        if self.temperature != 0.0:  # logits divided by less than this overflow
+            _check("temperature", self.temperature, 1e-6, 100.0)
+        _check_whole("top_k", self.top_k, 1 << 30)
         _check("top_p", self.top_p, 1e-6, 1.0)
         _check("min_p", self.min_p, 0.0, 1.0)
         _check("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         for token, bias in self.logit_bias:
-            _check("logit_bias id", token, 0, 1 << 31)
+            _check_whole("logit_bias id", token, 1 << 31)
             _check("logit_bias", bias, -1e4, 1e4)
-        _check("seed", self.seed, 0, (1 << 64) - 1)
-        _check("request", self.request, 0, (1 << 64) - 1)
+        _check_whole("seed", self.seed, (1 << 64) - 1)
+        _check_whole("request", self.request, (1 << 64) - 1)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also refuses NaN
         raise RequestError(f"{name} is {value}, allowed {low} to {high}")
+
+
+def _check_whole(name: str, value: object, high: int) -> None:
+    if type(value) is not int or not 0 <= value <= high:
+        raise RequestError(f"{name} is {value!r}, allowed a whole number from 0 to {high}")
 
 
 @dataclass(frozen=True, slots=True)
