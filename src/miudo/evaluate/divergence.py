@@ -106,4 +106,5 @@ def _kl(p: npt.NDArray[np.float32], q: npt.NDArray[np.float32]) -> npt.NDArray[n
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     normal: npt.NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted - normal
+    log_p: npt.NDArray[np.float64] = shifted - normal
+    return log_p

@@ -1,0 +1,175 @@
+"""`miudo`: the table of verbs, and what an error becomes on a terminal.
+
+For: finding a verb's module without importing the others; exit codes; one-line errors.
+Not for: what a verb does (its own file beside this one).
+Read next: `miudo.cli.options`, then any verb, say `miudo.cli.evaluating`.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 a check failed, 4 not found or offline, 5 too little
+memory or disk, 130 interrupted. Standard output is the result, standard error the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from miudo import __version__
+from miudo.errors import MissingError, MiudoError, ResourceError
+
+__all__ = ["VERBS", "LazyGroup", "cli", "main"]
+
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("miudo.cli.running:run", "Talk to a model, or continue a text"),
+    "show": ("miudo.cli.showing:show", "What a model is, and how it came to be"),
+    "prepare": ("miudo.cli.making:prepare", "Turn text into packed tokens for training"),
+    "train": ("miudo.cli.making:train", "Train a model from scratch"),
+    "distill": ("miudo.cli.shrinking:distill", "Train a small model to imitate a big one"),
+    "prune": ("miudo.cli.shrinking:prune", "Take layers or feed-forward width out of a model"),
+    "quantize": ("miudo.cli.shrinking:quantize", "Store a model's weights in fewer bits"),
+    "export": ("miudo.cli.exporting:export", "Write a model as one GGUF file or as a folder"),
+    "eval": ("miudo.cli.evaluating:evaluate", "Perplexity and bits per byte of a model"),
+    "compare": (
+        "miudo.cli.evaluating:compare",
+        "Models side by side: size, quality, speed, energy",
+    ),
+    "demo": ("miudo.cli.demo:demo", "The whole way, small: from text to a model that runs"),
+    "version": ("miudo.cli.showing:version", "Versions of miudo and of what it stands on"),
+}
+"""Verb to (where its command is, its line of help): `miudo --help` imports none of them."""
+
+_MAKE_PACKAGES = {"torch", "safetensors", "pyarrow", "datasketch", "matplotlib"}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb when it is called, and ends in miudo's exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the verbs in the order of a model's life."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Returns the verb's command, importing its module; None for an unknown verb."""
+        if name not in VERBS:
+            return None
+        module, _, attribute = VERBS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Names the nearest verb when there is none of that name."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            cure = f"Did you mean `{near[0]}`?" if near else "See `miudo --help`."
+            raise click.UsageError(f"no verb is called {args[0]!r}. {cure}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the table of verbs from their lines of help alone."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command line; exits with the code of the error's kind."""
+        run = functools.partial(
+            super().main, args, prog_name, complete_var, standalone_mode=False, **extra
+        )
+        if not standalone_mode:
+            return run()
+        sys.exit(_guarded(run))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="miudo %(version)s")
+def cli() -> None:
+    """Make small language models out of big ones, and run them on ordinary hardware.
+
+    Every verb takes --json (the result as JSON on standard output), --config FILE.toml and
+    --set key=value. With MIUDO_DEBUG=1 an error shows where in the program it arose.
+    """
+
+
+def main() -> NoReturn:
+    """Runs the command line of this process; never returns."""
+    cli.main(prog_name="miudo")
+    raise AssertionError("a command line ends in an exit code")
+
+
+def _guarded(body: Callable[[], Any]) -> int:
+    """Returns the exit code of `body`, having printed its error."""
+    try:
+        result = body()
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        return _leave_quietly()
+    except Exception as error:  # noqa: BLE001 - the last door: a user sees a sentence
+        return _report(error)
+    return result if type(result) is int else 0
+
+
+def _leave_quietly() -> int:
+    """Whoever read our output has had enough: nothing more to say, not even at shutdown."""
+    with contextlib.suppress(OSError, ValueError):  # a captured stream has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _report(error: Exception) -> int:
+    if os.environ.get("MIUDO_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    known = _as_miudo(error)
+    if known is None:
+        message = f"internal error: {type(error).__name__}: {error}"
+        click.echo(f"{message}. Please report it, with what MIUDO_DEBUG=1 prints", err=True)
+        return 1
+    click.echo(f"error: {known}", err=True)
+    return known.exit_code
+
+
+def _as_miudo(error: Exception) -> MiudoError | None:
+    """Returns `error` as one of ours, None where it is a fault of the program."""
+    if isinstance(error, MiudoError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in _MAKE_PACKAGES:
+            return MissingError(
+                f"this verb needs the package {package}",
+                remedy="Install what making models takes: pip install 'miudo[make]'",
+            )
+        return None
+    if isinstance(error, MemoryError):
+        return ResourceError("too little memory", remedy="Use a smaller model, batch or context")
+    if isinstance(error, OSError) and error.errno is not None:
+        what = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ResourceError(what, where=error.filename, remedy="Free some space")
+        if error.errno == errno.ENOENT:
+            return MissingError(what, where=error.filename, remedy="Check the path")
+        return MiudoError(what, where=error.filename)
+    return None

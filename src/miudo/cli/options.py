@@ -1,0 +1,113 @@
+"""What every verb shares: `--json`, `--config`, `--set`, and how results are printed.
+
+For: one meaning of these three on all verbs. Flags win over `--set`, `--set` over the file.
+Not for: the options of one verb.
+Read next: `miudo.cli.settings`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from miudo.cli.settings import check_keys, parse_assignment, read_toml
+
+__all__ = ["Verb", "emit", "verb"]
+
+_GIVEN = "miudo.given"
+
+
+class Verb(click.Command):
+    """A command whose options may come from a file or `--set` too.
+
+    Keys that are no option of the verb reach its function as the mapping `extra` when
+    `takes_settings` is set, to become a settings object; otherwise they are refused.
+    """
+
+    def __init__(self, *args: Any, takes_settings: bool = False, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.takes_settings = takes_settings
+        self.params += [
+            click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."),
+            click.Option(
+                ["--config"],
+                type=click.Path(path_type=Path),
+                metavar="FILE.toml",
+                help="Take options and settings from a TOML file.",
+                is_eager=True,
+                expose_value=False,
+                callback=_take_config,
+            ),
+            click.Option(
+                ["--set"],
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Set one option or setting; may be repeated.",
+                is_eager=True,
+                expose_value=False,
+                callback=_take_assignments,
+            ),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Calls the verb's function, with what is no option in `extra`."""
+        options = {p.name for p in self.params if p.name}
+        extra = {k: v for k, v in _merged(ctx).items() if k not in options}
+        if self.takes_settings:
+            ctx.params["extra"] = extra
+        else:
+            check_keys(extra, options - {"as_json"}, where="--config or --set")
+        return super().invoke(ctx)
+
+
+def verb(name: str, *, takes_settings: bool = False) -> Callable[[Callable[..., Any]], Verb]:
+    """Returns a decorator that makes a function the verb `name`."""
+    return click.command(name, cls=Verb, takes_settings=takes_settings)
+
+
+def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Prints the result: `value` as one JSON object with --json, else `text`."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def _take_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        values = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
+        _given(ctx)["file"] = values
+        _apply(ctx)
+
+
+def _take_assignments(
+    ctx: click.Context, parameter: click.Parameter, assignments: tuple[str, ...]
+) -> None:
+    for text in assignments:
+        _given(ctx)["set"] = _over(_given(ctx).get("set", {}), parse_assignment(text))
+    _apply(ctx)
+
+
+def _given(ctx: click.Context) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = ctx.meta.setdefault(_GIVEN, {})
+    return found
+
+
+def _merged(ctx: click.Context) -> dict[str, Any]:
+    return _over(_given(ctx).get("file", {}), _given(ctx).get("set", {}))
+
+
+def _apply(ctx: click.Context) -> None:
+    # Click asks default_map for whatever the command line leaves out.
+    ctx.default_map = _merged(ctx)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `below` with the values of `above` laid over it, tables key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        held = result.get(key)
+        both = isinstance(held, Mapping) and isinstance(value, Mapping)
+        result[key] = _over(held, value) if both and held is not None else value
+    return result

@@ -1,0 +1,260 @@
+"""Tables for a terminal, plots, and one self-contained HTML page.
+
+For: showing measured rows to people: text, SVG, HTML without any network.
+Not for: measuring, or choosing what to show (`miudo.evaluate.compare`, `miudo.shrink.demo`).
+Read next: `miudo.evaluate.compare`.
+
+matplotlib is imported when a plot is drawn: only the extra `make` installs it.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miudo.files import atomic_write
+
+__all__ = [
+    "Line",
+    "Section",
+    "Table",
+    "html_report",
+    "line_plot",
+    "loss_plot",
+    "loss_svg",
+    "svg_plot",
+    "text_table",
+]
+
+_INK = "#010203"
+"""Drawn by matplotlib, replaced by `currentColor`: a plot then follows the page's light or dark."""
+_COLOURS = ("#2f81f7", "#e5743b", "#22a06b", "#a371f7", "#d4a72c", "#e0529c")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells; columns named in `text_columns` are left-aligned, the rest are numbers."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    text_columns: frozenset[int] = frozenset({0})
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of a page: paragraphs, then table, plot, and text shown as it is.
+
+    `svg` must come from `svg_plot`: it alone is not escaped.
+    """
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    table: Table | None = None
+    svg: str | None = None
+    samples: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve of a plot."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+def text_table(table: Table) -> str:
+    """Returns `table` with aligned columns for a terminal."""
+    lines = [list(table.headers), *(list(row) for row in table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.headers))]
+    texts = [
+        "  ".join(
+            cell.ljust(width) if i in table.text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    texts.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(texts)
+
+
+def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Writes training and held-out loss over tokens as a PNG or SVG, by `path`'s ending.
+
+    `rows` are those of metrics.jsonl: `tokens` with `loss` or `held_out_loss`.
+    """
+    figure = _figure(_loss_lines("", rows), "tokens", "loss (nats per token)")
+    atomic_write(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=120))
+
+
+def loss_svg(runs: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
+    """Returns the loss curves of several runs, by name, as inline SVG."""
+    lines = [line for name, rows in runs.items() for line in _loss_lines(name, rows)]
+    return line_plot(lines, x="tokens", y="loss (nats per token)")
+
+
+def line_plot(lines: Sequence[Line], *, x: str, y: str) -> str:
+    """Returns curves as inline SVG with axis labels `x` and `y`."""
+    return svg_plot(_figure(lines, x, y))
+
+
+def svg_plot(figure: Any) -> str:
+    """Returns a matplotlib figure as SVG to stand inside a page, in the page's own colour."""
+    import matplotlib as mpl
+
+    # Text stays text; ids hang on the content alone, so that two runs write the same bytes.
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "miudo"}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    drawn = out.getvalue()
+    return drawn[drawn.index("<svg") :].replace(_INK, "currentColor")
+
+
+def html_report(title: str, sections: Sequence[Section], path: Path, *, subtitle: str = "") -> None:
+    """Writes one page that loads nothing from anywhere: style, tables and plots inside it."""
+    parts = [f"<h1>{_text(title)}</h1>"]
+    if subtitle:
+        parts.append(f'<p class="subtitle">{_text(subtitle)}</p>')
+    parts += [_section(section) for section in sections]
+    page = _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(parts))
+    atomic_write(path, lambda file: file.write(page.encode()))
+
+
+def _loss_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> list[Line]:
+    listed = list(rows)
+    lines = []
+    for key, label in (("loss", "training"), ("held_out_loss", "held-out")):
+        points = [
+            (float(row["tokens"]), float(row[key]))
+            for row in listed
+            if row.get(key) is not None and math.isfinite(row[key])
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            lines.append(Line(f"{name} {label}".strip(), x, y, dashed=key == "loss"))
+    return lines
+
+
+def _figure(lines: Sequence[Line], x: str, y: str) -> Any:
+    # Figure, not pyplot: no window system, no global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    names = sorted({_base(line.label) for line in lines}, key=[_base(v.label) for v in lines].index)
+    for line in lines:
+        axes.plot(
+            line.x,
+            line.y,
+            label=line.label,
+            color=_COLOURS[names.index(_base(line.label)) % len(_COLOURS)],
+            linestyle="-",
+            linewidth=0.9 if line.dashed else 1.8,
+            alpha=0.55 if line.dashed else 1.0,
+        )
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
+    axes.tick_params(colors=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.grid(visible=True, color=_INK, alpha=0.12)
+    axes.xaxis.set_major_formatter(_thousands)
+    if lines:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize="small")
+    return figure
+
+
+def _base(label: str) -> str:
+    return label.removesuffix(" training").removesuffix(" held-out")
+
+
+def _thousands(value: float, position: object) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _section(section: Section) -> str:
+    parts = [f"<h2>{_text(section.title)}</h2>"]
+    parts += [f"<p>{_text(paragraph)}</p>" for paragraph in section.paragraphs]
+    if section.table is not None:
+        parts.append(_table(section.table))
+    if section.svg is not None:
+        parts.append(f"<figure>{section.svg}</figure>")
+    for label, sample in section.samples:
+        parts.append(f"<h3>{_text(label)}</h3><blockquote>{_text(sample)}</blockquote>")
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        marks = ("" if i in table.text_columns else ' class="number"' for i in range(len(cells)))
+        inside = (f"<{tag}{m}>{_text(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
+        return f"<tr>{''.join(inside)}</tr>"
+
+    caption = f"<caption>{_text(table.caption)}</caption>" if table.caption else ""
+    body = "".join(row(cells, "td") for cells in table.rows)
+    head = row(table.headers, "th")
+    inside = f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{inside}</div>'
+
+
+def _text(value: str) -> str:
+    return html.escape(value, quote=True)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2128; --soft: #59636e; --page: #fdfdfc;
+  --line: #d8dee4; --band: #f3f5f7; --accent: #2f81f7; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa5b1; --page: #14171c;
+  --line: #333a44; --band: #1d2229; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .25rem; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-bottom: .3rem;
+  border-bottom: 1px solid var(--line); }
+h3 { font-size: .95rem; margin: 1.25rem 0 .25rem; color: var(--soft); font-weight: 600; }
+p { margin: .5rem 0; max-width: 46rem; }
+.subtitle, caption { color: var(--soft); }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; min-width: 100%; }
+caption { text-align: left; caption-side: bottom; padding-top: .5rem; font-size: .85rem; }
+th, td { padding: .45rem .7rem; text-align: left; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { font-weight: 600; background: var(--band); white-space: normal; vertical-align: bottom; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+tbody tr:hover { background: var(--band); }
+figure { margin: 1rem 0; }
+figure svg { width: 100%; height: auto; max-width: 52rem; }
+blockquote { margin: .25rem 0; padding: .6rem .9rem; background: var(--band);
+  border-left: 3px solid var(--accent); border-radius: 0 6px 6px 0; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+"""
