@@ -92,7 +92,9 @@ class Record:
             )
             given["notes"] = tuple(given.get("notes", ()))
             given["command"] = tuple(given.get("command", ()))
-            return cls(**given)
+            record = cls(**given)
+            _check_kinds(record)
+            return record
         except (TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"not a record ({error})", where=where) from error
 
@@ -115,6 +117,27 @@ class Record:
         if not isinstance(values, dict):
             raise ModelFileError("not a JSON object", where=path)
         return cls.from_json(values, where=path)
+
+
+def _check_kinds(record: Record) -> None:
+    """Raises TypeError for a value that what shows a record could not show."""
+    kinds: list[tuple[str, object, type]] = [
+        ("verb", record.verb, str),
+        ("name", record.name, str),
+        ("created", record.created, str),
+        ("settings", record.settings, dict),
+        ("outputs", record.outputs, dict),
+        ("environment", record.environment, dict),
+    ]
+    kinds += [("notes and command", text, str) for text in record.notes + record.command]
+    for part in record.inputs:
+        kinds += [("inputs", value, str) for value in (part.role, part.name, part.sha256)]
+    for number in record.measurements:
+        kinds += [("measurements", value, str) for value in (number.name, number.unit)]
+        kinds.append(("measurements", number.value, float))
+    for name, value, kind in kinds:
+        if not isinstance(value, kind) and not (kind is float and type(value) is int):
+            raise TypeError(f"{name} holds {str(value)[:50]!r}, not a {kind.__name__}")
 
 
 def environment() -> dict[str, str]:
