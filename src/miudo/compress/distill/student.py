@@ -8,16 +8,16 @@ Read next: `miudo.compress.distill.response`.
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 
 from miudo.compress.method import in_range
-from miudo.config import LayerConfig, ModelConfig, Position
+from miudo.config import LayerConfig, ModelConfig
 from miudo.errors import ConfigError
 from miudo.tensors import parameter_count
 
 __all__ = ["scaled"]
 
 _MULTIPLE = 32
-_MIN_HEAD_DIM = 16
 _TOLERANCE = 0.25
 
 
@@ -29,11 +29,12 @@ def scaled(config: ModelConfig, ratio: float) -> ModelConfig:
     """
     in_range("ratio", ratio, 1e-4, 1.0)
     wanted = ratio * parameter_count(config, embeddings=False)
-    candidates = [
+    shapes = (
         _shape(config, n_layers, d_model)
         for n_layers in range(1, config.n_layers + 1)
         for d_model in range(_MULTIPLE, config.d_model + 1, _MULTIPLE)
-    ]
+    )
+    candidates = [c for c in shapes if c is not None]
     close = [c for c in candidates if abs(_size(c) / wanted - 1.0) <= _TOLERANCE]
     if not close:
         raise ConfigError(
@@ -56,33 +57,39 @@ def _distance(candidate: ModelConfig, config: ModelConfig, wanted: float) -> flo
     return 4.0 * size + float(abs(depth - width**0.5))
 
 
-def _shape(config: ModelConfig, n_layers: int, d_model: int) -> ModelConfig:
-    share = d_model / config.d_model
+def _shape(config: ModelConfig, n_layers: int, d_model: int) -> ModelConfig | None:
+    """Returns the candidate, None if its heads do not come out even."""
     picked = [config.layers[(i * config.n_layers) // n_layers] for i in range(n_layers)]
-    return dataclasses.replace(
-        config,
-        d_model=d_model,
-        layers=tuple(_layer(layer, share, config) for layer in picked),
-    )
+    layers = [_layer(layer, Fraction(d_model, config.d_model)) for layer in picked]
+    if not all(layers):
+        return None
+    kept = tuple(layer for layer in layers if layer is not None)
+    return dataclasses.replace(config, d_model=d_model, layers=kept)
 
 
-def _layer(layer: LayerConfig, share: float, config: ModelConfig) -> LayerConfig:
-    heads = max(1, round(layer.n_heads * share))
-    head_dim, v_head_dim = layer.head_dim, layer.v_head_dim
-    if heads == 1 and layer.n_heads > 1 and layer.head_dim >= 2 * _MIN_HEAD_DIM:
+def _layer(layer: LayerConfig, share: Fraction) -> LayerConfig | None:
+    """Fewer heads of the same size where that comes out even, else narrower heads."""
+    heads, narrower = layer.n_heads * share, Fraction(1)
+    if heads == 1 and layer.n_heads > 1:
         # One head cannot look at two places: two narrower ones can.
-        heads, head_dim, v_head_dim = 2, head_dim // 2, v_head_dim // 2
-    group = layer.n_heads // layer.n_kv_heads
-    kv_heads = max(1, heads // group)
+        heads, narrower = Fraction(2), Fraction(1, 2)
+    elif heads.denominator > 1:
+        heads, narrower = Fraction(layer.n_heads), share
+    head_dim, v_head_dim = layer.head_dim * narrower, layer.v_head_dim * narrower
+    if head_dim.denominator > 1 or v_head_dim.denominator > 1 or head_dim % 2:
+        return None
+    kv_heads = max(1, int(heads) * layer.n_kv_heads // layer.n_heads)
     while heads % kv_heads:
         kv_heads -= 1
-    if config.position is Position.ROPE:
-        head_dim += head_dim % 2
     return dataclasses.replace(
         layer,
-        n_heads=heads,
+        n_heads=int(heads),
         n_kv_heads=kv_heads,
-        head_dim=head_dim,
-        v_head_dim=v_head_dim,
-        d_ff=max(_MULTIPLE, round(layer.d_ff * share / _MULTIPLE) * _MULTIPLE),
+        head_dim=int(head_dim),
+        v_head_dim=int(v_head_dim),
+        d_ff=layer.d_ff if share == 1 else _rounded(layer.d_ff * share),
     )
+
+
+def _rounded(width: Fraction) -> int:
+    return max(_MULTIPLE, round(width / _MULTIPLE) * _MULTIPLE)

@@ -69,6 +69,7 @@ class DepthPruning:
 
         Raises ConfigError if no block would be left, DataError if no token was seen.
         """
+        check_finite(decoder)
         _check_leaves_one(self.drop, decoder)
         if self.score is DepthScore.INFLUENCE:
             scores, tokens = _influence(decoder, batches)

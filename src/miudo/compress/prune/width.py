@@ -78,6 +78,7 @@ class WidthPruning:
 
         Raises DataError if no token was seen, CheckFailedError if a layer saw nothing.
         """
+        check_finite(decoder)
         self.resolve(decoder)
         meters = [_Meter(block.mlp.down) for block in _blocks(decoder)]
         tokens = 0

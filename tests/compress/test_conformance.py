@@ -1,0 +1,179 @@
+"""One suite for every compression method: the promises that all of them make.
+
+No method here has masks of its own. What a mask would protect, zeros inside a tensor that
+keeps its shape, is tested all the same: they must stay zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from miudo.compress.catalogue import METHODS, method_from_json, method_to_json
+from miudo.compress.method import Method, Report
+from miudo.compress.prune.depth import DepthPruning, DepthScore
+from miudo.compress.prune.width import WidthPruning, WidthScore
+from miudo.compress.quantize.nearest import NearestRounding, stored_weights
+from miudo.decoder.decoder import Decoder
+from miudo.errors import CheckFailedError, ConfigError, DataError, MiudoError
+from miudo.tensors import DType
+
+EXAMPLES: dict[str, Method] = {
+    "depth by influence": DepthPruning(drop=1),
+    "depth by loss": DepthPruning(drop=2, score=DepthScore.LOSS),
+    "width by output": WidthPruning(keep=0.4),
+    "width by activation": WidthPruning(keep=0.6, score=WidthScore.ACTIVATION),
+    "q8_0": NearestRounding(),
+    "f16": NearestRounding(DType.F16),
+}
+KINDS = ("llama", "llama-untied", "gpt2", "qwen")
+Make = Callable[[str], Decoder]
+
+pytestmark = pytest.mark.parametrize("example", EXAMPLES)
+
+
+def fingerprint(decoder: Decoder) -> str:
+    """Of values, types, gradient flags and hooks: everything a method could leave behind."""
+    digest = hashlib.sha256(repr((decoder.config, decoder.training)).encode())
+    for name, value in decoder.state_dict(keep_vars=True).items():
+        digest.update(f"{name} {value.dtype} {value.shape} {value.requires_grad}".encode())
+        digest.update(value.detach().numpy().tobytes())
+    for name, module in decoder.named_modules():
+        digest.update(f"{name} {len(module._forward_hooks)}".encode())
+        digest.update(f"{len(module._forward_pre_hooks)}".encode())
+    return digest.hexdigest()
+
+
+def run(method: Method, decoder: Decoder, batches: Iterable[Tensor]) -> tuple[Decoder, Report]:
+    return method.apply(decoder, method.calibrate(decoder, batches))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_input_is_untouched_and_not_shared(
+    example: str, kind: str, tiny: Make, batches: list[Tensor]
+) -> None:
+    decoder = tiny(kind)
+    before = fingerprint(decoder)
+    made, _ = run(EXAMPLES[example], decoder, batches)
+    assert fingerprint(decoder) == before
+    with torch.no_grad():
+        for value in made.parameters():
+            value.fill_(7.0)
+    assert fingerprint(decoder) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_report_equals_a_recount(
+    example: str, kind: str, tiny: Make, batches: list[Tensor]
+) -> None:
+    decoder = tiny(kind)
+    made, report = run(EXAMPLES[example], decoder, batches)
+    stored = stored_weights(made, report)
+    assert report.method == EXAMPLES[example].name
+    assert report.parameters_before == sum(p.numel() for p in decoder.parameters())
+    assert report.parameters_after == sum(p.numel() for p in made.parameters())
+    assert report.bytes_before == sum(p.numel() * 4 for p in decoder.parameters())
+    assert report.bytes_after == sum(t.data.nbytes for t in stored.values())
+    assert report.bytes_after < report.bytes_before
+    difference = sum(c.bytes_before - c.bytes_after for c in report.changes)
+    assert difference == report.bytes_before - report.bytes_after
+    assert report.bits_per_weight == 8 * report.bytes_after / report.parameters_after
+
+
+def test_same_seed_same_result(example: str, tiny: Make, batches: list[Tensor]) -> None:
+    made = [run(EXAMPLES[example], tiny("llama"), batches) for _ in range(2)]
+    assert fingerprint(made[0][0]) == fingerprint(made[1][0])
+    assert made[0][1] == made[1][1]
+
+
+def test_settings_and_report_survive_json(example: str, tiny: Make, batches: list[Tensor]) -> None:
+    method = EXAMPLES[example]
+    assert method_from_json(json.loads(json.dumps(method_to_json(method)))) == method
+    _, report = run(method, tiny("llama"), batches)
+    plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert plain["settings"] == method_to_json(method)["settings"]
+
+
+def test_unknown_settings_are_refused(example: str) -> None:
+    values = method_to_json(EXAMPLES[example])
+    values["settings"]["no_such"] = 1
+    with pytest.raises(ConfigError, match="no_such"):
+        method_from_json(values)
+
+
+@pytest.mark.parametrize("wrong", ["text", None, [1.5], -1, float("nan")])
+def test_settings_of_another_type_are_refused(example: str, wrong: Any) -> None:
+    for name in method_to_json(EXAMPLES[example])["settings"]:
+        values = method_to_json(EXAMPLES[example])
+        values["settings"][name] = wrong
+        with pytest.raises(ConfigError):
+            method_from_json(values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ties_are_kept(example: str, kind: str, tiny: Make, batches: list[Tensor]) -> None:
+    decoder = tiny(kind)
+    made, report = run(EXAMPLES[example], decoder, batches)
+    assert made.config.tie_embeddings is decoder.config.tie_embeddings
+    assert (made.head is None) is decoder.config.tie_embeddings
+    assert ("head.weight" in stored_weights(made, report)) is not decoder.config.tie_embeddings
+
+
+def test_zeros_in_what_keeps_its_shape_stay_zeros(
+    example: str, tiny: Make, batches: list[Tensor]
+) -> None:
+    decoder = tiny("llama")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in decoder.named_parameters():
+            if value.dim() == 2 and name != "embed.weight":
+                value[torch.rand(value.shape, generator=generator) < 0.5] = 0.0
+    made, _ = run(EXAMPLES[example], decoder, batches)
+    if isinstance(EXAMPLES[example], DepthPruning):  # blocks have moved: count instead
+        share = float((made.layers[0].attn.q.weight == 0).float().mean())
+        assert share == pytest.approx(0.5, abs=0.05)
+        return
+    old = dict(decoder.named_parameters())
+    for name, value in made.named_parameters():
+        if value.shape == old[name].shape:
+            assert bool((value[old[name] == 0] == 0).all()), name
+
+
+@pytest.mark.parametrize("empty", [[], [torch.zeros((0, 5), dtype=torch.int64)]])
+def test_a_calibration_that_saw_nothing_fails(
+    example: str, empty: list[Tensor], tiny: Make
+) -> None:
+    method = EXAMPLES[example]
+    if not method.needs_calibration:
+        assert method.calibrate(tiny("llama"), empty) is None
+        return
+    with pytest.raises(DataError, match=r"no tokens.*--data"):
+        method.calibrate(tiny("llama"), empty)
+
+
+def test_uncalibrated_apply_fails(example: str, tiny: Make) -> None:
+    if EXAMPLES[example].needs_calibration:
+        with pytest.raises((DataError, CheckFailedError)):
+            EXAMPLES[example].apply(tiny("llama"), None)
+
+
+def test_a_broken_model_is_refused_by_tensor(
+    example: str, tiny: Make, batches: list[Tensor]
+) -> None:
+    decoder = tiny("llama")
+    with torch.no_grad():
+        decoder.layers[2].attn.v.weight[0, 0] = np.nan
+    with pytest.raises(MiudoError, match=r"layers\.2\.attn\.v\.weight.*NaN"):
+        run(EXAMPLES[example], decoder, batches)
+
+
+def test_every_registered_method_is_here(example: str) -> None:
+    assert {method.name for method in EXAMPLES.values()} == set(METHODS)
+    assert METHODS[EXAMPLES[example].name] is type(EXAMPLES[example])
