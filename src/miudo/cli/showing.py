@@ -1,0 +1,39 @@
+"""`miudo show` and `miudo version`.
+
+For: what a model is and how it came to be; versions of what computes.
+Not for: measuring a model (`miudo.cli.evaluating`).
+Read next: `miudo.registry.describe`.
+"""
+
+from __future__ import annotations
+
+import click
+
+from miudo.cli.options import emit, verb
+
+__all__ = ["show", "version"]
+
+
+@verb("show")
+@click.argument("model")
+def show(model: str, *, as_json: bool) -> None:
+    """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage."""
+    from miudo.formats import open_model
+    from miudo.hub.resolve import resolve
+    from miudo.names import parse_reference
+    from miudo.registry.describe import describe, description_text
+
+    found = open_model(resolve(parse_reference(model)))
+    if as_json:
+        emit(describe(found), "", as_json=True)
+    else:
+        click.echo(description_text(found))
+
+
+@verb("version")
+def version(*, as_json: bool) -> None:
+    """Tell the versions of miudo and of what it stands on."""
+    from miudo.records import environment
+
+    found = environment()
+    emit(found, "\n".join(f"{name:<12} {value}" for name, value in found.items()), as_json=as_json)

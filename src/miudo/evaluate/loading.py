@@ -1,0 +1,86 @@
+"""A model at a path, ready to be asked: engine and tokenizer together.
+
+For: evaluation, the command line and the server, which get a path and need both.
+Not for: finding the path (`miudo.hub`) or reading files (`miudo.formats`).
+Read next: `miudo.engine.native`, `miudo.decoder.torch_engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from miudo.errors import TokenizerError, UsageError
+from miudo.formats import ModelFile, open_model
+from miudo.protocol import Engine
+from miudo.text.tokenizer import TextTokenizer
+
+__all__ = ["Activations", "EngineKind", "LoadedModel", "load_model", "up_to_bytes"]
+
+EngineKind = Literal["native", "torch"]
+Activations = Literal["int8", "float"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What was read from `path`, an engine that runs it, and its tokenizer."""
+
+    path: Path
+    model: ModelFile
+    engine: Engine
+    tokenizer: TextTokenizer
+
+
+def load_model(
+    path: Path,
+    *,
+    engine: EngineKind = "native",
+    threads: int | None = None,
+    activations: Activations = "int8",
+) -> LoadedModel:
+    """Returns the model at `path` on the native engine, or on PyTorch as its twin.
+
+    Raises TokenizerError for a model without a tokenizer, ModelFileError for a damaged one.
+    """
+    model = open_model(path)
+    if model.tokenizer_json is None:
+        raise TokenizerError(
+            "the model has no tokenizer", where=path, remedy="Put its tokenizer.json beside it"
+        )
+    tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
+    return LoadedModel(path, model, _engine(model, engine, threads, activations), tokenizer)
+
+
+def up_to_bytes(documents: Iterable[str], limit: int | None) -> Iterator[str]:
+    """Yields documents until `limit` bytes of UTF-8 are reached; the last may be cut."""
+    left = limit
+    for text in documents:
+        if left is None:
+            yield text
+            continue
+        content = text.encode()
+        yield content[:left].decode(errors="ignore")
+        left -= len(content)
+        if left <= 0:
+            return
+
+
+def _engine(
+    model: ModelFile, kind: EngineKind, threads: int | None, activations: Activations
+) -> Engine:
+    if kind == "native":
+        from miudo.engine.native import NativeEngine
+
+        return NativeEngine(model, threads=threads, activations=activations)
+    if kind == "torch":
+        import torch
+
+        from miudo.decoder.decoder import Decoder
+        from miudo.decoder.torch_engine import TorchEngine
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return TorchEngine(Decoder.from_weights(model.config, model.weights))
+    raise UsageError(f"no engine is called {kind!r}", remedy="Use native or torch")

@@ -1,0 +1,210 @@
+"""`miudo run` on a scripted engine: arguments, pipes, chat, JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from miudo.cli.main import cli
+from miudo.cli.running import choose
+from miudo.config import ModelConfig
+from miudo.errors import UsageError
+from miudo.protocol import SamplingSettings, SeqWork, StepOut
+
+END = 0
+TEMPLATE = "{% for m in messages %}({{ m.role }}){{ m.content }}{% endfor %}(say)"
+
+
+class ByteTokenizer:
+    """Byte b is id b + 1; id 0 ends."""
+
+    vocab_size = 257
+    fingerprint = "bytes"
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        return [b + 1 for b in text.encode()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token - 1]) if token else b""
+
+
+class Parrot:
+    """An engine that says `reply` after any prompt, then ends."""
+
+    config = ModelConfig.uniform(
+        vocab_size=257,
+        d_model=8,
+        n_layers=1,
+        n_heads=1,
+        d_ff=8,
+        max_positions=256,
+        bos_id=END,
+        eos_ids=(END,),
+    )
+
+    def __init__(self, reply: str) -> None:
+        self.script = [*ByteTokenizer().encode(reply), END]
+        self.work: list[SeqWork] = []
+
+    def open(self) -> int:
+        return 1
+
+    def close(self, conversation: int) -> None:
+        pass
+
+    def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
+        self.work.extend(batch)
+        return [StepOut(1, token=self.script[len(self.work) - 1])]
+
+
+class Runner:
+    """Runs `miudo run` with a parrot; keeps what was loaded, and with what."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.reply: str = "olá!"
+        self.template: str | None = None
+        self.loaded: list[tuple[Path, dict[str, Any]]] = []
+        self.parrot = Parrot("")
+        self.model = folder / "m.gguf"
+        self.model.touch()
+        inside = folder / "inside.gguf"
+        monkeypatch.setattr("miudo.evaluate.loading.load_model", self._load)
+        monkeypatch.setattr("miudo.hub.resolve.embedded_path", lambda: inside)
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(cli, ["run", *arguments], input=stdin)
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        return self.parrot.work[0].ids
+
+    def _load(self, path: Path, **options: Any) -> Any:
+        self.loaded.append((path, options))
+        self.parrot = Parrot(self.reply)
+        model = SimpleNamespace(config=Parrot.config, chat_template=self.template)
+        return SimpleNamespace(
+            path=path, model=model, engine=self.parrot, tokenizer=ByteTokenizer()
+        )
+
+
+def _ids(text: str) -> list[int]:
+    return ByteTokenizer().encode(text)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runner:
+    return Runner(monkeypatch, tmp_path)
+
+
+def test_one_argument_with_white_space_is_a_prompt_for_the_embedded_model(run: Runner) -> None:
+    result = run("Olá, tudo bem?")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "olá!\n", "")
+    assert run.loaded[0][0].name == "inside.gguf"
+    assert run.prompt == [END, *_ids("Olá, tudo bem?")]
+
+
+def test_two_arguments_are_model_and_prompt(run: Runner) -> None:
+    assert run(str(run.model), "once", "--threads", "2").stdout == "olá!\n"
+    assert run.loaded == [(run.model, {"threads": 2, "activations": "int8"})]
+    assert run.prompt == [END, *_ids("once")]
+
+
+@pytest.mark.parametrize("arguments", [(), ("-",), ("--prompt", "-")])
+def test_a_pipe_is_the_prompt_without_its_last_line_end(
+    run: Runner, arguments: tuple[str, ...]
+) -> None:
+    assert run(*arguments, stdin="two\nlines\n").stdout == "olá!\n"
+    assert run.prompt == [END, *_ids("two\nlines")]
+
+
+def test_raw_keeps_every_character_of_a_pipe(run: Runner) -> None:
+    run.template = TEMPLATE
+    run(str(run.model), "-", "--raw", stdin="line\n")
+    assert run.prompt == [END, *_ids("line\n")]
+
+
+def test_a_model_with_a_template_chats(run: Runner) -> None:
+    pytest.importorskip("miudo.text.chat")
+    run.template = TEMPLATE
+    run(str(run.model), "hi")
+    assert run.prompt == _ids("(user)hi(say)")
+
+
+def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> None:
+    result = run("--json", "a b")
+    value = json.loads(result.stdout)
+    assert value["text"] == "olá!"
+    assert value["finish_reason"] == "stop"
+    assert value["usage"] == {"prompt_tokens": 4, "completion_tokens": 6}
+    assert set(value["timings"]) == {"first_token_s", "prompt_tokens_per_s", "new_tokens_per_s"}
+
+
+def test_sampling_options_reach_the_engine(run: Runner) -> None:
+    options = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "seed": 3}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    assert run("a b", "--max-tokens", "2", "--stop", "zz", *flags).stdout == "ol\n"
+    assert run.parrot.work[0].sampling == SamplingSettings(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["a b", "--temperature", "-1"], 1, "temperature is -1"),
+        (["a b", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["a", "b", "c"], 2, "Put the prompt in quotes"),
+        (["./no/such.gguf", "hi"], 4, "no such file"),
+        (["nameless", "hi"], 4, "no model is called 'nameless'"),
+        (["hf://org/repo", "hi"], 4, "downloads nothing"),
+        (["-"], 2, "the prompt is empty"),
+    ],
+)
+def test_what_cannot_be_run_is_told(
+    run: Runner, arguments: list[str], code: int, message: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_choosing_between_model_and_prompt(tmp_path: Path) -> None:
+    spaced = tmp_path / "a model.gguf"
+    spaced.touch()
+    assert choose([], None) == (None, None)
+    assert choose([], "hi") == (None, "hi")
+    assert choose(["m"], None) == ("m", None)
+    assert choose(["m"], "hi") == ("m", "hi")
+    assert choose(["a b"], None) == (None, "a b")
+    assert choose(["a b"], "hi") == ("a b", "hi")
+    assert choose([str(spaced)], None) == (str(spaced), None)
+    assert choose(["m", "hi"], None) == ("m", "hi")
+    with pytest.raises(UsageError):
+        choose(["m", "hi"], "there")
+
+
+def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("miudo.text.chat")
+    from miudo.cli.conversing import converse
+    from miudo.engine.generate import GenerateSettings
+
+    run.template = TEMPLATE
+    loaded = run._load(run.model)
+    prompts: list[Sequence[int]] = []
+    lines = iter(["one", "", "two", "/clear", "three", "/bye"])
+    monkeypatch.setattr("builtins.input", lambda mark: next(lines))
+    monkeypatch.setattr(
+        "miudo.cli.conversing.answer",
+        lambda loaded, ids, settings, as_json: prompts.append(ids) or "fine",
+    )
+    converse(loaded, GenerateSettings(), raw=False)
+    assert prompts == [
+        _ids("(user)one(say)"),
+        _ids("(user)one(assistant)fine(user)two(say)"),
+        _ids("(user)three(say)"),
+    ]
