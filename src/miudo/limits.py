@@ -34,7 +34,7 @@ class Limits:
     gguf_array_items: int = 1 << 23
     gguf_string_bytes: int = 256 << 20
     token_bytes: int = 1 << 16
-    template_bytes: int = 1 << 20
+    template_bytes: int = 1 << 17
 
 
 LIMITS = Limits()

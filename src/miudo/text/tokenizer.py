@@ -1,0 +1,261 @@
+"""Text to token ids and back, over the `tokenizers` library.
+
+For: byte-level BPE (ours, GPT-2's, Llama 3's, Qwen's) and SentencePiece-like tokenizers with byte
+fallback. What a user typed never becomes a special token.
+Not for: chat turns (`miudo.text.chat`) or text that arrives id by id (`miudo.text.stream`).
+Read next: `miudo.text.tokenizer_json` for what a file must satisfy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
+
+from miudo.errors import ConfigError, RequestError, TokenizerError
+from miudo.limits import LIMITS, Limits
+from miudo.text.tokenizer_json import SPACE, parse_tokenizer_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+__all__ = ["DEFAULT_SPECIALS", "TextTokenizer", "train_bpe"]
+
+# The first ends documents and turns: bos and eos are one token.
+DEFAULT_SPECIALS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
+_BYTE_TOKENS = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
+
+
+class TextTokenizer:
+    """A tokenizer.json at work; implements `miudo.protocol.Tokenizer`.
+
+    Build one with `from_json` or `train_bpe`.
+    """
+
+    def __init__(self, data: bytes, *, where: object = None, limits: Limits = LIMITS) -> None:
+        self._facts = parse_tokenizer_json(data, where=where, limits=limits)
+        self._plain = _backend(data, where)
+        self._plain.encode_special_tokens = True  # the library's name for "as plain text"
+        self._data = data
+        facts = self._facts
+        for token, number in facts.added.items():
+            # The library numbers added tokens itself and only warns where the file disagrees.
+            if self._plain.token_to_id(token) != number:
+                raise TokenizerError(
+                    f"added token {token[:60]!r} cannot have id {number}",
+                    where=where,
+                    remedy="Number added tokens from the end of the vocabulary on",
+                )
+        self._special_ids = frozenset(facts.special.values())
+        # An unknown character may become <unk>; no other special may come out of plain text.
+        self._control = self._special_ids - {facts.unk_id}
+        self._byte_of = {c: b for b, c in enumerate(_byte_alphabet())}
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: object = None, limits: Limits = LIMITS) -> Self:
+        """Returns the tokenizer in `data`, the content of a tokenizer.json.
+
+        Raises TokenizerError, naming field and value, for ids with gaps or twice, merges of
+        absent tokens, sizes above `limits`, and kinds whose bytes are not known.
+        """
+        return cls(data, where=where, limits=limits)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return len(self._facts.tokens)
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Special tokens and their ids."""
+        return self._facts.special
+
+    @property
+    def added_ids(self) -> Mapping[str, int]:
+        """Every token matched in raw text, special or not, and its id."""
+        return self._facts.added
+
+    @property
+    def adds_space(self) -> bool:
+        """Whether encoding puts a space before the text, which decoding takes away."""
+        return self._facts.adds_space
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """The tokens as the file writes them, by id."""
+        return self._facts.tokens
+
+    def padded_size(self, multiple: int) -> int:
+        """Returns `vocab_size` rounded up to a multiple: rows a model's table may have."""
+        return -(-self.vocab_size // multiple) * multiple
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical mapping; what is only added around text does not count."""
+        values = self._canonical()
+        model = {k: v for k, v in values["model"].items() if v and k != "dropout"}
+        parts = {k: values[k] for k in ("added_tokens", "normalizer", "pre_tokenizer", "decoder")}
+        text = json.dumps([parts, model], ensure_ascii=False, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Returns the canonical tokenizer.json: no truncation, no padding, tokens by id."""
+        text = json.dumps(self._canonical(), ensure_ascii=False, separators=(",", ":"))
+        return text.encode()
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Returns ids, adding none of its own.
+
+        Special tokens written in `text` are plain characters unless `allow_special`. Raises
+        RequestError for text that is not valid Unicode.
+        """
+        backend = self._special if allow_special else self._plain
+        ids = _run(backend, text).ids
+        if not allow_special and not self._control.isdisjoint(ids):
+            return self._encode_around(text)
+        return list(ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns `encode` of each text, on all cores."""
+        with _translated(RequestError, "the text is not valid Unicode"):
+            found = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        safe = self._control.isdisjoint
+        return [
+            list(e.ids) if safe(e.ids) else self._encode_around(text)
+            for e, text in zip(found, texts, strict=True)
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns text; bytes that are no UTF-8 become U+FFFD, special tokens vanish.
+
+        Raises RequestError for ids outside the vocabulary.
+        """
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._facts.adds_space else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the exact bytes an id stands for; special tokens give none."""
+        facts = self._facts
+        try:
+            number = operator.index(token)
+        except TypeError as error:
+            raise RequestError(f"token id is {token!r:.40}, not a whole number") from error
+        if not 0 <= number < len(facts.tokens):
+            raise RequestError(f"token id is {number}, allowed 0 to {len(facts.tokens) - 1}")
+        if number in self._special_ids:
+            return b""
+        text = facts.tokens[number]
+        if facts.byte_level:
+            try:
+                return bytes([self._byte_of[c] for c in text])
+            except KeyError:  # an added token outside the byte alphabet stands for itself
+                return text.encode()
+        if facts.byte_fallback and text in _BYTE_TOKENS:
+            return _BYTE_TOKENS[text]
+        return text.replace(SPACE, " ").encode()
+
+    @cached_property
+    def _special(self) -> Backend:
+        # A second instance, because the library keeps the switch as state: two threads that
+        # want different answers must not flip it under each other.
+        return _backend(self._data, None)
+
+    def _encode_around(self, text: str) -> list[int]:
+        """Cuts `text` inside every special token that the model itself put together."""
+        encoding = _run(self._plain, text)
+        cuts = [0]
+        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if number in self._control:
+                if end - start < 2:
+                    raise RequestError(
+                        f"{text[start:end]!r} is a special token and has no plain form",
+                        remedy="Take it out of the text",
+                    )
+                cuts.append(start + 1)
+        pieces = [text[i:j] for i, j in pairwise([*cuts, len(text)])]
+        return [number for piece in pieces for number in self.encode(piece)]
+
+    def _canonical(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self._plain.to_str())
+        values["truncation"] = values["padding"] = None
+        vocab = values["model"]["vocab"]
+        if isinstance(vocab, dict):
+            values["model"]["vocab"] = dict(sorted(vocab.items(), key=lambda item: item[1]))
+        values["added_tokens"].sort(key=lambda token: token["id"])
+        return values
+
+
+def train_bpe(
+    texts: Iterable[str], *, vocab_size: int, special: Sequence[str] = DEFAULT_SPECIALS
+) -> TextTokenizer:
+    """Returns a byte-level BPE tokenizer (Sennrich et al. 2016; bytes as in GPT-2) of `texts`.
+
+    `special` takes the first ids, then come the 256 bytes, then merges, most frequent first.
+    Little text gives fewer tokens than `vocab_size`; equal text gives an equal tokenizer.
+    Raises ConfigError where `vocab_size` cannot hold bytes and specials.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    least = 256 + len(special)
+    if not least <= vocab_size <= LIMITS.vocab_size or len(set(special)) != len(special):
+        raise ConfigError(
+            f"vocab_size is {vocab_size}, allowed {least} to {LIMITS.vocab_size}",
+            remedy="Count 256 bytes and the special tokens, each once",
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in special],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    with _translated(TokenizerError, "the tokenizer cannot be trained"):
+        backend.train_from_iterator(texts, trainer)
+    return TextTokenizer.from_json(backend.to_str().encode(), where="trained tokenizer")
+
+
+def _backend(data: bytes, where: object) -> Backend:
+    from tokenizers import Tokenizer
+
+    with _translated(TokenizerError, "the tokenizers library refuses it", where):
+        backend: Backend = Tokenizer.from_buffer(data)
+        backend.no_truncation()
+        backend.no_padding()
+    return backend
+
+
+def _run(backend: Backend, text: str) -> Any:
+    with _translated(RequestError, "the text is not valid Unicode"):
+        return backend.encode(text, add_special_tokens=False)
+
+
+@contextmanager
+def _translated(
+    error: type[RequestError] | type[TokenizerError], what: str, where: object = None
+) -> Iterator[None]:
+    """A panic in Rust arrives as a BaseException of a class that cannot be imported."""
+    try:
+        yield
+    except BaseException as cause:
+        if type(cause).__name__ != "PanicException" and type(cause) not in (
+            Exception,
+            TypeError,
+            ValueError,
+            UnicodeEncodeError,
+        ):
+            raise
+        raise error(f"{what} ({str(cause)[:200]})", where=where) from cause
+
+
+def _byte_alphabet() -> list[str]:
+    """Returns GPT-2's character for each of the 256 bytes (Radford et al. 2019)."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(256, 512))
+    return [chr(b) if b in shown else chr(next(hidden)) for b in range(256)]
