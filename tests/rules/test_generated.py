@@ -57,8 +57,11 @@ def test_the_readme_opens_with_two_commands() -> None:
 def test_every_verb_in_the_pages_exists() -> None:
     from miudo.cli.main import VERBS
 
-    named = set()
-    for path in PAGES:
-        named |= set(re.findall(r"^(?:\$ )?miudo ([a-z]+)", path.read_text("utf-8"), re.MULTILINE))
+    blocks = [
+        block
+        for path in PAGES
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    ]
+    named = set(re.findall(r"^(?:.*\| )?(?:\S*/)?miudo ([a-z]+)", "".join(blocks), re.MULTILINE))
     assert named
     assert named <= VERBS.keys()

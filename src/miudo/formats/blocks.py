@@ -15,13 +15,13 @@ from miudo.tensors import DType, StoredTensor
 
 __all__ = ["encode", "to_f32"]
 
-FloatArray = npt.NDArray[np.float32]
+_FloatArray = npt.NDArray[np.float32]
 
 
-def to_f32(tensor: StoredTensor) -> FloatArray:
+def to_f32(tensor: StoredTensor) -> _FloatArray:
     """Returns the tensor's values in its shape; F32 shares the tensor's memory."""
     if tensor.dtype is DType.F32:
-        values: FloatArray = tensor.data.view("<f4")
+        values: _FloatArray = tensor.data.view("<f4")
     elif tensor.dtype is DType.F16:
         values = tensor.data.view("<f2").astype(np.float32)
     elif tensor.dtype is DType.BF16:
@@ -33,7 +33,7 @@ def to_f32(tensor: StoredTensor) -> FloatArray:
     return values.reshape(tensor.shape)
 
 
-def encode(array: FloatArray, dtype: DType) -> StoredTensor:
+def encode(array: _FloatArray, dtype: DType) -> StoredTensor:
     """Returns `array` stored as `dtype`, rounded half to even.
 
     Q8_0 (as in GGUF): a block's scale is its greatest magnitude / 127. Raises ConfigError if
@@ -53,14 +53,14 @@ def encode(array: FloatArray, dtype: DType) -> StoredTensor:
     return StoredTensor(dtype, array.shape, data)
 
 
-def _bf16(flat: FloatArray) -> npt.NDArray[np.uint16]:
+def _bf16(flat: _FloatArray) -> npt.NDArray[np.uint16]:
     bits = flat.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     # Rounding up the mantissa of a NaN could make an infinity of it.
     return np.where(np.isnan(flat), 0x7FC0, rounded).astype("<u2")
 
 
-def _q8_0(blocks: FloatArray) -> npt.NDArray[np.uint8]:
+def _q8_0(blocks: _FloatArray) -> npt.NDArray[np.uint8]:
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     out = np.empty((len(blocks), DType.Q8_0.block_bytes), dtype=np.uint8)
