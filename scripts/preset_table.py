@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from generated import ROOT, keep
 
 from miudo.config import ModelConfig
+from miudo.presets import load_preset, preset_names
 from miudo.tensors import parameter_count
 
 HEAD = """\
@@ -24,17 +24,11 @@ COLUMNS = ("preset", "parameters", "without the token table", "layers", "width",
 
 def main() -> None:
     """Writes the page, or with --check compares it."""
-    paths = sorted((ROOT / "src" / "miudo" / "presets").glob("*.json"))
-    rows = [(path.stem, preset_config(path.read_text(encoding="utf-8"))) for path in paths]
+    rows = [(name, load_preset(name)) for name in preset_names()]
     rows.sort(key=lambda row: parameter_count(row[1]))
     lines = [line(COLUMNS), line(["---"] + ["---:"] * (len(COLUMNS) - 1))]
     lines += [line(cells(name, config)) for name, config in rows]
     keep(ROOT / "docs" / "presets.md", HEAD + "\n".join(lines) + "\n")
-
-
-def preset_config(text: str) -> ModelConfig:
-    """Returns the config in a preset file's text."""
-    return ModelConfig.from_json(json.loads(text))
 
 
 def cells(name: str, config: ModelConfig) -> list[str]:
