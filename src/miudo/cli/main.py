@@ -79,6 +79,16 @@ class LazyGroup(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the verb; a reader that has gone away ends it quietly and well."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # caught here, since click would make it a failure
+            _leave_quietly()
+            return None
+        return result
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -116,25 +126,21 @@ def _guarded(body: Callable[[], Any]) -> int:
     """Returns the exit code of `body`, having printed its error."""
     try:
         result = body()
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        return _leave_quietly()
     except Exception as error:  # noqa: BLE001 - the last door: a user sees a sentence
         return _report(error)
     return result if type(result) is int else 0
 
 
-def _leave_quietly() -> int:
+def _leave_quietly() -> None:
     """Whoever read our output has had enough: nothing more to say, not even at shutdown."""
     with contextlib.suppress(OSError, ValueError):  # a captured stream has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _report(error: Exception) -> int:

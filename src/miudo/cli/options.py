@@ -16,7 +16,7 @@ import click
 
 from miudo.cli.settings import check_keys, parse_assignment, read_toml
 
-__all__ = ["Verb", "emit", "verb"]
+__all__ = ["Verb", "emit", "printable", "verb"]
 
 _GIVEN = "miudo.given"
 
@@ -72,6 +72,14 @@ def verb(name: str, *, takes_settings: bool = False) -> Callable[[Callable[..., 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Prints the result: `value` as one JSON object with --json, else `text`."""
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def printable(text: str) -> str:
+    """Returns `text` without what could command a terminal; lines and tabs stay.
+
+    Model files and models write this text, and neither is to be trusted.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _take_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:

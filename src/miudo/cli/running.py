@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import verb
+from miudo.cli.options import emit, printable, verb
 from miudo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def answer(
     """Prints what the model makes of `ids`, piece by piece or as one JSON object."""
     from miudo.engine.generate import generate
 
+    on_terminal = sys.stdout.isatty()
     start = time.perf_counter()
     first = start
     parts: list[str] = []
@@ -132,14 +133,12 @@ def answer(
         parts.append(event.text)
         last = event
         if not as_json:
-            click.echo(event.text, nl=False)
+            click.echo(printable(event.text) if on_terminal else event.text, nl=False)
             sys.stdout.flush()
     text = "".join(parts)
     assert last is not None  # noqa: S101 - generate always ends with an event
     timings = _timings(last.usage, first - start, time.perf_counter() - first)
     if as_json:
-        from miudo.cli.options import emit
-
         value = {"schema": 1, "model": str(loaded.path), "text": text}
         ending = {"finish_reason": last.finish_reason, "usage": dict(last.usage)}
         emit({**value, **ending, "timings": timings}, "", as_json=True)

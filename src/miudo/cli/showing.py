@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from miudo.cli.options import emit, verb
+from miudo.cli.options import emit, printable, verb
 
 __all__ = ["show", "version"]
 
@@ -18,16 +18,18 @@ __all__ = ["show", "version"]
 @click.argument("model")
 def show(model: str, *, as_json: bool) -> None:
     """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage."""
-    from miudo.formats import open_model
     from miudo.hub.resolve import resolve
     from miudo.names import parse_reference
+
+    path = resolve(parse_reference(model))
+    from miudo.formats import open_model
     from miudo.registry.describe import describe, description_text
 
-    found = open_model(resolve(parse_reference(model)))
+    found = open_model(path)
     if as_json:
         emit(describe(found), "", as_json=True)
     else:
-        click.echo(description_text(found))
+        click.echo(printable(description_text(found)))
 
 
 @verb("version")

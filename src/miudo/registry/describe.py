@@ -24,7 +24,7 @@ __all__ = ["describe", "description_text", "lineage_lines"]
 def describe(model: ModelFile) -> dict[str, Any]:
     """Returns what is known of `model` as plain JSON values."""
     config, record = model.config, model.record
-    values = config.to_json()
+    values = json.loads(json.dumps(config.to_json()))  # enumerations and tuples become plain
     layers = values.pop("layers")
     stored = [(t.dtype, math.prod(t.shape), t.data.nbytes) for t in model.weights.values()]
     total_values = sum(n for _, n, _ in stored)
