@@ -31,6 +31,17 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
+WATCHER = """
+import sys
+def watch(event, arguments):
+    writes = event == "open" and set(str(arguments[1] or "r")) & set("wax+")
+    starts = event.startswith(("socket.connect", "subprocess.", "os.system", "os.exec", "os.fork"))
+    if writes or starts:
+        raise SystemExit(f"{event} {arguments}")
+sys.addaudithook(watch)
+"""
+
+
 def loaded_by(code: str) -> set[str]:
     """Modules that `code` loads in a fresh interpreter, beyond those it starts with."""
     program = (
@@ -41,7 +52,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def run(program: str) -> str:
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-B", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -83,3 +94,12 @@ def test_every_module_outside_the_torch_rooms_imports_without_the_make_extra() -
 def test_the_blocker_blocks() -> None:
     with pytest.raises(AssertionError, match="blocked by this test"):
         run(BLOCKER.format(blocked=MAKE_ONLY) + "import torch\n")
+
+
+def test_importing_writes_nothing_starts_nothing_and_reaches_no_network() -> None:
+    run(WATCHER + "".join(f"import {name}\n" for name in base_modules()))
+
+
+def test_the_watcher_sees_a_write() -> None:
+    with pytest.raises(AssertionError, match="open"):
+        run(WATCHER + "open('/dev/null', 'w')")
