@@ -14,32 +14,23 @@ from miudo.cli.running import choose
 from miudo.config import ModelConfig
 from miudo.errors import UsageError
 from miudo.protocol import SamplingSettings, SeqWork, StepOut
+from miudo.text.tokenizer import train_bpe
 
 END = 0
-TEMPLATE = "{% for m in messages %}({{ m.role }}){{ m.content }}{% endfor %}(say)"
+TEMPLATE = (
+    "{% for m in messages %}({{ m.role }}){{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}(say){% endif %}"
+)
 
 
-class ByteTokenizer:
-    """Byte b is id b + 1; id 0 ends."""
-
-    vocab_size = 257
-    fingerprint = "bytes"
-
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        return [b + 1 for b in text.encode()]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
-
-    def token_bytes(self, token: int) -> bytes:
-        return bytes([token - 1]) if token else b""
+TOKENIZER = train_bpe(["olá, two lines"], vocab_size=261)  # a byte is an id
 
 
 class Parrot:
     """An engine that says `reply` after any prompt, then ends."""
 
     config = ModelConfig.uniform(
-        vocab_size=257,
+        vocab_size=261,
         d_model=8,
         n_layers=1,
         n_heads=1,
@@ -50,7 +41,7 @@ class Parrot:
     )
 
     def __init__(self, reply: str) -> None:
-        self.script = [*ByteTokenizer().encode(reply), END]
+        self.script = [*TOKENIZER.encode(reply), END]
         self.work: list[SeqWork] = []
 
     def open(self) -> int:
@@ -89,13 +80,11 @@ class Runner:
         self.loaded.append((path, options))
         self.parrot = Parrot(self.reply)
         model = SimpleNamespace(config=Parrot.config, chat_template=self.template)
-        return SimpleNamespace(
-            path=path, model=model, engine=self.parrot, tokenizer=ByteTokenizer()
-        )
+        return SimpleNamespace(path=path, model=model, engine=self.parrot, tokenizer=TOKENIZER)
 
 
 def _ids(text: str) -> list[int]:
-    return ByteTokenizer().encode(text)
+    return TOKENIZER.encode(text)
 
 
 @pytest.fixture
@@ -131,10 +120,9 @@ def test_raw_keeps_every_character_of_a_pipe(run: Runner) -> None:
 
 
 def test_a_model_with_a_template_chats(run: Runner) -> None:
-    pytest.importorskip("miudo.text.chat")
     run.template = TEMPLATE
-    run(str(run.model), "hi")
-    assert run.prompt == _ids("(user)hi(say)")
+    assert run(str(run.model), "hi").exit_code == 0
+    assert run.prompt == [*_ids("(user)hi"), END, *_ids("(say)")]
 
 
 def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> None:
@@ -189,7 +177,6 @@ def test_choosing_between_model_and_prompt(tmp_path: Path) -> None:
 
 
 def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("miudo.text.chat")
     from miudo.cli.conversing import converse
     from miudo.engine.generate import GenerateSettings
 
@@ -203,8 +190,9 @@ def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyP
         lambda loaded, ids, settings, as_json: prompts.append(ids) or "fine",
     )
     converse(loaded, GenerateSettings(), raw=False)
-    assert prompts == [
-        _ids("(user)one(say)"),
-        _ids("(user)one(assistant)fine(user)two(say)"),
-        _ids("(user)three(say)"),
+    texts = [TOKENIZER.decode(ids) for ids in prompts]
+    assert texts == [
+        "(user)one(say)",
+        "(user)one(assistant)fine(user)two(say)",
+        "(user)three(say)",
     ]

@@ -45,5 +45,5 @@ def test_a_bench_survives_json(make_engine: MakeEngine) -> None:
 
 
 def test_a_child_that_fails_is_told_with_its_last_line(tmp_path: Path) -> None:
-    with pytest.raises(MiudoError, match="speed measurement failed.*no such"):
+    with pytest.raises(MiudoError, match=r"speed measurement failed.*no such"):
         bench_path(tmp_path / "none.gguf", BenchSettings())

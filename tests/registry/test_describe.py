@@ -7,7 +7,7 @@ import pytest
 
 from miudo.config import ModelConfig
 from miudo.records import Artefact, Measurement, Record
-from miudo.tensors import DType, StoredTensor, parameter_count, tensor_table
+from miudo.tensors import StoredTensor, parameter_count, tensor_table
 
 pytest.importorskip("miudo.formats.model_file")
 

@@ -110,10 +110,10 @@ def prompt_ids(loaded: LoadedModel, messages: Sequence[Message], *, raw: bool) -
         start = start_id(loaded.model.config)
         first = [] if start is None else [start]
         return first + loaded.tokenizer.encode(messages[-1].content)
-    from miudo.text.chat import ChatTemplate
+    from miudo.text.chat import ChatTemplate, encode_chat
 
-    rendered = ChatTemplate(template).render(messages, add_generation_prompt=True)
-    return loaded.tokenizer.encode(rendered, allow_special=True)
+    chat = ChatTemplate(template, variables=_special_texts(loaded))
+    return encode_chat(loaded.tokenizer, chat, messages)
 
 
 def answer(
@@ -154,6 +154,14 @@ def _settings(*, max_tokens: int, stop: tuple[str, ...], **sampling: Any) -> Gen
     from miudo.protocol import SamplingSettings
 
     return GenerateSettings(max_tokens, SamplingSettings(**sampling), stop)
+
+
+def _special_texts(loaded: LoadedModel) -> dict[str, str]:
+    """Returns the tokens that templates of other makers name."""
+    config = loaded.model.config
+    ids = {"bos_token": config.bos_id, "eos_token": next(iter(config.eos_ids), None)}
+    texts = {number: text for text, number in loaded.tokenizer.special_ids.items()}
+    return {name: texts[number] for name, number in ids.items() if number in texts}
 
 
 def _piped(*, raw: bool) -> str:
