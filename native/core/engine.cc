@@ -1,0 +1,171 @@
+#include "core/engine.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "util/cpu.h"
+#include "util/status.h"
+
+namespace miudo {
+
+Engine::Engine(ModelConfig config, const miudo_options& options)
+    : options_(options),
+      model_(std::move(config), choose_isa(), options.int8_activations != 0),
+      pool_(choose_threads(options.threads)),
+      pages_(model_.layout.page_floats(), options.cache_bytes) {}
+
+void Engine::set_tensor(const std::string& name, DType type,
+                        const std::vector<std::size_t>& shape, const std::uint8_t* bytes,
+                        std::size_t size_bytes) {
+  const std::lock_guard lock(mutex_);
+  if (complete_) fail(Code::kModelFile, "the model is complete, tensor " + name + " is too late");
+  model_.weights.set(name, type, shape, bytes, size_bytes);
+}
+
+void Engine::finalize() {
+  const std::lock_guard lock(mutex_);
+  model_.weights.check_complete();
+  complete_ = true;
+}
+
+std::int64_t Engine::open() {
+  const std::lock_guard lock(mutex_);
+  if (!complete_) fail(Code::kRequest, "the model has no weights yet");
+  conversations_.try_emplace(next_conversation_);
+  return next_conversation_++;  // never used again: a stale handle is an error, not a neighbour
+}
+
+void Engine::close(std::int64_t conversation) {
+  const std::lock_guard lock(mutex_);
+  give_back_beyond(find(conversation), 0);
+  conversations_.erase(conversation);
+}
+
+std::size_t Engine::length(std::int64_t conversation) {
+  const std::lock_guard lock(mutex_);
+  return find(conversation).ids.size();
+}
+
+void Engine::truncate(std::int64_t conversation, std::size_t length) {
+  const std::lock_guard lock(mutex_);
+  Conversation& held = find(conversation);
+  if (length > held.ids.size()) {
+    fail(Code::kRequest, "length is " + std::to_string(length) + ", the conversation holds " +
+                             std::to_string(held.ids.size()));
+  }
+  held.ids.resize(length);
+  give_back_beyond(held, length);
+}
+
+std::size_t Engine::cache_bytes_used() {
+  const std::lock_guard lock(mutex_);
+  return pages_.used_bytes();
+}
+
+Conversation& Engine::find(std::int64_t conversation) {
+  const auto found = conversations_.find(conversation);
+  if (found == conversations_.end()) {
+    fail(Code::kRequest, "conversation " + std::to_string(conversation) + " is not open");
+  }
+  return found->second;
+}
+
+void Engine::check_ids(std::span<const std::int32_t> ids, std::size_t length) const {
+  const ModelConfig& c = model_.config;
+  if (ids.empty()) fail(Code::kRequest, "no ids to take in");
+  if (length > c.max_positions || ids.size() > c.max_positions - length) {
+    fail(Code::kRequest, std::to_string(length + ids.size()) + " positions, the model has " +
+                             std::to_string(c.max_positions));
+  }
+  for (const std::int32_t id : ids) {
+    if (id < 0 || static_cast<std::size_t>(id) >= c.vocab_size) {
+      fail(Code::kRequest, "id " + std::to_string(id) + " is outside the vocabulary of " +
+                               std::to_string(c.vocab_size));
+    }
+  }
+}
+
+void Engine::check_work(const miudo_work& work, const Conversation& conversation) const {
+  constexpr std::uint32_t kAll = 31;
+  if (work.ids == nullptr && work.n_ids != 0) fail(Code::kRequest, "ids are missing");
+  check_ids({work.ids, work.n_ids}, conversation.ids.size());
+  if ((work.want & ~kAll) != 0) fail(Code::kRequest, "an unknown thing is wanted");
+  if ((work.want & MIUDO_WANT_SAMPLE) != 0) check_sampling(work.sampling);
+  const bool logits = (work.want & (MIUDO_WANT_LAST_LOGITS | MIUDO_WANT_ALL_LOGITS)) != 0;
+  if ((logits && work.logits == nullptr) ||
+      ((work.want & MIUDO_WANT_HIDDEN) != 0 && work.hidden == nullptr) ||
+      ((work.want & MIUDO_WANT_ATTENTION) != 0 && work.attention == nullptr)) {
+    fail(Code::kRequest, "there is no space for what is wanted");
+  }
+  // The caller's arrays have this size; another thread may have moved the conversation on.
+  if ((work.want & MIUDO_WANT_ATTENTION) != 0 &&
+      work.n_keys != conversation.ids.size() + work.n_ids) {
+    fail(Code::kRequest, "n_keys is not the length after the step");
+  }
+}
+
+std::vector<Engine::Item> Engine::check_batch(std::span<miudo_work> works) {
+  if (!complete_) fail(Code::kRequest, "the model has no weights yet");
+  std::vector<Item> items;
+  std::vector<std::int64_t> seen;
+  for (miudo_work& work : works) {
+    Conversation& conversation = find(work.conversation);
+    check_work(work, conversation);
+    items.push_back({&work, &conversation});
+    seen.push_back(work.conversation);
+  }
+  std::sort(seen.begin(), seen.end());
+  if (std::adjacent_find(seen.begin(), seen.end()) != seen.end()) {
+    fail(Code::kRequest, "one conversation is twice in a batch");
+  }
+  return items;
+}
+
+void Engine::look_for_interrupt() const {
+  if (options_.interrupt != nullptr && options_.interrupt(options_.interrupt_context) != 0) {
+    fail(Code::kInterrupted, "interrupted");
+  }
+}
+
+void Engine::give_back_beyond(Conversation& conversation, std::size_t length) noexcept {
+  while (conversation.pages.size() > pages_for(length)) {
+    pages_.give_back(conversation.pages.back());
+    conversation.pages.pop_back();
+  }
+}
+
+void Engine::reserve(std::span<const Item> items) {
+  const auto pages_after = [](const Item& item) {
+    return pages_for(item.conversation->ids.size() + item.work->n_ids);
+  };
+  std::size_t wanted = 0;
+  for (const Item& item : items) wanted += pages_after(item) - item.conversation->pages.size();
+  if (wanted > pages_.available()) {
+    fail(Code::kRequest, "the cache is full: " + std::to_string(wanted) +
+                             " pages are wanted, " + std::to_string(pages_.available()) +
+                             " are free");
+  }
+  for (const Item& item : items) {
+    Conversation& c = *item.conversation;
+    // What is taken in below is noted without fail at the end. Doubled, as a vector grows.
+    const std::size_t length = c.ids.size() + item.work->n_ids;
+    if (c.ids.capacity() < length) c.ids.reserve(std::max(length, 2 * c.ids.capacity()));
+    c.pages.reserve(std::max(pages_after(item), c.pages.size()));
+    while (c.pages.size() < pages_after(item)) c.pages.push_back(pages_.take());
+  }
+}
+
+void Engine::release(std::span<const Item> items) noexcept {
+  for (const Item& item : items) {
+    give_back_beyond(*item.conversation, item.conversation->ids.size());
+  }
+}
+
+// Rows of logits made at a time: never more than some MB, whatever the vocabulary.
+std::size_t Engine::head_rows() const {
+  constexpr std::size_t kFloats = std::size_t{1} << 20;
+  return std::clamp<std::size_t>(kFloats / model_.config.vocab_size, 1, kChunk);
+}
+
+}  // namespace miudo

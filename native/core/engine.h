@@ -1,0 +1,94 @@
+// Conversations over one model: who owns which page, what a batch wants, what it gets.
+// For: miudo.cc, which is the C door to it. Not for: arithmetic (model/).
+// Read next: core/step.cc, then model/forward.cc.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "core/miudo.h"
+#include "core/sampler.h"
+#include "model/forward.h"
+#include "model/kv_cache.h"
+#include "util/thread_pool.h"
+
+namespace miudo {
+
+// Positions computed together: bounds scratch and the time between looks at the interrupt.
+constexpr std::size_t kChunk = 256;
+
+struct Conversation {
+  std::vector<float*> pages;
+  std::vector<std::int32_t> ids;  // taken in so far; its size is the length
+};
+
+class Engine {
+ public:
+  Engine(ModelConfig config, const miudo_options& options);
+
+  void set_tensor(const std::string& name, DType type, const std::vector<std::size_t>& shape,
+                  const std::uint8_t* bytes, std::size_t size_bytes);
+  void finalize();
+
+  std::int64_t open();
+  void close(std::int64_t conversation);
+  std::size_t length(std::int64_t conversation);
+  void truncate(std::int64_t conversation, std::size_t length);
+
+  void step(std::span<miudo_work> works);
+  void score(std::span<const std::int32_t> ids, const miudo_scores& scores);
+
+  const Model& model() const { return model_; }
+  int threads() const { return pool_.size(); }
+  std::size_t cache_bytes_used();
+
+ private:
+  // One work item on its way through a step.
+  struct Item {
+    miudo_work* work;
+    Conversation* conversation;
+    std::size_t taken = 0;  // ids already computed
+  };
+
+  Conversation& find(std::int64_t conversation);
+  void check_ids(std::span<const std::int32_t> ids, std::size_t length) const;
+  void check_work(const miudo_work& work, const Conversation& conversation) const;
+  std::vector<Item> check_batch(std::span<miudo_work> works);
+  void look_for_interrupt() const;
+
+  // Pages for `length` positions; all or none.
+  void give_back_beyond(Conversation& conversation, std::size_t length) noexcept;
+  void reserve(std::span<const Item> items);
+  void release(std::span<const Item> items) noexcept;
+
+  void compute(std::span<Item> items);
+  Pass take_chunk(std::span<Item> items, std::size_t& first);
+  void answer(const Pass& pass, std::span<Item> items);
+  void answer_row(const Item& item, std::size_t index, const float* row);
+  void score_rows(const Pass& pass, std::span<const std::int32_t> ids, std::size_t start,
+                  const miudo_scores& scores);
+  void score_row(const float* row, std::int32_t target, std::size_t at,
+                 const miudo_scores& scores, std::vector<std::int32_t>& order) const;
+  std::size_t head_rows() const;
+
+  std::mutex mutex_;
+  miudo_options options_;
+  Model model_;
+  ThreadPool pool_;
+  PagePool pages_;
+  bool complete_ = false;
+  std::int64_t next_conversation_ = 1;
+  std::map<std::int64_t, Conversation> conversations_;
+
+  Scratch scratch_;
+  Sampler sampler_;
+  std::vector<Segment> segments_;
+  std::vector<std::size_t> segment_item_;
+  Buffer<float> head_in_, head_out_;  // [head_rows, D], [head_rows, V]
+  std::vector<std::int32_t> seen_;
+};
+
+}  // namespace miudo

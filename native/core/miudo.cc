@@ -1,0 +1,265 @@
+// The C door: checks what comes in, lets no exception out.
+#include "core/miudo.h"
+
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "core/engine.h"
+#include "util/philox.h"
+#include "util/status.h"
+
+struct miudo_engine {
+  miudo::Engine engine;
+};
+
+namespace miudo {
+namespace {
+
+miudo_status report(miudo_error* error, Code code, const char* message) noexcept {
+  const auto status = static_cast<miudo_status>(code);
+  if (error != nullptr) {
+    error->status = status;
+    std::strncpy(error->message, message, sizeof(error->message) - 1);
+    error->message[sizeof(error->message) - 1] = '\0';
+  }
+  return status;
+}
+
+template <typename Body>
+miudo_status guarded(miudo_error* error, const Body& body) noexcept {
+  try {
+    body();
+    return MIUDO_OK;
+  } catch (const Failure& failure) {
+    return report(error, failure.code(), failure.what());
+  } catch (const std::bad_alloc&) {
+    return report(error, Code::kResource, "too little memory");
+  } catch (const std::exception& other) {
+    return report(error, Code::kInternal, other.what());
+  } catch (...) {
+    return report(error, Code::kInternal, "unknown error");
+  }
+}
+
+template <typename T>
+void need(const T* pointer, const char* name) {
+  if (pointer == nullptr) fail(Code::kRequest, std::string(name) + " is missing");
+}
+
+std::size_t size_of(std::int64_t value, const char* name) {
+  if (value < 0) fail(Code::kModelFile, std::string(name) + " is " + std::to_string(value));
+  return static_cast<std::size_t>(value);
+}
+
+template <typename Enum>
+Enum choice(std::int32_t value, std::int32_t count, const char* name) {
+  if (value < 0 || value >= count) {
+    fail(Code::kModelFile, std::string(name) + " is " + std::to_string(value));
+  }
+  return static_cast<Enum>(value);
+}
+
+LayerConfig layer_of(const miudo_layer& from) {
+  LayerConfig to;
+  to.n_heads = size_of(from.n_heads, "n_heads");
+  to.n_kv_heads = size_of(from.n_kv_heads, "n_kv_heads");
+  to.head_dim = size_of(from.head_dim, "head_dim");
+  to.v_head_dim = size_of(from.v_head_dim, "v_head_dim");
+  to.d_ff = size_of(from.d_ff, "d_ff");
+  to.window = size_of(from.window, "window");
+  to.rotary = from.rotary != 0;
+  to.rope_theta = static_cast<float>(from.rope_theta);
+  return to;
+}
+
+ModelConfig config_of(const miudo_config& from) {
+  ModelConfig to;
+  to.vocab_size = size_of(from.vocab_size, "vocab_size");
+  to.d_model = size_of(from.d_model, "d_model");
+  to.max_positions = size_of(from.max_positions, "max_positions");
+  to.norm = choice<Norm>(from.norm, 2, "norm");
+  to.position = choice<Position>(from.position, 2, "position");
+  to.mlp = choice<Mlp>(from.mlp, 2, "mlp");
+  to.activation = choice<Activation>(from.activation, 4, "activation");
+  to.qk_norm = choice<QkNorm>(from.qk_norm, 2, "qk_norm");
+  to.norm_eps = static_cast<float>(from.norm_eps);
+  to.norm_bias = from.norm_bias != 0;
+  to.qkv_bias = from.qkv_bias != 0;
+  to.o_bias = from.o_bias != 0;
+  to.mlp_bias = from.mlp_bias != 0;
+  to.tie_embeddings = from.tie_embeddings != 0;
+  if (from.n_layers < 1 || from.n_layers > 1024) fail(Code::kModelFile, "n_layers is not 1 to 1024");
+  need(from.layers, "layers");
+  for (std::int64_t i = 0; i < from.n_layers; ++i) to.layers.push_back(layer_of(from.layers[i]));
+  check_config(to);
+  return to;
+}
+
+DType dtype_of(miudo_dtype type) {
+  return choice<DType>(static_cast<std::int32_t>(type), 4, "tensor type");
+}
+
+}  // namespace
+}  // namespace miudo
+
+using miudo::Code;
+using miudo::fail;
+using miudo::guarded;
+using miudo::need;
+
+miudo_status miudo_create(const miudo_config* config, const miudo_options* options,
+                          miudo_engine** engine, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    *engine = nullptr;
+    need(config, "config");
+    need(options, "options");
+    *engine = new miudo_engine{{miudo::config_of(*config), *options}};
+  });
+}
+
+void miudo_destroy(miudo_engine* engine) { delete engine; }
+
+miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtype type,
+                              const int64_t* shape, size_t n_dims, const void* bytes,
+                              size_t size_bytes, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(name, "name");
+    need(shape, "shape");
+    need(bytes, "bytes");
+    if (n_dims < 1 || n_dims > 4) fail(Code::kModelFile, "a tensor has 1 to 4 axes");
+    std::vector<std::size_t> sizes;
+    for (std::size_t i = 0; i < n_dims; ++i) sizes.push_back(miudo::size_of(shape[i], "shape"));
+    engine->engine.set_tensor(name, miudo::dtype_of(type), sizes,
+                              static_cast<const std::uint8_t*>(bytes), size_bytes);
+  });
+}
+
+miudo_status miudo_finalize(miudo_engine* engine, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    engine->engine.finalize();
+  });
+}
+
+miudo_status miudo_open(miudo_engine* engine, int64_t* conversation, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(conversation, "conversation");
+    *conversation = engine->engine.open();
+  });
+}
+
+miudo_status miudo_close(miudo_engine* engine, int64_t conversation, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    engine->engine.close(conversation);
+  });
+}
+
+miudo_status miudo_length(miudo_engine* engine, int64_t conversation, size_t* length,
+                          miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(length, "length");
+    *length = engine->engine.length(conversation);
+  });
+}
+
+miudo_status miudo_truncate(miudo_engine* engine, int64_t conversation, size_t length,
+                            miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    engine->engine.truncate(conversation, length);
+  });
+}
+
+miudo_status miudo_step(miudo_engine* engine, miudo_work* works, size_t n_works,
+                        miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    if (n_works != 0) need(works, "works");
+    engine->engine.step({works, n_works});
+  });
+}
+
+miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
+                         const miudo_scores* scores, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(scores, "scores");
+    if (n_ids != 0) need(ids, "ids");
+    engine->engine.score({ids, n_ids}, *scores);
+  });
+}
+
+const char* miudo_isa(const miudo_engine* engine) {
+  return miudo::isa_name(engine->engine.model().kernels.isa);
+}
+
+int32_t miudo_threads(const miudo_engine* engine) { return engine->engine.threads(); }
+
+uint64_t miudo_weight_bytes(const miudo_engine* engine) {
+  return engine->engine.model().weights.size_bytes();
+}
+
+uint64_t miudo_cache_bytes_used(miudo_engine* engine) {
+  return engine->engine.cache_bytes_used();
+}
+
+double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position) {
+  return miudo::uniform(seed, request, position);
+}
+
+miudo_status miudo_sample(const float* logits, size_t vocab_size, const miudo_sampling* sampling,
+                          uint64_t position, const int32_t* seen, size_t n_seen,
+                          const uint8_t* mask, int32_t* token, miudo_error* error) {
+  return guarded(error, [&] {
+    need(logits, "logits");
+    need(sampling, "sampling");
+    need(token, "token");
+    if (n_seen != 0) need(seen, "seen");
+    if (vocab_size == 0) fail(Code::kRequest, "vocab_size is 0");
+    for (std::size_t i = 0; i < n_seen; ++i) {
+      if (seen[i] < 0 || static_cast<std::size_t>(seen[i]) >= vocab_size) {
+        fail(Code::kRequest, "seen holds an id outside the vocabulary");
+      }
+    }
+    miudo::check_sampling(*sampling);
+    miudo::Sampler sampler;
+    *token = sampler.sample({logits, vocab_size}, *sampling, position, {seen, n_seen}, mask);
+  });
+}
+
+miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const void* bytes,
+                          size_t size_bytes, const float* x, size_t n, int32_t int8_activations,
+                          float* out, miudo_error* error) {
+  return guarded(error, [&] {
+    need(bytes, "bytes");
+    need(x, "x");
+    need(out, "out");
+    const miudo::DType dtype = miudo::dtype_of(type);
+    const std::size_t r = miudo::size_of(rows, "rows"), k = miudo::size_of(cols, "cols");
+    const bool known = r >= 1 && k >= 1 && r <= (1u << 24) && k <= (1u << 24);
+    if (!known || size_bytes != miudo::stored_bytes(dtype, r, k)) {
+      fail(Code::kModelFile, "rows, cols and bytes do not fit together");
+    }
+    const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));
+    const miudo::Kernels& kernels = miudo::kernels_for(miudo::choose_isa());
+    miudo::Rows in{x, k, nullptr, nullptr, n};
+    miudo::Matmul matmul = kernels.matmul_f32;
+    miudo::Buffer<std::int8_t> quants;
+    miudo::Buffer<float> scales;
+    if (weight.packing() == miudo::Packing::kQ8) {
+      matmul = int8_activations != 0 ? kernels.matmul_q8_int8 : kernels.matmul_q8_float;
+      quants = miudo::Buffer<std::int8_t>(n * k);
+      scales = miudo::Buffer<float>(n * (k / miudo::kGroup));
+      kernels.quantize(x, n * k, quants.data(), scales.data());
+      in.quants = quants.data();
+      in.scales = scales.data();
+    }
+    matmul(weight.view(), nullptr, in, out, r, 0, weight.tiles());
+  });
+}

@@ -1,0 +1,165 @@
+/* The engine as plain C: what a program needs to run a model, with Python or without.
+ *
+ * Life: miudo_create, miudo_set_tensor for every tensor, miudo_finalize, then conversations and
+ * steps, miudo_destroy. Nothing is global. Calls on one engine may come from any thread; they
+ * run one after the other. Every function that can fail returns a status and fills `error`
+ * (which may be NULL). All sizes are checked here again, whatever the caller has checked.
+ *
+ * Not for: files, tokenizers, text. Read next: core/engine.h.
+ * Shapes: T ids in one work item, L layers, D d_model, V vocab_size, H heads.
+ */
+#ifndef MIUDO_H_
+#define MIUDO_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+  MIUDO_OK = 0,
+  MIUDO_REQUEST = 1,     /* ids, settings, a conversation, a full cache */
+  MIUDO_MODEL_FILE = 2,  /* tensors or a config that do not fit together */
+  MIUDO_RESOURCE = 3,    /* too little memory */
+  MIUDO_INTERRUPTED = 4, /* the interrupt function said stop */
+  MIUDO_INTERNAL = 5
+} miudo_status;
+
+typedef struct {
+  miudo_status status;
+  char message[512]; /* ends with a zero, in English */
+} miudo_error;
+
+typedef enum { MIUDO_F32 = 0, MIUDO_F16 = 1, MIUDO_BF16 = 2, MIUDO_Q8_0 = 3 } miudo_dtype;
+
+typedef struct {
+  int64_t n_heads, n_kv_heads, head_dim, v_head_dim, d_ff;
+  int64_t window; /* 0: full attention */
+  int32_t rotary;
+  double rope_theta;
+} miudo_layer;
+
+typedef struct {
+  int64_t vocab_size, d_model, max_positions, n_layers;
+  const miudo_layer* layers;
+  int32_t norm;       /* 0 rms, 1 layer */
+  int32_t position;   /* 0 rope, 1 learned */
+  int32_t mlp;        /* 0 gated, 1 plain */
+  int32_t activation; /* 0 silu, 1 gelu, 2 gelu_tanh, 3 relu */
+  int32_t qk_norm;    /* 0 none, 1 head */
+  int32_t norm_bias, qkv_bias, o_bias, mlp_bias, tie_embeddings;
+  double norm_eps;
+} miudo_config;
+
+typedef struct {
+  int32_t threads;          /* 0: MIUDO_THREADS, or the cores this process may use */
+  int32_t int8_activations; /* for Q8_0 matrices; 0 is the float reference */
+  uint64_t cache_bytes;     /* budget for keys and values, taken page by page when needed */
+  /* Called between chunks of at most 256 positions; not 0 stops the call, which then has changed
+   * no conversation. May be NULL. */
+  int (*interrupt)(void* context);
+  void* interrupt_context;
+} miudo_options;
+
+/* Filters apply in this order: mask, bias, repetition penalty, temperature, top-k, top-p, min-p.
+ * Temperature 0 takes the most probable id (ties: the lowest). */
+typedef struct {
+  double temperature;
+  int64_t top_k; /* 0: all */
+  double top_p, min_p, repetition_penalty;
+  const int32_t* bias_ids;
+  const double* bias_values;
+  size_t n_bias;
+  uint64_t seed, request; /* with the position they key the random number */
+} miudo_sampling;
+
+enum {
+  MIUDO_WANT_SAMPLE = 1,
+  MIUDO_WANT_LAST_LOGITS = 2,
+  MIUDO_WANT_ALL_LOGITS = 4,
+  MIUDO_WANT_HIDDEN = 8,
+  MIUDO_WANT_ATTENTION = 16
+};
+
+typedef struct {
+  int64_t conversation;
+  const int32_t* ids;
+  size_t n_ids;
+  uint32_t want;
+  miudo_sampling sampling;
+  const uint8_t* mask; /* [V], not 0 where an id may be drawn; NULL: everywhere */
+  /* Results; the caller owns the memory. */
+  int32_t token;
+  double logprob;           /* of token, under the softmax of the raw logits */
+  float* logits;            /* [T, V] for ALL_LOGITS, else [V] for LAST_LOGITS */
+  float* hidden;            /* [L + 1, T, D]: the residual stream before and after each layer */
+  float* const* attention;  /* L times [H, T, n_keys] */
+  size_t n_keys;            /* for attention: the caller's count of positions after this step */
+} miudo_work;
+
+/* For ids[1:] given what precedes each; arrays of n_ids - 1 rows. Optional ones may be NULL. */
+typedef struct {
+  float* logprobs;
+  int32_t* argmax;
+  float* logsumexp;     /* optional */
+  int64_t top_k;        /* 0: the next two are not written */
+  int32_t* top_ids;     /* [n_ids - 1, top_k], most probable first */
+  float* top_logprobs;
+} miudo_scores;
+
+typedef struct miudo_engine miudo_engine;
+
+miudo_status miudo_create(const miudo_config* config, const miudo_options* options,
+                          miudo_engine** engine, miudo_error* error);
+void miudo_destroy(miudo_engine* engine);
+
+/* `bytes` is copied into the engine's own layout. Matrices are [out, in]. */
+miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtype type,
+                              const int64_t* shape, size_t n_dims, const void* bytes,
+                              size_t size_bytes, miudo_error* error);
+miudo_status miudo_finalize(miudo_engine* engine, miudo_error* error);
+
+miudo_status miudo_open(miudo_engine* engine, int64_t* conversation, miudo_error* error);
+miudo_status miudo_close(miudo_engine* engine, int64_t conversation, miudo_error* error);
+miudo_status miudo_length(miudo_engine* engine, int64_t conversation, size_t* length,
+                          miudo_error* error);
+miudo_status miudo_truncate(miudo_engine* engine, int64_t conversation, size_t length,
+                            miudo_error* error);
+
+/* A batch that fails has changed no conversation. */
+miudo_status miudo_step(miudo_engine* engine, miudo_work* works, size_t n_works,
+                        miudo_error* error);
+miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
+                         const miudo_scores* scores, miudo_error* error);
+
+/* Writes at most max_tokens ids and their number; stops after an id in eos_ids, or when `on_token`
+ * (may be NULL) returns not 0. Uses a conversation of its own. */
+miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t n_prompt,
+                            const miudo_sampling* sampling, const int32_t* eos_ids, size_t n_eos,
+                            size_t max_tokens, int (*on_token)(int32_t token, void* context),
+                            void* context, int32_t* tokens, size_t* n_tokens,
+                            miudo_error* error);
+
+const char* miudo_isa(const miudo_engine* engine);
+int32_t miudo_threads(const miudo_engine* engine);
+uint64_t miudo_weight_bytes(const miudo_engine* engine);
+uint64_t miudo_cache_bytes_used(miudo_engine* engine);
+
+/* Pieces alone, for tests and other programs. */
+double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position);
+miudo_status miudo_sample(const float* logits, size_t vocab_size, const miudo_sampling* sampling,
+                          uint64_t position, const int32_t* seen, size_t n_seen,
+                          const uint8_t* mask, int32_t* token, miudo_error* error);
+/* out [n, rows] = x [n, cols] times a stored matrix [rows, cols], with the kernels that
+ * miudo_create would choose. */
+miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const void* bytes,
+                          size_t size_bytes, const float* x, size_t n, int32_t int8_activations,
+                          float* out, miudo_error* error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* MIUDO_H_ */

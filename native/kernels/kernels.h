@@ -1,0 +1,68 @@
+// The arithmetic of the engine, as one table of functions per instruction set.
+// Every output element has one fixed order of accumulation that depends on the shapes alone,
+// never on how many rows or positions are computed together.
+// For: model/. Not for: threads (the caller splits tiles and rows) or memory.
+// Read next: kernels/matmul_inl.h, kernels/vector_inl.h, kernels/attention_inl.h, which are
+// compiled once per instruction set on top of kernels/simd_*.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/packed.h"
+#include "util/cpu.h"
+
+namespace miudo {
+
+constexpr std::size_t kTilePositions = 32;  // keys and values are tiled by absolute position
+
+enum class Activation { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+
+// n rows of activations [n, k]. `quants` [n, k] with `scales` [n, k / 32], or null for float.
+struct Rows {
+  const float* x = nullptr;
+  std::size_t stride = 0;  // floats from one row of x to the next
+  const std::int8_t* quants = nullptr;
+  const float* scales = nullptr;
+  std::size_t n = 0;
+};
+
+// out[i][r] = sum_c weight[r][c] * in[i][c] + bias[r] for the rows of tiles [begin, end).
+// `bias` is padded to whole tiles, or null.
+using Matmul = void (*)(const Packed& weight, const float* bias, const Rows& in, float* out,
+                        std::size_t out_stride, std::size_t begin, std::size_t end);
+
+struct Kernels {
+  Isa isa;
+  Matmul matmul_f32;        // F32 weights, float activations
+  Matmul matmul_q8_float;   // Q8_0 weights dequantised, float activations: the reference
+  Matmul matmul_q8_int8;    // Q8_0 weights, int8 activations
+
+  // Groups of 32: scale = max|x| / 127, quant = x / scale rounded half to even.
+  void (*quantize)(const float* x, std::size_t k, std::int8_t* quants, float* scales);
+
+  void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* out);
+  // `bias` may be null.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, std::size_t n,
+                     float eps, float* out);
+  void (*add)(float* x, const float* y, std::size_t n);  // x += y
+  void (*activate)(Activation kind, float* x, std::size_t n);
+  void (*activate_gated)(Activation kind, float* gate, const float* up, std::size_t n);
+  double (*logsumexp)(const float* x, std::size_t n);
+
+  // scores[i][j] = q[i] . keys[., j] for one tile of 32 positions, keys [head_dim][32].
+  void (*scores)(const float* q, std::size_t q_stride, std::size_t rows, std::size_t head_dim,
+                 const float* keys, float* scores, std::size_t stride);
+  // In place over s [0, size), size a multiple of 32: e^(s - max) inside [begin, end), 0
+  // outside. Returns the sum.
+  float (*softmax)(float* s, std::size_t begin, std::size_t end, std::size_t size);
+  // out[i][d] += sum_j p[i][j] * values[j][d] over positions [begin, end) of one tile.
+  void (*weigh)(const float* p, std::size_t p_stride, std::size_t rows, const float* values,
+                std::size_t value_stride, std::size_t begin, std::size_t end, float* out,
+                std::size_t out_stride);
+};
+
+// The table of an instruction set that isa_available(isa).
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace miudo

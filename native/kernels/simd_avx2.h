@@ -1,0 +1,82 @@
+// Eight float lanes with AVX2, FMA and F16C. The functions are those of simd_portable.h.
+// Included by one source file only, the one compiled with these instructions switched on.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace miudo {
+namespace {
+
+struct F8 {
+  __m256 v;
+};
+
+struct I8 {
+  __m256i v;
+};
+
+struct Bytes32 {
+  __m256i b, magnitude;
+};
+
+inline F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, F8 v) { _mm256_storeu_ps(p, v.v); }
+inline F8 set1(float x) { return {_mm256_set1_ps(x)}; }
+inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F8 sub(F8 a, F8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F8 mul(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F8 div(F8 a, F8 b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F8 max(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F8 min(F8 a, F8 b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F8 abs(F8 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+
+inline F8 pow2_of_magic(F8 magic) {
+  const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(magic.v), _mm256_set1_epi32(127));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 23))};
+}
+inline F8 zero_below(F8 value, F8 x, float limit) {
+  return {_mm256_and_ps(value.v, _mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_GE_OQ))};
+}
+
+inline F8 load_half(const std::uint8_t* p) {
+  __m128i bits;
+  std::memcpy(&bits, p, 16);
+  return {_mm256_cvtph_ps(bits)};
+}
+inline void store_int8(std::int8_t* p, F8 v) {
+  const __m256i wide = _mm256_cvtps_epi32(v.v);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  const __m128i bytes = _mm_packs_epi16(words, words);
+  std::memcpy(p, &bytes, 8);
+}
+
+inline Bytes32 load_bytes(const std::uint8_t* p) {
+  __m256i b;
+  std::memcpy(&b, p, 32);
+  return {b, _mm256_abs_epi8(b)};
+}
+inline I8 zero_int() { return {_mm256_setzero_si256()}; }
+// |w| is taken as unsigned and x carries the sign: 2 * 128 * 127 fits the 16-bit pair sums, and
+// w = -128 (which foreign files may hold) stays right.
+inline I8 dot4(I8 acc, const Bytes32& w, const std::int8_t* x) {
+  std::int32_t four;
+  std::memcpy(&four, x, 4);
+  const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(four), w.b);
+  const __m256i pairs = _mm256_maddubs_epi16(w.magnitude, signed_x);
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+inline F8 to_floats(const I8& v) { return {_mm256_cvtepi32_ps(v.v)}; }
+template <int kByte>
+inline F8 byte_of_lanes(const Bytes32& w) {
+  const __m256i top = _mm256_slli_epi32(w.b, 24 - 8 * kByte);
+  return {_mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24))};
+}
+
+}  // namespace
+}  // namespace miudo

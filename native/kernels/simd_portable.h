@@ -1,0 +1,102 @@
+// Eight float lanes in plain C++ with 16-byte vector types: SSE2 on x86-64, NEON on aarch64.
+// Included by one source file only; everything has internal linkage, so that code for one
+// instruction set can never be linked into another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/half.h"
+
+namespace miudo {
+namespace {
+
+typedef float V4 __attribute__((vector_size(16)));
+typedef std::int32_t I4 __attribute__((vector_size(16)));
+
+struct F8 {
+  V4 lo, hi;
+};
+
+struct I8 {
+  std::int32_t lane[8];
+};
+
+struct Bytes32 {  // 8 lanes of 4 int8
+  std::int8_t b[32];
+};
+
+inline F8 load(const float* p) {
+  F8 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+inline void store(float* p, F8 v) { std::memcpy(p, &v, sizeof(v)); }
+inline F8 set1(float x) { return {V4{x, x, x, x}, V4{x, x, x, x}}; }
+inline F8 add(F8 a, F8 b) { return {a.lo + b.lo, a.hi + b.hi}; }
+inline F8 sub(F8 a, F8 b) { return {a.lo - b.lo, a.hi - b.hi}; }
+inline F8 mul(F8 a, F8 b) { return {a.lo * b.lo, a.hi * b.hi}; }
+inline F8 div(F8 a, F8 b) { return {a.lo / b.lo, a.hi / b.hi}; }
+// a * b + c, rounded twice here and once where the processor has a fused instruction.
+inline F8 fma(F8 a, F8 b, F8 c) { return add(mul(a, b), c); }
+// As the x86 instructions: the second operand where either is NaN.
+inline F8 max(F8 a, F8 b) { return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi}; }
+inline F8 min(F8 a, F8 b) { return {a.lo < b.lo ? a.lo : b.lo, a.hi < b.hi ? a.hi : b.hi}; }
+inline F8 abs(F8 a) { return {(V4)((I4)a.lo & 0x7FFFFFFF), (V4)((I4)a.hi & 0x7FFFFFFF)}; }
+
+// 2^n, where magic = 1.5 * 2^23 + n: the low bits of the sum are n itself.
+inline F8 pow2_of_magic(F8 magic) {
+  typedef std::uint32_t U4 __attribute__((vector_size(16)));
+  return {(V4)(((U4)magic.lo + 127u) << 23), (V4)(((U4)magic.hi + 127u) << 23)};
+}
+// value where x >= limit, else 0.
+inline F8 zero_below(F8 value, F8 x, float limit) {
+  const V4 l = {limit, limit, limit, limit};
+  return {(V4)((I4)value.lo & (I4)(x.lo >= l)), (V4)((I4)value.hi & (I4)(x.hi >= l))};
+}
+
+inline F8 load_half(const std::uint8_t* p) {
+  float out[8];
+  for (std::size_t i = 0; i < 8; ++i) {
+    std::uint16_t half;
+    std::memcpy(&half, p + 2 * i, 2);
+    out[i] = half_to_float(half);
+  }
+  return load(out);
+}
+// Whole numbers from -127 to 127.
+inline void store_int8(std::int8_t* p, F8 v) {
+  float in[8];
+  store(in, v);
+  for (std::size_t i = 0; i < 8; ++i) p[i] = static_cast<std::int8_t>(in[i]);
+}
+
+inline Bytes32 load_bytes(const std::uint8_t* p) {
+  Bytes32 b;
+  std::memcpy(b.b, p, 32);
+  return b;
+}
+inline I8 zero_int() { return {}; }
+// acc[lane] += dot product of the lane's 4 bytes with the 4 bytes at x; |x| <= 127.
+inline I8 dot4(I8 acc, const Bytes32& w, const std::int8_t* x) {
+  for (std::size_t i = 0; i < 8; ++i) {
+    acc.lane[i] += w.b[4 * i] * x[0] + w.b[4 * i + 1] * x[1] + w.b[4 * i + 2] * x[2] +
+                   w.b[4 * i + 3] * x[3];
+  }
+  return acc;
+}
+inline F8 to_floats(const I8& v) {
+  float out[8];
+  for (std::size_t i = 0; i < 8; ++i) out[i] = static_cast<float>(v.lane[i]);
+  return load(out);
+}
+template <int kByte>
+inline F8 byte_of_lanes(const Bytes32& w) {
+  float out[8];
+  for (std::size_t i = 0; i < 8; ++i) out[i] = static_cast<float>(w.b[4 * i + kByte]);
+  return load(out);
+}
+
+}  // namespace
+}  // namespace miudo

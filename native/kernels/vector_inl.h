@@ -1,0 +1,174 @@
+// Norms, activation functions, quantisation. Compiled once per instruction set; see kernels.h.
+// Sums run in eight lanes, then the lanes in order, then the odd values: fixed by n alone.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/kernels.h"
+
+namespace miudo {
+namespace {
+
+constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even
+
+// e^x within 2 units in the last place; 0 below -87, capped above 88.
+inline F8 exp8(F8 x) {
+  const F8 clamped = min(max(x, set1(-88.0f)), set1(88.0f));
+  const F8 magic = fma(clamped, set1(1.44269504f), set1(kRoundMagic));
+  const F8 n = sub(magic, set1(kRoundMagic));
+  // ln 2 in two parts, so that x - n ln 2 loses nothing.
+  F8 r = fma(n, set1(-0.693145752f), clamped);
+  r = fma(n, set1(-1.42860677e-6f), r);
+  constexpr float kTaylor[] = {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f,
+                               0.5f,          1.0f,          1.0f};
+  F8 p = set1(1.0f / 5040.0f);
+  for (const float c : kTaylor) p = fma(p, r, set1(c));
+  return zero_below(mul(p, pow2_of_magic(magic)), x, -87.0f);
+}
+
+inline float sum_lanes(F8 v) {
+  float lane[8];
+  store(lane, v);
+  float total = 0.0f;
+  for (const float x : lane) total += x;
+  return total;
+}
+
+inline float max_lanes(F8 v) {
+  float lane[8];
+  store(lane, v);
+  float best = lane[0];
+  for (const float x : lane) best = x > best ? x : best;
+  return best;
+}
+
+// Calls f(F8) -> F8 over x in place; the odd values at the end travel in a padded vector.
+template <typename F>
+inline void map(float* x, const float* y, std::size_t n, const F& f) {
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) store(x + i, f(load(x + i), load(y + i)));
+  if (i == n) return;
+  float a[8] = {}, b[8] = {};
+  std::memcpy(a, x + i, (n - i) * sizeof(float));
+  std::memcpy(b, y + i, (n - i) * sizeof(float));
+  store(a, f(load(a), load(b)));
+  std::memcpy(x + i, a, (n - i) * sizeof(float));
+}
+
+void add_to(float* x, const float* y, std::size_t n) {
+  map(x, y, n, [](F8 a, F8 b) { return add(a, b); });
+}
+
+inline F8 sigmoid8(F8 x) {
+  const F8 one = set1(1.0f);
+  return div(one, add(one, exp8(sub(set1(0.0f), x))));
+}
+
+inline F8 gelu8(F8 x) {  // 0.5 x (1 + erf(x / sqrt 2)); erf has no short vector form
+  float lane[8];
+  store(lane, x);
+  for (float& v : lane) v = 0.5f * v * (1.0f + ::erff(v * 0.707106781f));
+  return load(lane);
+}
+
+inline F8 gelu_tanh8(F8 x) {  // x * sigmoid(2u) = 0.5 x (1 + tanh u)
+  const F8 cube = mul(mul(x, x), x);
+  const F8 u = mul(set1(2.0f * 0.797884561f), fma(set1(0.044715f), cube, x));
+  return mul(x, sigmoid8(u));
+}
+
+template <typename Then>
+inline void activate_then(Activation kind, float* x, const float* y, std::size_t n, Then then) {
+  switch (kind) {
+    case Activation::kSilu:
+      return map(x, y, n, [&](F8 a, F8 b) { return then(mul(a, sigmoid8(a)), b); });
+    case Activation::kGelu:
+      return map(x, y, n, [&](F8 a, F8 b) { return then(gelu8(a), b); });
+    case Activation::kGeluTanh:
+      return map(x, y, n, [&](F8 a, F8 b) { return then(gelu_tanh8(a), b); });
+    case Activation::kRelu:
+      return map(x, y, n, [&](F8 a, F8 b) { return then(max(set1(0.0f), a), b); });
+  }
+}
+
+void activate(Activation kind, float* x, std::size_t n) {
+  activate_then(kind, x, x, n, [](F8 a, F8) { return a; });
+}
+
+void activate_gated(Activation kind, float* gate, const float* up, std::size_t n) {
+  activate_then(kind, gate, up, n, [](F8 a, F8 b) { return mul(a, b); });
+}
+
+inline float sum_of(const float* x, std::size_t n) {
+  F8 lanes = set1(0.0f);
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) lanes = add(lanes, load(x + i));
+  float total = sum_lanes(lanes);
+  for (; i < n; ++i) total += x[i];
+  return total;
+}
+
+inline float sum_of_squares(const float* x, std::size_t n, float centre) {
+  F8 lanes = set1(0.0f);
+  const F8 c = set1(centre);
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const F8 d = sub(load(x + i), c);
+    lanes = fma(d, d, lanes);
+  }
+  float total = sum_lanes(lanes);
+  for (; i < n; ++i) total += (x[i] - centre) * (x[i] - centre);
+  return total;
+}
+
+void rms_norm(const float* x, const float* weight, std::size_t n, float eps, float* out) {
+  const float mean = sum_of_squares(x, n, 0.0f) / static_cast<float>(n);
+  const float scale = 1.0f / ::sqrtf(mean + eps);
+  for (std::size_t i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, std::size_t n, float eps,
+                float* out) {
+  const float mean = sum_of(x, n) / static_cast<float>(n);
+  const float variance = sum_of_squares(x, n, mean) / static_cast<float>(n);
+  const float scale = 1.0f / ::sqrtf(variance + eps);
+  for (std::size_t i = 0; i < n; ++i) {
+    const float y = (x[i] - mean) * scale * weight[i];
+    out[i] = bias == nullptr ? y : y + bias[i];
+  }
+}
+
+void quantize(const float* x, std::size_t k, std::int8_t* quants, float* scales) {
+  for (std::size_t g = 0; g < k / kGroup; ++g, x += kGroup, quants += kGroup) {
+    F8 most = set1(0.0f);
+    for (std::size_t i = 0; i < kGroup; i += 8) most = max(abs(load(x + i)), most);
+    const float scale = max_lanes(most) / 127.0f;
+    scales[g] = scale;
+    // A scale of 0 (all zero, or so small that the division underflows) gives zeros.
+    const F8 by = set1(scale > 0.0f ? scale : 1.0f);
+    for (std::size_t i = 0; i < kGroup; i += 8) {
+      const F8 ratio = div(load(x + i), by);
+      const F8 held = min(max(ratio, set1(-127.0f)), set1(127.0f));
+      store_int8(quants + i, sub(add(held, set1(kRoundMagic)), set1(kRoundMagic)));
+    }
+  }
+}
+
+double logsumexp(const float* x, std::size_t n) {
+  float top = x[0];
+  for (std::size_t i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
+  constexpr std::size_t kStretch = 512;  // floats hold a short sum, a double the sum of sums
+  double total = 0.0;
+  for (std::size_t start = 0; start < n; start += kStretch) {
+    const std::size_t end = start + kStretch < n ? start + kStretch : n;
+    F8 lanes = set1(0.0f);
+    std::size_t i = start;
+    for (; i + 8 <= end; i += 8) lanes = add(lanes, exp8(sub(load(x + i), set1(top))));
+    total += static_cast<double>(sum_lanes(lanes));
+    for (; i < end; ++i) total += ::exp(static_cast<double>(x[i]) - static_cast<double>(top));
+  }
+  return static_cast<double>(top) + ::log(total);
+}
+
+}  // namespace
+}  // namespace miudo

@@ -1,0 +1,217 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "model/forward.h"
+#include "model/linear.h"
+
+namespace miudo {
+namespace {
+
+constexpr std::size_t kBlock = 4;  // query rows that share a load of keys and values
+
+// Half-split: pair i with i + head_dim / 2. turn [head_dim / 2, (cos, sin)].
+void rotate(float* x, const float* turn, std::size_t head_dim) {
+  const std::size_t half = head_dim / 2;
+  for (std::size_t i = 0; i < half; ++i) {
+    const float cos = turn[2 * i], sin = turn[2 * i + 1], a = x[i], b = x[i + half];
+    x[i] = a * cos - b * sin;
+    x[i + half] = b * cos + a * sin;
+  }
+}
+
+void norm_and_rotate(const Pass& pass, std::size_t layer, std::size_t row, const Vector& weight,
+                     float* head) {
+  const Model& m = pass.model;
+  const LayerConfig& c = m.config.layers[layer];
+  if (!weight.empty()) {
+    m.kernels.rms_norm(head, weight.data(), c.head_dim, m.config.norm_eps, head);
+  }
+  if (c.rotary) {
+    const std::size_t r = m.rotation_of[layer];
+    rotate(head, pass.scratch.turns[r].data() + row * c.head_dim, c.head_dim);
+  }
+}
+
+// Finishes a row's queries in place and writes its keys and values to its page.
+void remember(const Pass& pass, std::size_t layer, std::size_t row) {
+  const Model& m = pass.model;
+  const LayerConfig& c = m.config.layers[layer];
+  const Layer& w = m.weights.layers[layer];
+  Scratch& s = pass.scratch;
+  const Segment& seg = segment_of(pass, row);
+  const std::size_t position = seg.start + row - seg.row;
+  const std::size_t slot = position % kTilePositions;
+  float* page = seg.pages[position / kTilePositions];
+  const std::size_t value_stride = m.layout.value_stride(layer);
+  for (std::size_t head = 0; head < c.n_heads; ++head) {
+    float* q = s.q.data() + (row * c.n_heads + head) * c.head_dim;
+    norm_and_rotate(pass, layer, row, w.q_norm, q);
+  }
+  for (std::size_t head = 0; head < c.n_kv_heads; ++head) {
+    float* k = s.k.data() + (row * c.n_kv_heads + head) * c.head_dim;
+    norm_and_rotate(pass, layer, row, w.k_norm, k);
+    float* keys = page + m.layout.keys(layer, head) + slot;
+    for (std::size_t d = 0; d < c.head_dim; ++d) keys[d * kTilePositions] = k[d];
+    std::memcpy(page + m.layout.values(layer, head) + slot * value_stride,
+                s.v.data() + (row * c.n_kv_heads + head) * c.v_head_dim,
+                c.v_head_dim * sizeof(float));
+  }
+}
+
+// Up to four rows of one key-value head: row r is position r / group and query head r % group
+// of that head.
+struct Block {
+  std::size_t head, first, count;
+};
+
+// Keys that a query at `position` sees: [begin, end).
+struct Reach {
+  std::size_t begin, end;
+};
+
+Reach reach_of(const LayerConfig& c, std::size_t position) {
+  const std::size_t end = position + 1;
+  return {c.window != 0 && end > c.window ? end - c.window : 0, end};
+}
+
+class Attending {
+ public:
+  Attending(const Pass& pass, std::size_t layer, const Segment& seg, const Block& block,
+            Buffer<float>& space)
+      : pass_(pass), layer_(layer), c_(pass.model.config.layers[layer]), seg_(seg), block_(block) {
+    for (std::size_t i = 0; i < block.count; ++i) {
+      reach_[i] = reach_of(c_, seg.start + position(i));
+    }
+    first_tile_ = reach_[0].begin / kTilePositions;
+    end_tile_ = pages_for(reach_[block.count - 1].end);
+    size_ = (end_tile_ - first_tile_) * kTilePositions;
+    stride_ = pass.model.layout.value_stride(layer);
+    q_ = space.data();
+    out_ = q_ + kBlock * c_.head_dim;
+    p_ = out_ + kBlock * stride_;
+  }
+
+  void run() {
+    load_queries();
+    const Kernels& kernels = pass_.model.kernels;
+    for (std::size_t tile = first_tile_; tile < end_tile_; ++tile) {
+      const float* keys = seg_.pages[tile] + pass_.model.layout.keys(layer_, block_.head);
+      kernels.scores(q_, c_.head_dim, block_.count, c_.head_dim, keys, p_ + offset(tile), size_);
+    }
+    const std::size_t base = first_tile_ * kTilePositions;
+    float inverse[kBlock];
+    for (std::size_t i = 0; i < block_.count; ++i) {
+      const float sum = kernels.softmax(p_ + i * size_, reach_[i].begin - base,
+                                        reach_[i].end - base, size_);
+      inverse[i] = 1.0f / sum;
+    }
+    std::memset(out_, 0, block_.count * stride_ * sizeof(float));
+    for (std::size_t tile = first_tile_; tile < end_tile_; ++tile) weigh(tile);
+    for (std::size_t i = 0; i < block_.count; ++i) {
+      float* to = pass_.scratch.mixed.data() +
+                  ((seg_.row + position(i)) * c_.n_heads + query_head(i)) * c_.v_head_dim;
+      for (std::size_t d = 0; d < c_.v_head_dim; ++d) to[d] = out_[i * stride_ + d] * inverse[i];
+      if (seg_.attention != nullptr) show(i, inverse[i]);
+    }
+  }
+
+ private:
+  std::size_t position(std::size_t i) const { return (block_.first + i) / c_.group(); }
+  std::size_t query_head(std::size_t i) const {
+    return block_.head * c_.group() + (block_.first + i) % c_.group();
+  }
+  std::size_t offset(std::size_t tile) const { return (tile - first_tile_) * kTilePositions; }
+
+  void load_queries() {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
+    for (std::size_t i = 0; i < block_.count; ++i) {
+      const float* from = pass_.scratch.q.data() +
+                          ((seg_.row + position(i)) * c_.n_heads + query_head(i)) * c_.head_dim;
+      for (std::size_t d = 0; d < c_.head_dim; ++d) q_[i * c_.head_dim + d] = from[d] * scale;
+    }
+  }
+
+  // Only visible values are read: what lies beyond may be another conversation's, or not finite.
+  void weigh(std::size_t tile) {
+    const float* values = seg_.pages[tile] + pass_.model.layout.values(layer_, block_.head);
+    const std::size_t start = tile * kTilePositions;
+    Reach part[kBlock];
+    bool alike = true;
+    for (std::size_t i = 0; i < block_.count; ++i) {
+      part[i].end = std::clamp(reach_[i].end, start, start + kTilePositions) - start;
+      part[i].begin = std::clamp(reach_[i].begin, start, start + part[i].end) - start;
+      alike = alike && part[i].begin == part[0].begin && part[i].end == part[0].end;
+    }
+    const std::size_t calls = alike ? 1 : block_.count;
+    for (std::size_t i = 0; i < calls; ++i) {
+      pass_.model.kernels.weigh(p_ + i * size_ + offset(tile), size_, alike ? block_.count : 1,
+                                values, stride_, part[i].begin, part[i].end, out_ + i * stride_,
+                                stride_);
+    }
+  }
+
+  void show(std::size_t i, float inverse) const {
+    float* row = seg_.attention[layer_] +
+                 (query_head(i) * seg_.total + seg_.offset + position(i)) * seg_.keys;
+    std::memset(row, 0, seg_.keys * sizeof(float));
+    const std::size_t base = first_tile_ * kTilePositions;
+    for (std::size_t j = reach_[i].begin; j < reach_[i].end; ++j) {
+      row[j] = p_[i * size_ + j - base] * inverse;
+    }
+  }
+
+  const Pass& pass_;
+  std::size_t layer_;
+  const LayerConfig& c_;
+  const Segment& seg_;
+  const Block& block_;
+  Reach reach_[kBlock] = {};
+  std::size_t first_tile_, end_tile_, size_, stride_;
+  float *q_, *out_, *p_;
+};
+
+// All blocks of all segments, numbered on: one call of the pool a layer.
+void attend(const Pass& pass, std::size_t layer) {
+  const LayerConfig& c = pass.model.config.layers[layer];
+  std::vector<std::size_t>& first_task = pass.scratch.first_task;
+  const auto blocks_of = [&](const Segment& seg) {
+    return (seg.n * c.group() + kBlock - 1) / kBlock;
+  };
+  first_task[0] = 0;
+  for (std::size_t i = 0; i < pass.segments.size(); ++i) {
+    first_task[i + 1] = first_task[i] + blocks_of(pass.segments[i]) * c.n_kv_heads;
+  }
+  pass.pool.run(first_task.back(), [&](std::size_t task, int worker) {
+    const auto after = std::upper_bound(first_task.begin(), first_task.end(), task);
+    const auto index = static_cast<std::size_t>(after - first_task.begin()) - 1;
+    const Segment& seg = pass.segments[index];
+    const std::size_t blocks = blocks_of(seg), local = task - first_task[index];
+    const std::size_t first = local % blocks * kBlock;
+    const Block block{local / blocks, first, std::min(kBlock, seg.n * c.group() - first)};
+    Attending(pass, layer, seg, block, pass.scratch.of_worker[static_cast<std::size_t>(worker)])
+        .run();
+  });
+}
+
+}  // namespace
+
+// x += o(softmax(q k / sqrt(head_dim)) v); h and x are [n, D].
+void attention(const Pass& pass, std::size_t layer) {
+  const Model& m = pass.model;
+  const LayerConfig& c = m.config.layers[layer];
+  const Layer& w = m.weights.layers[layer];
+  const std::size_t d = m.config.d_model;
+  Scratch& s = pass.scratch;
+  project(pass, s.h.data(), pass.n, d,
+          {{w.q.weight, w.q.bias, s.q.data()},
+           {w.k.weight, w.k.bias, s.k.data()},
+           {w.v.weight, w.v.bias, s.v.data()}});
+  for_rows(pass, pass.n, [&](std::size_t row) { remember(pass, layer, row); });
+  attend(pass, layer);
+  project(pass, s.mixed.data(), pass.n, c.n_heads * c.v_head_dim,
+          {{w.o.weight, w.o.bias, s.projected.data()}});
+  m.kernels.add(s.x.data(), s.projected.data(), pass.n * d);
+}
+
+}  // namespace miudo

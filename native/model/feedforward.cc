@@ -1,0 +1,31 @@
+#include "model/forward.h"
+#include "model/linear.h"
+
+namespace miudo {
+
+// x += down(act(gate(h)) * up(h)), or down(act(up(h))); h and x are [n, D].
+void feedforward(const Pass& pass, std::size_t layer) {
+  const Model& m = pass.model;
+  const Layer& w = m.weights.layers[layer];
+  const std::size_t d = m.config.d_model, ff = m.config.layers[layer].d_ff;
+  Scratch& s = pass.scratch;
+  const bool gated = m.config.mlp == Mlp::kGated;
+  float* inner = gated ? s.gate.data() : s.up.data();  // [n, d_ff]
+  if (gated) {
+    project(pass, s.h.data(), pass.n, d,
+            {{w.gate.weight, w.gate.bias, s.gate.data()}, {w.up.weight, w.up.bias, s.up.data()}});
+  } else {
+    project(pass, s.h.data(), pass.n, d, {{w.up.weight, w.up.bias, s.up.data()}});
+  }
+  for_rows(pass, pass.n, [&](std::size_t row) {
+    if (gated) {
+      m.kernels.activate_gated(m.config.activation, inner + row * ff, s.up.data() + row * ff, ff);
+    } else {
+      m.kernels.activate(m.config.activation, inner + row * ff, ff);
+    }
+  });
+  project(pass, inner, pass.n, ff, {{w.down.weight, w.down.bias, s.projected.data()}});
+  m.kernels.add(s.x.data(), s.projected.data(), pass.n * d);
+}
+
+}  // namespace miudo

@@ -1,0 +1,32 @@
+// Matrix products of a pass, spread over the threads by tiles of 16 output rows.
+// Read next: model/linear.cc.
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "model/forward.h"
+
+namespace miudo {
+
+struct Target {
+  const PackedMatrix& weight;
+  const Vector& bias;
+  float* out;  // [n, rows of weight]
+};
+
+// Every target's out = weight x + bias for n rows x [n, k]; k is the targets' common width.
+void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
+             std::initializer_list<Target> targets);
+
+// Calls work(row) for rows [0, n), a few at a time on each thread.
+template <typename Work>
+void for_rows(const Pass& pass, std::size_t n, const Work& work) {
+  constexpr std::size_t kRows = 8;
+  pass.pool.run((n + kRows - 1) / kRows, [&](std::size_t task, int) {
+    const std::size_t end = std::min(n, (task + 1) * kRows);
+    for (std::size_t row = task * kRows; row < end; ++row) work(row);
+  });
+}
+
+}  // namespace miudo

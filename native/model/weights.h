@@ -1,0 +1,76 @@
+// Every tensor of a model, packed. Immutable once complete, shared by all conversations.
+// Names and shapes are those of miudo/tensors.py; whatever does not fit them is refused here,
+// once more, before a byte is read.
+// Read next: model/forward.h.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/matrix.h"
+#include "model/config.h"
+#include "util/buffer.h"
+
+namespace miudo {
+
+using Vector = Buffer<float>;  // padded to whole tiles with zeros
+
+struct Linear {
+  PackedMatrix weight;  // [out, in]
+  Vector bias;          // empty where there is none
+};
+
+struct NormWeights {
+  Vector weight, bias;
+};
+
+struct Layer {
+  NormWeights attn_norm, mlp_norm;
+  Linear q, k, v, o, gate, up, down;
+  Vector q_norm, k_norm;
+};
+
+class Weights {
+ public:
+  explicit Weights(const ModelConfig& config);
+  Weights(const Weights&) = delete;  // slots_ points into this object
+  Weights& operator=(const Weights&) = delete;
+
+  // Packs one tensor; `bytes` is not kept. Throws Failure(kModelFile) for an unknown name, a
+  // second copy, a shape or byte count that is not the tensor's.
+  void set(const std::string& name, DType type, const std::vector<std::size_t>& shape,
+           const std::uint8_t* bytes, std::size_t size_bytes);
+  // Throws Failure(kModelFile) naming a tensor that is missing.
+  void check_complete() const;
+
+  const PackedMatrix& head_matrix() const { return tied_ ? embed.weight : head.weight; }
+  std::size_t size_bytes() const { return size_bytes_; }
+  bool any_q8() const { return any_q8_; }
+
+  Linear embed, position, head;
+  NormWeights norm;
+  std::vector<Layer> layers;
+
+ private:
+  struct Slot {
+    std::vector<std::size_t> shape;
+    PackedMatrix* matrix = nullptr;  // one of the two
+    Vector* vector = nullptr;
+    bool filled = false;
+  };
+
+  void add_layer(const ModelConfig& config, const LayerConfig& layer, std::size_t index);
+  void add_linear(const std::string& name, Linear& linear, std::size_t out, std::size_t in,
+                  bool bias);
+  void add_norm(const std::string& name, NormWeights& norm_weights, const ModelConfig& config);
+  void add_vector(const std::string& name, Vector& vector, std::size_t size);
+
+  bool tied_;
+  bool any_q8_ = false;
+  std::size_t size_bytes_ = 0;
+  std::map<std::string, Slot> slots_;
+};
+
+}  // namespace miudo

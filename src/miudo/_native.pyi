@@ -1,0 +1,81 @@
+"""What `native/bind/module.cc` offers. Use `miudo.engine.native`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+_Sampling = tuple[float, int, float, float, float, Sequence[int], Sequence[float], int, int]
+_Layer = tuple[int, int, int, int, int, int, bool, float]
+_Floats = npt.NDArray[np.float32]
+_Ids = npt.NDArray[np.int32]
+_Mask = npt.NDArray[np.bool_]
+
+class NativeError(RuntimeError):
+    args: tuple[int, str]
+
+class Work:
+    def __init__(
+        self,
+        conversation: int,
+        ids: _Ids,
+        want: int,
+        sampling: _Sampling,
+        mask: _Mask | None,
+        logits: _Floats | None,
+        hidden: _Floats | None,
+        attention: Sequence[_Floats],
+    ) -> None: ...
+
+class Engine:
+    def __init__(
+        self,
+        config: Mapping[str, int | float],
+        layers: Sequence[_Layer],
+        threads: int,
+        int8: bool,
+        cache_bytes: int,
+    ) -> None: ...
+    def set_tensor(
+        self, name: str, type: int, shape: Sequence[int], data: npt.NDArray[np.uint8], /
+    ) -> None: ...
+    def finalize(self) -> None: ...
+    def open(self) -> int: ...
+    def close(self, conversation: int, /) -> None: ...
+    def length(self, conversation: int, /) -> int: ...
+    def truncate(self, conversation: int, length: int, /) -> None: ...
+    def step(self, works: Sequence[Work], /) -> list[tuple[int, float]]: ...
+    def score(
+        self,
+        ids: _Ids,
+        logprobs: _Floats,
+        argmax: _Ids,
+        logsumexp: _Floats,
+        top_k: int,
+        top_ids: _Ids,
+        top_logprobs: _Floats,
+        /,
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def cache_bytes_used(self) -> int: ...
+
+def sample(
+    logits: _Floats, sampling: _Sampling, position: int, seen: _Ids, mask: _Mask | None
+) -> int: ...
+def uniform(seed: int, request: int, position: int, /) -> float: ...
+def linear(
+    type: int,
+    rows: int,
+    cols: int,
+    data: npt.NDArray[np.uint8],
+    x: _Floats,
+    int8: bool,
+    out: _Floats,
+    /,
+) -> None: ...
