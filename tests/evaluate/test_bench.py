@@ -40,7 +40,7 @@ def test_nothing_to_measure_is_refused(make_engine: MakeEngine) -> None:
 
 
 def test_a_bench_survives_json(make_engine: MakeEngine) -> None:
-    bench = Bench(speed(make_engine(), BenchSettings(4, 2, 1)), 0.1, 5.0, "how")
+    bench = Bench(speed(make_engine(), BenchSettings(4, 2, 1)), 0.1, 5.0, "how", "native avx2", 2)
     assert Bench.from_json(dataclasses.asdict(bench)) == bench
 
 

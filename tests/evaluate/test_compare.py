@@ -57,7 +57,9 @@ def models(
         return SimpleNamespace(path=path, model=model, engine=engine, tokenizer=tokenizer)
 
     def bench(path: Path, settings: BenchSettings, **options: Any) -> Bench:
-        return Bench(speed(made[path.name][0], BenchSettings(4, 2, 1)), 0.1, 2e6, "VmHWM")
+        return Bench(
+            speed(made[path.name][0], BenchSettings(4, 2, 1)), 0.1, 2e6, "VmHWM", "here", 2
+        )
 
     monkeypatch.setattr("miudo.evaluate.compare.load_model", load)
     monkeypatch.setattr("miudo.evaluate.compare.bench_path", bench)
@@ -90,7 +92,15 @@ def test_the_table_and_the_json_hold_every_number_with_its_method(models: dict[s
     table = comparison_table(rows)
     assert all(len(cells) == len(table.headers) for cells in table.rows)
     assert "n/a" in table.rows[2]
-    for word in ("context 16", "stride 8", "VmHWM", "estimate", "W assumed", "foreign"):
+    for word in (
+        "context 16",
+        "here, 2 threads",
+        "stride 8",
+        "VmHWM",
+        "estimate",
+        "W assumed",
+        "foreign",
+    ):
         assert word in table.caption
     assert "second" in text_table(table)
     values = json.loads(json.dumps(comparison_json(rows), allow_nan=False))

@@ -58,12 +58,17 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Speed with the loading time and the largest resident size of the process that ran it."""
+    """Speed with the loading time and the largest resident size of the process that ran it.
+
+    `runs_on` says what computed: PyTorch, or the native engine's instruction set.
+    """
 
     speed: Speed
     load_s: float
     peak_memory_bytes: float
     peak_memory_method: str
+    runs_on: str
+    threads: int
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Bench:
@@ -138,8 +143,19 @@ def main(arguments: Sequence[str]) -> None:
     load_s = time.perf_counter() - start
     measured = speed(loaded.engine, BenchSettings(**request["settings"]))
     peak = peak_memory()
-    bench = Bench(measured, load_s, peak.value, peak.method)
+    runs_on, used = _place(loaded.engine, request["engine"])
+    bench = Bench(measured, load_s, peak.value, peak.method, runs_on, used)
     sys.stdout.write(json.dumps(dataclasses.asdict(bench)) + "\n")
+
+
+def _place(engine: Engine, kind: EngineKind) -> tuple[str, int]:
+    """Returns what computes, and on how many threads."""
+    if kind == "torch":
+        import torch
+
+        return "torch", torch.get_num_threads()
+    # The protocol does not know instruction sets; the native engine does.
+    return f"native {getattr(engine, 'isa', '')}".strip(), int(getattr(engine, "threads", 1))
 
 
 def _run(engine: Engine, ids: Sequence[int], n_new: int) -> tuple[float, Meter]:

@@ -201,7 +201,8 @@ def _caption(rows: Sequence[Row]) -> str:
         f"{quality.tokens} tokens of {quality.documents} documents, ± one standard error. "
         f"KL and same top-1: against {first.name}. "
         f"Speed: median of {speed.repeats}, {speed.prompt_tokens} prompt and {speed.new_tokens} "
-        f"new tokens. Peak memory: {first.bench.peak_memory_method}, one process a model. "
+        f"new tokens, {first.bench.runs_on}, {first.bench.threads} threads. "
+        f"Peak memory: {first.bench.peak_memory_method}, one process a model. "
         f"Energy: {_energy_basis(first)}."
     ]
     parts += [f"{row.name}: no divergence, {row.note}." for row in rows if row.note]
