@@ -21,9 +21,10 @@ from miudo.errors import ConfigError, DataError, MissingError, RequestError
 from miudo.protocol import Message
 from miudo.text.chat import parse_messages
 
-__all__ = ["Document", "ReadSettings", "find_files", "read_documents"]
+__all__ = ["RECORD_SUFFIX", "Document", "ReadSettings", "find_files", "read_documents"]
 
-MARKER = "<|endoftext|>"
+RECORD_SUFFIX = ".record.json"  # a source file's record stands beside it under its name plus this
+_MARKER = "<|endoftext|>"
 _SPLITS = ("auto", "file", "blank", "marker", "heading")
 _KINDS = {
     ".txt": "text",
@@ -186,7 +187,7 @@ def _split_of(stream: Any, path: Path, kind: str, settings: ReadSettings) -> str
     blank = found_run = 0
     split = "file"
     while raw := stream.readline(settings.line_bytes + 1):
-        if raw.strip() == MARKER.encode():
+        if raw.strip() == _MARKER.encode():
             split = "marker"
             break
         blank = 0 if raw.strip() else blank + 1
@@ -203,7 +204,7 @@ def _split_text(
     for line in lines:
         is_blank = line.text.isspace()
         ends = (
-            (split == "marker" and line.text.strip() == MARKER)
+            (split == "marker" and line.text.strip() == _MARKER)
             or (split == "blank" and blank >= 2 and not is_blank)
             or (split == "heading" and _HEADING.fullmatch(line.text) is not None)
         )
@@ -219,7 +220,7 @@ def _split_text(
             raise DataError(
                 f"a document is longer than {settings.document_bytes} characters",
                 where=f"{path}, line {line.number}",
-                remedy=f"Part documents by a line {MARKER}, or raise document_bytes",
+                remedy=f"Part documents by a line {_MARKER}, or raise document_bytes",
             )
     if held:
         yield "".join(held).strip("\r\n")

@@ -49,7 +49,11 @@ def generate(
     conversation = engine.open()
     try:
         yield from _continue(
-            engine, TextStream(tokenizer, settings.stop), conversation, prompt, settings
+            engine,
+            TextStream(tokenizer, settings.stop, after=prompt),
+            conversation,
+            prompt,
+            settings,
         )
     finally:
         engine.close(conversation)

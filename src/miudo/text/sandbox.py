@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jinja2 import Template, TemplateError, Undefined, nodes
 from jinja2.ext import Extension
@@ -243,8 +243,8 @@ def bind_template(code: CodeType, budget: Budget) -> Template:
 def _route(tree: nodes.Template) -> None:
     """Sends loops, `~` and literals through the counting filters, innermost last."""
 
-    def through(name: str, node: nodes.Expr) -> nodes.Filter:
-        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+    def through(name: str, node: nodes.Node) -> nodes.Filter:
+        return nodes.Filter(cast("nodes.Expr", node), name, [], [], None, None, lineno=node.lineno)
 
     def replaced(node: nodes.Node) -> nodes.Node:
         for field, value in node.iter_fields():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,6 +29,9 @@ __all__ = ["DEFAULT_SPECIALS", "TextTokenizer", "train_bpe"]
 
 # The first ends documents and turns: bos and eos are one token.
 DEFAULT_SPECIALS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
+_LONG = 1 << 16  # characters
+_BETWEEN_WORDS = re.compile("[A-Za-z] (?=[A-Za-z])")
+_LETTER_SPACE = re.compile(rb"[A-Za-z] ")
 _BYTE_TOKENS = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
 
 
@@ -114,21 +118,25 @@ class TextTokenizer:
         Special tokens written in `text` are plain characters unless `allow_special`. Raises
         RequestError for text that is not valid Unicode.
         """
-        backend = self._special if allow_special else self._plain
-        ids = _run(backend, text).ids
-        if not allow_special and not self._control.isdisjoint(ids):
-            return self._encode_around(text)
-        return list(ids)
+        if allow_special:
+            return list(_run(self._special, text).ids)
+        if len(text) > _LONG:
+            return self.encode_batch([text])[0]
+        ids = _run(self._plain, text).ids
+        return list(ids) if self._control.isdisjoint(ids) else self._encode_around(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns `encode` of each text, on all cores."""
+        pieces = [self._pieces(text) for text in texts]
+        flat = [piece for several in pieces for piece in several]
         with _translated(RequestError, "the text is not valid Unicode"):
-            found = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+            found = self._plain.encode_batch_fast(flat, add_special_tokens=False)
         safe = self._control.isdisjoint
-        return [
-            list(e.ids) if safe(e.ids) else self._encode_around(text)
-            for e, text in zip(found, texts, strict=True)
-        ]
+        ids = iter(
+            e.ids if safe(e.ids) else self._encode_around(piece)
+            for e, piece in zip(found, flat, strict=True)
+        )
+        return [[i for _ in several for i in next(ids)] for several in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns text; bytes that are no UTF-8 become U+FFFD, special tokens vanish.
@@ -164,6 +172,26 @@ class TextTokenizer:
         # A second instance, because the library keeps the switch as state: two threads that
         # want different answers must not flip it under each other.
         return _backend(self._data, None)
+
+    def _pieces(self, text: str) -> list[str]:
+        """Cuts a long text where no token can lie across: the library needs 200 bytes a token.
+
+        A cut is between words at a single space. Where encoding adds a space to what it is
+        given, that one stands for the space at the cut.
+        """
+        if len(text) <= _LONG or self._words_join:
+            return [text]
+        skip = 1 if self._facts.adds_space else 0
+        pieces, start = [], 0
+        while (found := _BETWEEN_WORDS.search(text, start + _LONG // 2)) is not None:
+            pieces.append(text[start : found.start() + 1])
+            start = found.start() + 1 + skip
+        return [*pieces, text[start:]]
+
+    @cached_property
+    def _words_join(self) -> bool:
+        """Whether some token holds a letter and a space after it."""
+        return any(_LETTER_SPACE.search(self.token_bytes(i)) for i in range(self.vocab_size))
 
     def _encode_around(self, text: str) -> list[int]:
         """Cuts `text` inside every special token that the model itself put together."""

@@ -1,0 +1,258 @@
+"""Documents become token files, parted into training and held-out text by document.
+
+For: writing a data folder (`train.bin`, `held_out.bin`, `tokenizer.json`, `manifest.json`).
+Not for: reading it while training (`miudo.data.packed`).
+Read next: `miudo.data.packed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from miudo.data.packed import MANIFEST_FILE, SCHEMA, TOKENIZER_FILE, DataSet, PackedTokens
+from miudo.data.sources import Document
+from miudo.errors import ConfigError, DataError
+from miudo.files import atomic_folder, sha256_file, write_json
+from miudo.records import Artefact
+from miudo.text.chat import DEFAULT_TEMPLATE, ChatTemplate, encode_chat
+from miudo.text.tokenizer import DEFAULT_SPECIALS, TextTokenizer
+
+__all__ = ["DataSet", "Origin", "PackSettings", "PackedTokens", "hold_out", "pack"]
+
+# What ends a document where no end token is named: the first of these that the tokenizer has.
+_END_TOKENS = (
+    "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>",
+)  # fmt: skip
+_BATCH_CHARS = 1 << 21
+_BATCH_DOCUMENTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PackSettings:
+    """`held_out`: the share of documents kept from training; `end_token` follows each document.
+
+    `end_token` None takes the tokenizer's own; `template` None the default chat template.
+    """
+
+    held_out: float = 0.02
+    seed: int = 0
+    end_token: str | None = None
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.held_out < 1.0:
+            raise ConfigError(f"held_out is {self.held_out}, allowed 0 up to below 1")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed is {self.seed}, allowed 0 to 2**64 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where documents come from: source files with hashes; whether a program wrote them."""
+
+    sources: tuple[Artefact, ...] = ()
+    synthetic: bool = False
+
+
+@dataclass(slots=True)
+class _Part:
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One document in the spool: where it belongs by its hash, and its size."""
+
+    rank: float
+    tokens: int
+    text_bytes: int
+
+
+def hold_out(text: str, seed: int) -> float:
+    """Returns a number in [0, 1) from the text and the seed alone; below `held_out`: held out.
+
+    Equal texts are always on one side, and adding documents moves none.
+    """
+    digest = hashlib.sha256(seed.to_bytes(8, "little") + text.encode()).digest()
+    return float(int.from_bytes(digest[:6], "little")) * 2.0**-48
+
+
+def pack(
+    documents: Iterable[Document],
+    tokenizer: TextTokenizer,
+    out: Path,
+    *,
+    held_out: float | None = None,
+    seed: int | None = None,
+    settings: PackSettings | None = None,
+    origin: Origin | None = None,
+) -> DataSet:
+    """Writes a data folder and returns it; an older data folder at `out` is replaced whole.
+
+    `held_out` and `seed` stand above those of `settings`. Raises DataError where there is no
+    document, where a share is to be held out of one document alone, or where `out` is a
+    folder of another kind.
+    """
+    origin = origin or Origin()
+    settings = settings or PackSettings()
+    if held_out is not None:
+        settings = replace(settings, held_out=held_out)
+    if seed is not None:
+        settings = replace(settings, seed=seed)
+    _check_free(out)
+    end_id = _end_id(tokenizer, settings)
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    with atomic_folder(out) as folder:
+        spool = folder / "spool.bin"
+        items = _write_spool(documents, tokenizer, spool, settings, dtype)
+        limit = _limit(items, settings)
+        splits = {}
+        for name in ("train", "held_out"):
+            wanted = [(i.rank < limit) == (name == "held_out") for i in items]
+            part = _write_part(spool, folder / f"{name}.bin", items, wanted, dtype)
+            splits[name] = asdict(part) | {
+                "file": f"{name}.bin",
+                "sha256": sha256_file(folder / f"{name}.bin"),
+            }
+        spool.unlink()
+        (folder / TOKENIZER_FILE).write_bytes(tokenizer.to_json())
+        manifest = {
+            "schema": SCHEMA,
+            "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.fingerprint,
+            "end_id": end_id,
+            "settings": asdict(settings),
+            "synthetic": origin.synthetic,
+            "sources": [asdict(s) for s in origin.sources],
+            "splits": splits,
+        }
+        write_json(folder / MANIFEST_FILE, manifest)
+    return DataSet.open(out)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not (
+        out.is_dir() and ((out / MANIFEST_FILE).is_file() or not any(out.iterdir()))
+    ):
+        raise DataError(
+            "is there already and is no data folder",
+            where=out,
+            remedy="Choose another folder with --out",
+        )
+
+
+def _end_id(tokenizer: TextTokenizer, settings: PackSettings) -> int:
+    special = tokenizer.special_ids
+    names = (settings.end_token,) if settings.end_token is not None else _END_TOKENS
+    for name in names:
+        if name in special:
+            return special[name]
+    raise DataError(
+        f"the tokenizer has no end token (looked for {', '.join(map(str, names))})",
+        remedy=f"Choose end_token among {sorted(special)[:20]}",
+    )
+
+
+def _write_spool(
+    documents: Iterable[Document],
+    tokenizer: TextTokenizer,
+    spool: Path,
+    settings: PackSettings,
+    dtype: np.dtype[np.unsignedinteger],
+) -> list[_Item]:
+    """Encodes every document once; which part it goes to may need all of them to be known."""
+    items = []
+    end_id = _end_id(tokenizer, settings)
+    template = _template(tokenizer, settings)
+    with spool.open("xb") as file:
+        for batch in _batches(documents):
+            for document, ids in zip(batch, _encode(batch, tokenizer, template), strict=True):
+                # A chat template ends a turn with the same token: one is enough.
+                if not ids or ids[-1] != end_id:
+                    ids.append(end_id)
+                file.write(np.asarray(ids, dtype=dtype).tobytes())
+                rank = hold_out(document.text, settings.seed)
+                items.append(_Item(rank, len(ids), len(document.text.encode())))
+    if not items:
+        raise DataError("there is no document", remedy="Name files that hold text")
+    return items
+
+
+def _encode(
+    batch: Sequence[Document], tokenizer: TextTokenizer, template: ChatTemplate | None
+) -> Iterator[list[int]]:
+    plain = iter(tokenizer.encode_batch([d.text for d in batch if not d.messages]))
+    for document in batch:
+        if not document.messages:
+            yield next(plain)
+        elif template is not None:
+            yield encode_chat(tokenizer, template, document.messages, add_generation_prompt=False)
+        else:
+            raise DataError(
+                "is a chat, and the tokenizer has not the default template's tokens",
+                where=f"{document.source}, document {document.index}",
+                remedy="Name a chat template",
+            )
+
+
+def _template(tokenizer: TextTokenizer, settings: PackSettings) -> ChatTemplate | None:
+    if settings.template is not None:
+        return ChatTemplate(settings.template)
+    has_tokens = set(DEFAULT_SPECIALS[:4]) <= set(tokenizer.special_ids)
+    return ChatTemplate(DEFAULT_TEMPLATE) if has_tokens else None
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    rest = iter(documents)
+    while batch := list(islice(rest, 1)):
+        size = len(batch[0].text)
+        while size < _BATCH_CHARS and len(batch) < _BATCH_DOCUMENTS:
+            document = next(rest, None)
+            if document is None:
+                break
+            batch.append(document)
+            size += len(document.text)
+        yield batch
+
+
+def _limit(items: Sequence[_Item], settings: PackSettings) -> float:
+    """Returns the rank below which documents are held out, so that neither part is empty."""
+    ranks = sorted({i.rank for i in items})
+    if settings.held_out == 0.0:
+        return 0.0
+    if len(ranks) < 2:
+        raise DataError(
+            f"{settings.held_out:.1%} of documents are to be held out, but there is only one",
+            remedy="Part the text into documents (--split), or set held_out to 0",
+        )
+    if ranks[0] >= settings.held_out:
+        return ranks[1]
+    return min(settings.held_out, ranks[-1])
+
+
+def _write_part(
+    spool: Path,
+    path: Path,
+    items: Sequence[_Item],
+    wanted: Sequence[bool],
+    dtype: np.dtype[np.unsignedinteger],
+) -> _Part:
+    part = _Part()
+    with spool.open("rb") as source, path.open("xb") as target:
+        for item, take in zip(items, wanted, strict=True):
+            raw = source.read(item.tokens * dtype.itemsize)
+            if take:
+                target.write(raw)
+                part.documents += 1
+                part.tokens += item.tokens
+                part.text_bytes += item.text_bytes
+    return part

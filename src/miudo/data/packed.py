@@ -1,0 +1,236 @@
+"""Token files in memory-mapped form, and training batches as a pure function of seed and step.
+
+For: reading what `miudo.data.pack` wrote, checked against its manifest first.
+Not for: writing it, or text.
+Read next: `miudo.train.loop`, which takes its batches here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from miudo.errors import ConfigError, DataError
+from miudo.files import open_regular, resolve_under, sha256_file
+from miudo.limits import LIMITS
+from miudo.philox import permutation, uniform
+from miudo.text.tokenizer import TextTokenizer
+
+__all__ = ["MANIFEST_FILE", "SCHEMA", "TOKENIZER_FILE", "DataSet", "PackedTokens"]
+
+SCHEMA = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DTYPES = {"uint16": "<u2", "uint32": "<u4"}
+_SHIFT_POSITION = 1 << 62  # far from the counters that `permutation` uses up
+_SCAN = 1 << 22
+
+IdArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A data folder: its manifest and its parts. Numbers count tokens, documents, text bytes."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Returns the data in `folder`. Raises MissingError or DataError naming the field."""
+        return cls(folder, _read_manifest(folder))
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id that may occur."""
+        return int(self.manifest["vocab_size"])
+
+    @property
+    def end_id(self) -> int:
+        """The id that follows every document."""
+        return int(self.manifest["end_id"])
+
+    def tokens(self, split: str = "train") -> int:
+        """Returns how many tokens a part has, ends of documents among them."""
+        return int(self.manifest["splits"][split]["tokens"])
+
+    def documents(self, split: str = "train") -> int:
+        """Returns how many documents a part has."""
+        return int(self.manifest["splits"][split]["documents"])
+
+    def tokenizer(self) -> TextTokenizer:
+        """Returns the tokenizer of the data. Raises DataError if it is another's."""
+        path = self.folder / TOKENIZER_FILE
+        with open_regular(path, DataError) as file:
+            tokenizer = TextTokenizer.from_json(file.read(LIMITS.json_bytes + 1), where=path)
+        if tokenizer.fingerprint != self.manifest["tokenizer"]:
+            raise DataError(
+                "is not the tokenizer that the data was made with",
+                where=path,
+                remedy="Prepare the data again",
+            )
+        return tokenizer
+
+    def open_split(self, split: str = "train", *, verify: bool = True) -> PackedTokens:
+        """Returns a part's tokens; see `PackedTokens.open`."""
+        return PackedTokens.open(self.folder, split, verify=verify)
+
+
+class PackedTokens:
+    """One part of a data folder as a memory-mapped row of ids. Build it with `open`."""
+
+    def __init__(self, ids: npt.NDArray[np.unsignedinteger], *, sha256: str, where: str) -> None:
+        self.sha256 = sha256
+        self._ids = ids
+        self._where = where
+        self._orders: OrderedDict[tuple[int, int, int], npt.NDArray[np.int64]] = OrderedDict()
+
+    @classmethod
+    def open(cls, folder: Path, split: str = "train", *, verify: bool = True) -> Self:
+        """Returns the tokens of `split` ("train" or "held_out").
+
+        The size is always checked; `verify` checks SHA-256 and that every id is below the
+        vocabulary's size. Raises DataError naming the file.
+        """
+        manifest = _read_manifest(folder)
+        if split not in manifest["splits"]:
+            raise DataError(f"has no part {split!r}", where=folder, remedy="Name train or held_out")
+        part = manifest["splits"][split]
+        path = resolve_under(folder, part["file"])
+        dtype = np.dtype(_DTYPES[manifest["dtype"]])
+        with open_regular(path, DataError) as file:
+            size = file.seek(0, 2)
+            if size != part["tokens"] * dtype.itemsize:
+                raise DataError(
+                    f"has {size} bytes, {part['tokens'] * dtype.itemsize} were written",
+                    where=path,
+                    remedy="Prepare the data again",
+                )
+            ids = np.memmap(file, dtype=dtype, mode="r") if size else np.zeros(0, dtype=dtype)
+        if verify:
+            _verify(path, part["sha256"], ids, manifest["vocab_size"])
+        return cls(ids, sha256=part["sha256"], where=str(path))
+
+    @property
+    def n_tokens(self) -> int:
+        """How many ids there are."""
+        return len(self._ids)
+
+    def n_blocks(self, length: int) -> int:
+        """Returns how many blocks of `length` an epoch has; each has one id more as target."""
+        if length < 1:
+            raise ConfigError(f"the block length is {length}", remedy="Give at least 1")
+        return max(0, (self.n_tokens - 1) // length)
+
+    def block(self, index: int, length: int) -> IdArray:
+        """Returns block `index` as int32 [length + 1]: the last id is only a target."""
+        n = self.n_blocks(length)
+        if not 0 <= index < n:
+            raise DataError(f"has {n} blocks of {length}, not number {index}", where=self._where)
+        return self._window(index * length, length)
+
+    def batch(self, seed: int, step: int, batch_size: int, length: int) -> IdArray:
+        """Returns int32 [batch_size, length + 1]: a pure function of its arguments.
+
+        Blocks come in a new order each epoch, with starts shifted by a number drawn for the
+        epoch; the data is taken as a ring, so that an epoch shows every token once, but for
+        fewer than `length` + 1. Raises DataError where a batch needs more than there is.
+        """
+        n = self.n_blocks(length)
+        if batch_size < 1 or step < 0:
+            raise ConfigError(f"batch_size is {batch_size} and step {step}")
+        if n < batch_size:
+            raise DataError(
+                f"has {self.n_tokens} tokens; a batch of {batch_size} x {length} needs "
+                f"{batch_size * length + 1}",
+                where=self._where,
+                remedy="Give more text, a smaller batch or shorter blocks",
+            )
+        rows = np.empty((batch_size, length + 1), dtype=np.int32)
+        for row, place in enumerate(range(step * batch_size, (step + 1) * batch_size)):
+            epoch, index = divmod(place, n)
+            start = int(self._order(seed, epoch, n)[index]) * length
+            shift = int(uniform(seed, epoch, _SHIFT_POSITION) * self.n_tokens)
+            rows[row] = self._window((start + shift) % self.n_tokens, length)
+        return rows
+
+    def _order(self, seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
+        key = (seed, epoch, n)
+        if key not in self._orders:
+            self._orders[key] = permutation(seed, epoch, n)
+            if len(self._orders) > 2:  # a batch may lie across two epochs
+                self._orders.popitem(last=False)
+        return self._orders[key]
+
+    def _window(self, start: int, length: int) -> IdArray:
+        ids = self._ids[start : start + length + 1]
+        if len(ids) <= length:
+            ids = np.concatenate([ids, self._ids[: length + 1 - len(ids)]])
+        return ids.astype(np.int32)
+
+
+def _verify(path: Path, sha256: str, ids: npt.NDArray[np.unsignedinteger], vocab_size: int) -> None:
+    if sha256_file(path) != sha256:
+        raise DataError(
+            "has changed since it was written (SHA-256 differs)",
+            where=path,
+            remedy="Prepare the data again",
+        )
+    for start in range(0, len(ids), _SCAN):
+        highest = int(ids[start : start + _SCAN].max())
+        if highest >= vocab_size:
+            raise DataError(f"holds the id {highest}, the vocabulary has {vocab_size}", where=path)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_FILE
+    with open_regular(path, DataError) as file:
+        data = file.read(LIMITS.json_bytes)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON ({error})", where=path) from error
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise DataError(
+            f"is no data manifest of schema {SCHEMA}", where=path, remedy="Prepare the data again"
+        )
+    _check_manifest(values, path)
+    return values
+
+
+def _check_manifest(values: Mapping[str, Any], path: Path) -> None:
+    def need(holds: bool, field: str, value: object) -> None:
+        if not holds:
+            raise DataError(f"{field} is {value!r:.60}", where=path, remedy="Prepare it again")
+
+    def count(field: str, value: object, low: int, high: int) -> None:
+        need(type(value) is int and low <= value <= high, field, value)
+
+    need(values.get("dtype") in _DTYPES, "dtype", values.get("dtype"))
+    count("vocab_size", values.get("vocab_size"), 1, LIMITS.vocab_size)
+    count("end_id", values.get("end_id"), 0, values["vocab_size"] - 1)
+    need(isinstance(values.get("tokenizer"), str), "tokenizer", values.get("tokenizer"))
+    splits = values.get("splits")
+    if not isinstance(splits, dict) or not {"train", "held_out"} <= set(splits):
+        raise DataError("splits has no train or no held_out", where=path)
+    for name, part in splits.items():
+        if not isinstance(part, dict):
+            raise DataError(f"splits.{name} is no object", where=path)
+        for field in ("tokens", "documents", "text_bytes"):
+            count(f"splits.{name}.{field}", part.get(field), 0, 1 << 48)
+        need(isinstance(part.get("file"), str), f"splits.{name}.file", part.get("file"))
+        digest = part.get("sha256")
+        need(
+            isinstance(digest, str) and _SHA256.fullmatch(digest) is not None,
+            f"splits.{name}.sha256",
+            digest,
+        )

@@ -1,0 +1,160 @@
+"""From files of text to a data folder: read, clean, drop duplicates, train a tokenizer, pack.
+
+For: `miudo data` and the demo; each step is also a function of its own.
+Not for: choosing what to train on.
+Read next: `miudo.data.sources`, then the steps in the order they are called here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from miudo.data.clean import CleanReport, clean_documents
+from miudo.data.dedupe import DedupeReport, DedupeSettings, drop_duplicates
+from miudo.data.lines import STDIN
+from miudo.data.pack import DataSet, Origin, PackSettings, hold_out, pack
+from miudo.data.packed import MANIFEST_FILE, TOKENIZER_FILE
+from miudo.data.sources import RECORD_SUFFIX, Document, ReadSettings, find_files, read_documents
+from miudo.errors import MissingError
+from miudo.files import open_regular, sha256_file
+from miudo.limits import LIMITS
+from miudo.records import Artefact, Measurement, Record
+from miudo.text.tokenizer import TextTokenizer, train_bpe
+
+__all__ = ["PrepareSettings", "prepare"]
+
+_KEPT_IN_RECORD = 20  # dropped documents named in the record; the counts are whole
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareSettings:
+    """The settings of every step. `vocab_size` counts where a tokenizer is trained."""
+
+    vocab_size: int = 8192
+    read: ReadSettings = field(default_factory=ReadSettings)
+    dedupe: DedupeSettings | None = field(default_factory=DedupeSettings)
+    pack: PackSettings = field(default_factory=PackSettings)
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    out: Path,
+    *,
+    tokenizer: TextTokenizer | None = None,
+    settings: PrepareSettings | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> DataSet:
+    """Writes a data folder with its record and returns it.
+
+    Without `tokenizer`, a byte-level BPE of `settings.vocab_size` is trained on the documents
+    that are not held out. The text of all documents is held in memory. Raises MissingError and
+    DataError as its steps do; nothing is written then.
+    """
+    settings = settings or PrepareSettings()
+    started = time.monotonic()
+    files = find_files(inputs)
+    cleaned, doubles = CleanReport(), DedupeReport()
+    kept = clean_documents(read_documents(list(files), settings.read), cleaned)
+    if settings.dedupe is not None:
+        kept = drop_duplicates(kept, doubles, settings.dedupe)
+    documents = list(kept)
+    progress(
+        f"{cleaned.documents} documents read, {len(doubles.exact)} exact and "
+        f"{len(doubles.near)} near duplicates dropped"
+    )
+    if tokenizer is None:
+        tokenizer = _trained(documents, settings)
+        progress(f"tokenizer of {tokenizer.vocab_size} tokens trained")
+    sources = [_artefact(path, documents) for path in files]
+    parents = tuple(r for path in files if (r := _record_of(path)) is not None)
+    synthetic = bool(parents) and all(r.settings.get("synthetic") is True for r in parents)
+    data = pack(
+        documents,
+        tokenizer,
+        out,
+        settings=settings.pack,
+        origin=Origin(tuple(sources), synthetic and len(parents) == len(files)),
+    )
+    progress(f"{data.tokens('train')} tokens to train on, {data.tokens('held_out')} held out")
+    counts = _counts(cleaned, doubles, data, time.monotonic() - started)
+    _record(data, settings, parents, counts, _notes(doubles, data)).write(out)
+    return data
+
+
+def _trained(documents: Sequence[Document], settings: PrepareSettings) -> TextTokenizer:
+    """Held-out text must not shape the vocabulary that measures it."""
+    seed, share = settings.pack.seed, settings.pack.held_out
+    seen = [d for d in documents if hold_out(d.text, seed) >= share] or documents
+    texts = (part for d in seen for part in ([m.content for m in d.messages] or [d.text]))
+    return train_bpe(texts, vocab_size=settings.vocab_size)
+
+
+def _artefact(path: Path, documents: Sequence[Document]) -> Artefact:
+    if path != STDIN:
+        return Artefact("source", str(path), sha256_file(path))
+    digest = hashlib.sha256()  # of the cleaned text: the stream itself is gone
+    for document in documents:
+        if document.source == str(STDIN):
+            digest.update(document.text.encode() + b"\0")
+    return Artefact("source", "stdin", digest.hexdigest())
+
+
+def _record_of(path: Path) -> Record | None:
+    """Returns the record beside a source file, if there is one."""
+    beside = path.with_name(path.name + RECORD_SUFFIX)
+    try:
+        with open_regular(beside) as file:
+            values = json.loads(file.read(LIMITS.json_bytes))
+    except MissingError:
+        return None
+    return Record.from_json(values, where=beside)
+
+
+def _counts(
+    cleaned: CleanReport, doubles: DedupeReport, data: DataSet, seconds: float
+) -> list[Measurement]:
+    counted: dict[str, float] = {f"clean.{k}": v for k, v in asdict(cleaned).items()}
+    counted |= {"duplicates.exact": len(doubles.exact), "duplicates.near": len(doubles.near)}
+    for split in ("train", "held_out"):
+        part: dict[str, Any] = data.manifest["splits"][split]
+        counted |= {f"{split}.{k}": part[k] for k in ("documents", "tokens", "text_bytes")}
+    found = [Measurement(name, value, "1", "counted") for name, value in counted.items()]
+    return [*found, Measurement("time", seconds, "s", "monotonic clock")]
+
+
+def _notes(doubles: DedupeReport, data: DataSet) -> list[str]:
+    notes = [
+        f"dropped {d.source} document {d.index}: {d.similarity:.2f} like "
+        f"{d.kept_source} document {d.kept_index}"
+        for d in [*doubles.exact, *doubles.near][:_KEPT_IN_RECORD]
+    ]
+    if data.manifest["synthetic"]:
+        notes.insert(0, "synthetic text: written by a program, not by people")
+    return notes
+
+
+def _record(
+    data: DataSet,
+    settings: PrepareSettings,
+    parents: tuple[Record, ...],
+    measurements: Sequence[Measurement],
+    notes: Sequence[str],
+) -> Record:
+    files = ("train.bin", "held_out.bin", TOKENIZER_FILE, MANIFEST_FILE)
+    return Record(
+        verb="prepare",
+        name=data.folder.name,
+        settings=asdict(settings) | {"synthetic": data.manifest["synthetic"]},
+        seed=settings.pack.seed,
+        inputs=tuple(Artefact(**source) for source in data.manifest["sources"]),
+        outputs={name: sha256_file(data.folder / name) for name in files},
+        measurements=tuple(measurements),
+        parents=parents,
+        notes=tuple(notes),
+    )
