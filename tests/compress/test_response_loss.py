@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from miudo.compress.distill.response import ResponseSettings, response_loss
+from miudo.compress.distill.response import ResponseLoss, ResponseSettings, chunk_gradient
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError
@@ -65,7 +65,7 @@ def test_value_parts_and_gradient(
     ids: Tensor, chunk_tokens: int, temperature: float, alpha: float
 ) -> None:
     teacher, student, twin = decoder(32, 1), decoder(16, 2), decoder(16, 2)
-    loss = response_loss(
+    loss = ResponseLoss(
         teacher, ResponseSettings(temperature, alpha), chunk_logits=chunk_tokens * VOCAB
     )
     total, parts = loss(student, ids)
@@ -79,41 +79,42 @@ def test_value_parts_and_gradient(
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_gradient_of_the_logits_is_the_closed_form(ids: Tensor) -> None:
-    """d(T^2 KL)/dz = T (softmax(z/T) - teacher's) / tokens: the T^2 and the token mean."""
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_gradient_of_the_logits_is_the_closed_form(alpha: float) -> None:
+    """d(T^2 KL)/dz = T (softmax(z/T) - teacher's): the T^2, and no mean hidden in the chunk."""
     temperature = 3.0
+    generator = torch.Generator().manual_seed(1)
+    z, t = (4.0 * torch.randn(5, VOCAB, generator=generator) for _ in range(2))
+    targets = torch.tensor([0, 3, VOCAB - 1, 7, 3])
+    _, slope = chunk_gradient(z, t, targets, temperature, alpha)
+    kl = temperature * ((z / temperature).softmax(-1) - (t / temperature).softmax(-1))
+    cross_entropy = z.softmax(-1) - F.one_hot(targets, VOCAB)
+    torch.testing.assert_close(
+        slope, alpha * kl + (1 - alpha) * cross_entropy, rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inside torch.compile
+def test_compiled_is_the_same(ids: Tensor) -> None:
     teacher, student = decoder(32, 1), decoder(16, 2)
-    seen: list[Tensor] = []
-    inner = student.logits
-
-    def kept(hidden: Tensor) -> Tensor:
-        out = inner(hidden)
-        out.retain_grad()
-        seen.append(out)
-        return out
-
-    student.logits = kept  # type: ignore[method-assign]
-    total, _ = response_loss(teacher, ResponseSettings(temperature, 1.0))(student, ids)
-    total.backward()
-    inputs = ids[:, :-1]
-    wanted = (teacher.logits(teacher(inputs)) / temperature).softmax(-1).flatten(0, 1)
-    given = (inner(student(inputs)) / temperature).softmax(-1).flatten(0, 1)
-    expected = temperature * (given - wanted) / (BATCH * LENGTH)
-    # The forward pass's logits and those recomputed for the backward pass: the latter count.
-    gradient = next(z.grad for z in seen if z.grad is not None)
-    torch.testing.assert_close(gradient, expected.detach(), rtol=1e-4, atol=1e-7)
+    loss = ResponseLoss(teacher, ResponseSettings(), chunk_logits=7 * VOCAB)
+    plain, parts = loss(student, ids)
+    fast, fast_parts = loss.compiled()(student, ids)
+    assert fast.item() == pytest.approx(plain.item(), rel=SUM_ORDER)
+    assert fast_parts == pytest.approx(parts, rel=SUM_ORDER)
 
 
 def test_a_student_equal_to_its_teacher_has_no_kl(ids: Tensor) -> None:
     teacher, student = decoder(32, 1), decoder(32, 1)
-    _, parts = response_loss(teacher, ResponseSettings())(student, ids)
+    _, parts = ResponseLoss(teacher, ResponseSettings())(student, ids)
     assert parts["kl"] == pytest.approx(0.0, abs=SUM_ORDER)
 
 
 def test_no_gradient_reaches_the_teacher_and_it_is_untouched(ids: Tensor) -> None:
     teacher, student = decoder(32, 1), decoder(16, 2)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    total, _ = response_loss(teacher, ResponseSettings())(student, ids)
+    total, _ = ResponseLoss(teacher, ResponseSettings())(student, ids)
     total.backward()
     assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -121,15 +122,15 @@ def test_no_gradient_reaches_the_teacher_and_it_is_untouched(ids: Tensor) -> Non
 
 def test_teacher_may_be_bfloat16(ids: Tensor) -> None:
     student = decoder(16, 2)
-    exact, _ = response_loss(decoder(32, 1), ResponseSettings())(student, ids)
-    rounded, _ = response_loss(decoder(32, 1).bfloat16(), ResponseSettings())(student, ids)
+    exact, _ = ResponseLoss(decoder(32, 1), ResponseSettings())(student, ids)
+    rounded, _ = ResponseLoss(decoder(32, 1).bfloat16(), ResponseSettings())(student, ids)
     assert rounded.dtype is torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.05)  # 8 bits of mantissa
     assert rounded.item() != exact.item()
 
 
 def test_different_vocabularies_are_refused_by_name(ids: Tensor) -> None:
-    loss = response_loss(decoder(32, 1, vocab=64), ResponseSettings())
+    loss = ResponseLoss(decoder(32, 1, vocab=64), ResponseSettings())
     with pytest.raises(ConfigError, match=r"64 tokens.*37"):
         loss(decoder(16, 2), ids)
 
@@ -139,7 +140,7 @@ def test_teacher_with_nan_is_refused_by_tensor() -> None:
     with torch.no_grad():
         teacher.layers[1].mlp.up.weight[0, 0] = math.nan
     with pytest.raises(CheckFailedError, match=r"layers\.1\.mlp\.up\.weight.*1 of"):
-        response_loss(teacher, ResponseSettings())
+        ResponseLoss(teacher, ResponseSettings())
 
 
 @pytest.mark.parametrize("values", [{"temperature": 0.0}, {"alpha": 1.5}, {"alpha": math.nan}])
@@ -148,20 +149,22 @@ def test_settings_out_of_range_are_refused(values: dict[str, float]) -> None:
         ResponseSettings(**values)
 
 
-def test_less_memory_alive_than_whole_logits() -> None:
-    """Saved for the backward pass: nothing of size tokens x vocabulary."""
-    sizes: list[int] = []
-    ids = torch.zeros(2, 9, dtype=torch.int64)
-    loss = response_loss(decoder(32, 1), ResponseSettings(), chunk_logits=4 * VOCAB)
-    student = decoder(16, 2)
+def test_whole_logits_never_live(ids: Tensor) -> None:
+    """Nothing of size tokens x vocabulary is computed, let alone saved for later."""
+    heights: list[int] = []
+    saved: list[int] = []
+
+    def chunk(*given: Tensor | float) -> tuple[Tensor, Tensor]:
+        heights.append(len(given[0]))
+        return chunk_gradient(*given)
+
+    loss = ResponseLoss(decoder(32, 1), ResponseSettings(), chunk_logits=4 * VOCAB, chunk=chunk)
 
     def note(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
+        saved.append(tensor.numel())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        loss(student, ids)
-    assert sizes
-    # Matrices of the student are saved by reference; activations of 16 tokens are not of V.
-    assert 16 * VOCAB not in sizes
-    assert 4 * VOCAB not in sizes
+        loss(decoder(16, 2), ids)
+    assert heights == [4, 4, 4, 4, 4, 1]
+    assert BATCH * LENGTH * VOCAB not in saved

@@ -3,9 +3,9 @@
 For: forward KL with a temperature plus cross-entropy (Hinton et al. 2015), as a loss for
 `miudo.train.loop.fit`.
 Not for: hidden states, relations between tokens, or a teacher with another vocabulary.
-Read next: `miudo.train.loop`, then `miudo.compress.verbs`.
+Read next: `miudo.train.loss`, whose chunks carry this loss, then `miudo.compress.verbs`.
 
-Shapes: B batch, T positions, N = B T, D d_model (of student or teacher), V vocab_size.
+Shapes: B batch, T positions, N = B T, n positions of a chunk, D d_model, V vocab_size.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
-from torch.utils.checkpoint import checkpoint
 
 from miudo.compress.method import check_finite, in_range
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
+from miudo.train.loss import mean_loss
 
-__all__ = ["ResponseSettings", "check_same_vocabulary", "response_loss"]
+__all__ = ["ResponseLoss", "ResponseSettings", "check_same_vocabulary", "chunk_gradient"]
 
-_CHUNK_LOGITS = 1 << 21
-"""Logits alive at a time, of each model: 8 MB of float32."""
+_CHUNK_LOGITS = 1 << 20
+_CHUNK_ROWS = 256
+"""A chunk fits a core's cache (4 MB of float32), and has rows enough for a fast product."""
+
+ChunkFunction = Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,44 +47,64 @@ class ResponseSettings:
         in_range("alpha", self.alpha, 0.0, 1.0)
 
 
-def response_loss(
-    teacher: Decoder, settings: ResponseSettings, *, chunk_logits: int = _CHUNK_LOGITS
-) -> Callable[[Decoder, Tensor], tuple[Tensor, dict[str, float]]]:
-    """Returns a loss of (student, ids [B, T + 1]) for `fit`, with the teacher inside.
+class ResponseLoss:
+    """A `Loss` with the teacher inside: (student, ids [B, T + 1]) -> total and its parts.
 
-    It gives the total and its parts `kl` (with its T^2) and `cross_entropy`, in nats a token.
-    The teacher may be of any float type; no gradient reaches it. The loss raises ConfigError
-    if the vocabularies differ, and CheckFailedError now if the teacher holds NaN.
+    The parts are `kl`, its T^2 included, and `cross_entropy`, in nats a token. The teacher may
+    be of any float type and is not changed; no gradient reaches it. Raises CheckFailedError if
+    the teacher holds NaN; calling it raises ConfigError if the vocabularies differ.
     """
-    check_finite(teacher)
 
-    def loss(student: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        check_same_vocabulary(teacher.config, student.config)
+    def __init__(
+        self,
+        teacher: Decoder,
+        settings: ResponseSettings,
+        *,
+        chunk_logits: int | None = None,
+        chunk: ChunkFunction | None = None,
+    ) -> None:
+        check_finite(teacher)
+        vocab = teacher.config.vocab_size
+        self._teacher, self._settings = teacher, settings
+        self._chunk_logits = chunk_logits or max(_CHUNK_LOGITS, _CHUNK_ROWS * vocab)
+        self._chunk = chunk or chunk_gradient
+
+    def compiled(self) -> ResponseLoss:
+        """Returns the same loss with its inner pass compiled."""
+        return ResponseLoss(
+            self._teacher,
+            self._settings,
+            chunk_logits=self._chunk_logits,
+            chunk=torch.compile(chunk_gradient, dynamic=False),
+        )
+
+    def __call__(self, student: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Returns the loss over ids [B, T + 1], and its parts."""
+        check_same_vocabulary(self._teacher.config, student.config)
         inputs, targets = ids[:, :-1], ids[:, 1:].reshape(-1).long()  # B T, N
         with torch.no_grad():
-            taught = teacher(inputs).flatten(0, 1)  # N D
+            taught = self._teacher(inputs).flatten(0, 1)  # N D
         learnt = student(inputs).flatten(0, 1)  # N D
-        step = max(1, chunk_logits // student.config.vocab_size)
-        sums = torch.zeros(2)
-        for at in range(0, len(targets), step):
-            piece = slice(at, at + step)
-            # Recomputed in the backward pass: [N, V] never lives whole.
-            sums = sums + checkpoint(
-                _chunk,
-                student,
-                teacher,
-                learnt[piece],
-                taught[piece],
-                targets[piece],
-                settings.temperature,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        kl, cross_entropy = sums / len(targets)
-        total = settings.alpha * kl + (1.0 - settings.alpha) * cross_entropy
-        return total, {"kl": kl.item(), "cross_entropy": cross_entropy.item()}
+        sums = torch.zeros(2, device=ids.device)
+        kind = ids.device.type
+        wide = torch.is_autocast_enabled(kind)
 
-    return loss
+        def gradient(logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            # The chunks of `mean_loss` run outside autocast: the teacher's head goes back in.
+            with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=wide):
+                wanted = self._teacher.logits(taught[rows])  # n V
+            settings = self._settings
+            parts, slope = self._chunk(
+                logits, wanted, targets[rows], settings.temperature, settings.alpha
+            )
+            sums.add_(parts)
+            return settings.alpha * parts[0] + (1.0 - settings.alpha) * parts[1], slope
+
+        weight = student.embed.weight if student.head is None else student.head.weight  # V D
+        rows = torch.arange(len(targets), device=ids.device)
+        total = mean_loss(learnt, weight, rows, gradient=gradient, chunk_logits=self._chunk_logits)
+        kl, cross_entropy = (sums / len(targets)).tolist()
+        return total, {"kl": kl, "cross_entropy": cross_entropy}
 
 
 def check_same_vocabulary(teacher: ModelConfig, student: ModelConfig) -> None:
@@ -95,18 +117,22 @@ def check_same_vocabulary(teacher: ModelConfig, student: ModelConfig) -> None:
         )
 
 
-def _chunk(
-    student: Decoder,
-    teacher: Decoder,
-    learnt: Tensor,
-    taught: Tensor,
-    targets: Tensor,
-    temperature: float,
-) -> Tensor:
-    """Returns [T^2 KL, cross-entropy], each summed over the chunk's tokens."""
-    with torch.no_grad():
-        wanted = (teacher.logits(taught).float() / temperature).log_softmax(-1)  # n V
-    logits = student.logits(learnt).float()  # n V
-    given = (logits / temperature).log_softmax(-1)  # n V
-    kl = (wanted.exp() * (wanted - given)).sum() * temperature**2
-    return torch.stack((kl, F.cross_entropy(logits, targets, reduction="sum")))
+def chunk_gradient(
+    logits: Tensor, wanted: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the sums over n tokens [T^2 KL, cross-entropy], and d(their blend)/d(logits).
+
+    `logits` are the student's, `wanted` the teacher's, both [n, V]. The gradient of T^2 KL is
+    T (student_T - teacher_T). Plain tensor operations, so that torch.compile makes one pass.
+    """
+    x = logits.float()  # n V
+    plain = x.log_softmax(-1)  # n V
+    given = (x / temperature).log_softmax(-1)  # n V
+    asked = (wanted.float() / temperature).log_softmax(-1)  # n V
+    weight = asked.exp()  # n V
+    kl = temperature**2 * (weight * (asked - given)).sum()
+    cross_entropy = -plain.gather(1, targets[:, None]).sum()
+    hit = torch.arange(x.shape[1], device=x.device)[None, :] == targets[:, None]  # n V
+    slope = (alpha * temperature) * (given.exp() - weight)
+    slope = slope + (1.0 - alpha) * (plain.exp() - hit.float())
+    return torch.stack((kl, cross_entropy)), slope.to(logits.dtype)
