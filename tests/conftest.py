@@ -13,7 +13,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _own_user_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+def _own_user_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No test reads or writes the user's own files."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
@@ -24,7 +26,7 @@ def _own_user_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
 

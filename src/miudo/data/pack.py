@@ -8,22 +8,23 @@ Read next: `miudo.data.packed`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
-from miudo.data.packed import MANIFEST_FILE, SCHEMA, TOKENIZER_FILE, DataSet, PackedTokens
+from miudo.data.packed import MANIFEST_FILE, SCHEMA, TOKENIZER_FILE, DataSet
 from miudo.data.sources import Document
 from miudo.errors import ConfigError, DataError
-from miudo.files import atomic_folder, sha256_file, write_json
+from miudo.files import atomic_folder, atomic_write, sha256_file, write_json
 from miudo.records import Artefact
 from miudo.text.chat import DEFAULT_TEMPLATE, ChatTemplate, encode_chat
 from miudo.text.tokenizer import DEFAULT_SPECIALS, TextTokenizer
 
-__all__ = ["DataSet", "Origin", "PackSettings", "PackedTokens", "hold_out", "pack"]
+__all__ = ["Origin", "PackSettings", "hold_out", "pack"]
 
 # What ends a document where no end token is named: the first of these that the tokenizer has.
 _END_TOKENS = (
@@ -58,13 +59,6 @@ class Origin:
 
     sources: tuple[Artefact, ...] = ()
     synthetic: bool = False
-
-
-@dataclass(slots=True)
-class _Part:
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +106,22 @@ def pack(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with atomic_folder(out) as folder:
         spool = folder / "spool.bin"
-        items = _write_spool(documents, tokenizer, spool, settings, dtype)
+        items: list[_Item] = []
+        encoded = _encoded(documents, tokenizer, settings, items)
+        atomic_write(
+            spool, lambda f: f.writelines(np.asarray(ids, dtype).tobytes() for ids in encoded)
+        )
+        if not items:
+            raise DataError("there is no document", remedy="Name files that hold text")
         limit = _limit(items, settings)
         splits = {}
         for name in ("train", "held_out"):
             wanted = [(i.rank < limit) == (name == "held_out") for i in items]
-            part = _write_part(spool, folder / f"{name}.bin", items, wanted, dtype)
-            splits[name] = asdict(part) | {
-                "file": f"{name}.bin",
-                "sha256": sha256_file(folder / f"{name}.bin"),
-            }
+            path = folder / f"{name}.bin"
+            atomic_write(path, _copier(spool, items, wanted, dtype.itemsize))
+            splits[name] = _part(path, items, wanted)
         spool.unlink()
-        (folder / TOKENIZER_FILE).write_bytes(tokenizer.to_json())
+        atomic_write(folder / TOKENIZER_FILE, lambda f: f.write(tokenizer.to_json()))
         manifest = {
             "schema": SCHEMA,
             "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
@@ -162,29 +160,26 @@ def _end_id(tokenizer: TextTokenizer, settings: PackSettings) -> int:
     )
 
 
-def _write_spool(
+def _encoded(
     documents: Iterable[Document],
     tokenizer: TextTokenizer,
-    spool: Path,
     settings: PackSettings,
-    dtype: np.dtype[np.unsignedinteger],
-) -> list[_Item]:
-    """Encodes every document once; which part it goes to may need all of them to be known."""
-    items = []
+    items: list[_Item],
+) -> Iterator[list[int]]:
+    """Yields every document's ids, noting it in `items`.
+
+    Each is encoded once and spooled, because which part it goes to may need all to be known.
+    """
     end_id = _end_id(tokenizer, settings)
     template = _template(tokenizer, settings)
-    with spool.open("xb") as file:
-        for batch in _batches(documents):
-            for document, ids in zip(batch, _encode(batch, tokenizer, template), strict=True):
-                # A chat template ends a turn with the same token: one is enough.
-                if not ids or ids[-1] != end_id:
-                    ids.append(end_id)
-                file.write(np.asarray(ids, dtype=dtype).tobytes())
-                rank = hold_out(document.text, settings.seed)
-                items.append(_Item(rank, len(ids), len(document.text.encode())))
-    if not items:
-        raise DataError("there is no document", remedy="Name files that hold text")
-    return items
+    for batch in _batches(documents):
+        for document, ids in zip(batch, _encode(batch, tokenizer, template), strict=True):
+            # A chat template ends a turn with the same token: one is enough.
+            if not ids or ids[-1] != end_id:
+                ids.append(end_id)
+            rank = hold_out(document.text, settings.seed)
+            items.append(_Item(rank, len(ids), len(document.text.encode())))
+            yield ids
 
 
 def _encode(
@@ -239,20 +234,25 @@ def _limit(items: Sequence[_Item], settings: PackSettings) -> float:
     return min(settings.held_out, ranks[-1])
 
 
-def _write_part(
-    spool: Path,
-    path: Path,
-    items: Sequence[_Item],
-    wanted: Sequence[bool],
-    dtype: np.dtype[np.unsignedinteger],
-) -> _Part:
-    part = _Part()
-    with spool.open("rb") as source, path.open("xb") as target:
-        for item, take in zip(items, wanted, strict=True):
-            raw = source.read(item.tokens * dtype.itemsize)
-            if take:
-                target.write(raw)
-                part.documents += 1
-                part.tokens += item.tokens
-                part.text_bytes += item.text_bytes
-    return part
+def _copier(
+    spool: Path, items: Sequence[_Item], wanted: Sequence[bool], id_bytes: int
+) -> Callable[[IO[bytes]], None]:
+    def copy(target: IO[bytes]) -> None:
+        with spool.open("rb") as source:
+            for item, take in zip(items, wanted, strict=True):
+                raw = source.read(item.tokens * id_bytes)
+                if take:
+                    target.write(raw)
+
+    return copy
+
+
+def _part(path: Path, items: Sequence[_Item], wanted: Sequence[bool]) -> dict[str, Any]:
+    taken = [item for item, take in zip(items, wanted, strict=True) if take]
+    return {
+        "file": path.name,
+        "documents": len(taken),
+        "tokens": sum(item.tokens for item in taken),
+        "text_bytes": sum(item.text_bytes for item in taken),
+        "sha256": sha256_file(path),
+    }

@@ -34,7 +34,7 @@ _DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 _SHIFT_POSITION = 1 << 62  # far from the counters that `permutation` uses up
 _SCAN = 1 << 22
 
-IdArray = npt.NDArray[np.int32]
+_IdArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +131,14 @@ class PackedTokens:
             raise ConfigError(f"the block length is {length}", remedy="Give at least 1")
         return max(0, (self.n_tokens - 1) // length)
 
-    def block(self, index: int, length: int) -> IdArray:
+    def block(self, index: int, length: int) -> _IdArray:
         """Returns block `index` as int32 [length + 1]: the last id is only a target."""
         n = self.n_blocks(length)
         if not 0 <= index < n:
             raise DataError(f"has {n} blocks of {length}, not number {index}", where=self._where)
         return self._window(index * length, length)
 
-    def batch(self, seed: int, step: int, batch_size: int, length: int) -> IdArray:
+    def batch(self, seed: int, step: int, batch_size: int, length: int) -> _IdArray:
         """Returns int32 [batch_size, length + 1]: a pure function of its arguments.
 
         Blocks come in a new order each epoch, with starts shifted by a number drawn for the
@@ -171,7 +171,7 @@ class PackedTokens:
                 self._orders.popitem(last=False)
         return self._orders[key]
 
-    def _window(self, start: int, length: int) -> IdArray:
+    def _window(self, start: int, length: int) -> _IdArray:
         ids = self._ids[start : start + length + 1]
         if len(ids) <= length:
             ids = np.concatenate([ids, self._ids[: length + 1 - len(ids)]])

@@ -18,8 +18,8 @@ from typing import Any
 from miudo.data.clean import CleanReport, clean_documents
 from miudo.data.dedupe import DedupeReport, DedupeSettings, drop_duplicates
 from miudo.data.lines import STDIN
-from miudo.data.pack import DataSet, Origin, PackSettings, hold_out, pack
-from miudo.data.packed import MANIFEST_FILE, TOKENIZER_FILE
+from miudo.data.pack import Origin, PackSettings, hold_out, pack
+from miudo.data.packed import MANIFEST_FILE, TOKENIZER_FILE, DataSet
 from miudo.data.sources import RECORD_SUFFIX, Document, ReadSettings, find_files, read_documents
 from miudo.errors import MissingError
 from miudo.files import open_regular, sha256_file
