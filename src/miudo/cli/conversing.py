@@ -2,7 +2,7 @@
 
 For: reading lines, keeping the turns, stopping an answer with Ctrl-C.
 Not for: pipes and single answers (`miudo.cli.running`).
-Read next: `miudo.cli.running`.
+Read next: `miudo.cli.answering`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from miudo.cli.running import answer, prompt_ids
+from miudo.cli.answering import answer, prompt_ids
 from miudo.errors import RequestError
 from miudo.protocol import Message
 

@@ -1,30 +1,28 @@
 """`miudo run`: one answer, a pipe, or a conversation.
 
-For: turning what a user typed into prompt ids, and events into a terminal's text.
-Not for: generating (`miudo.engine.generate`).
-Read next: `miudo.cli.conversing` for the loop on a terminal.
+For: telling model and prompt apart, and where the prompt comes from.
+Not for: generating (`miudo.engine.generate`) or printing (`miudo.cli.answering`).
+Read next: `miudo.cli.answering`; `miudo.cli.conversing` for the loop on a terminal.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import emit, printable, verb
+from miudo.cli.answering import answer, prompt_ids
+from miudo.cli.options import verb
 from miudo.errors import UsageError
 
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
-    from miudo.evaluate.loading import LoadedModel
-    from miudo.protocol import Message, TextEvent
 
-__all__ = ["answer", "choose", "prompt_ids", "run"]
+__all__ = ["choose", "run"]
 
 
 @verb("run")
@@ -98,70 +96,11 @@ def choose(arguments: Sequence[str], prompt: str | None) -> tuple[str | None, st
     return only, prompt
 
 
-def prompt_ids(loaded: LoadedModel, messages: Sequence[Message], *, raw: bool) -> list[int]:
-    """Returns the ids to start from: the chat template's, or with `raw` the plain text's.
-
-    A model without a template continues the last message as it is.
-    """
-    from miudo.evaluate.perplexity import start_id
-
-    template = loaded.model.chat_template
-    if raw or template is None:
-        start = start_id(loaded.model.config)
-        first = [] if start is None else [start]
-        return first + loaded.tokenizer.encode(messages[-1].content)
-    from miudo.text.chat import ChatTemplate, encode_chat
-
-    chat = ChatTemplate(template, variables=_special_texts(loaded))
-    return encode_chat(loaded.tokenizer, chat, messages)
-
-
-def answer(
-    loaded: LoadedModel, ids: Sequence[int], settings: GenerateSettings, *, as_json: bool
-) -> str:
-    """Prints what the model makes of `ids`, piece by piece or as one JSON object."""
-    from miudo.engine.generate import generate
-
-    on_terminal = sys.stdout.isatty()
-    start = time.perf_counter()
-    first = start
-    parts: list[str] = []
-    last: TextEvent | None = None
-    for event in generate(loaded.engine, loaded.tokenizer, ids, settings):
-        if not parts:
-            first = time.perf_counter()
-        parts.append(event.text)
-        last = event
-        if not as_json:
-            click.echo(printable(event.text) if on_terminal else event.text, nl=False)
-            sys.stdout.flush()
-    text = "".join(parts)
-    assert last is not None  # noqa: S101 - generate always ends with an event
-    timings = _timings(last.usage, first - start, time.perf_counter() - first)
-    if as_json:
-        value = {"schema": 1, "model": str(loaded.path), "text": text}
-        ending = {"finish_reason": last.finish_reason, "usage": dict(last.usage)}
-        emit({**value, **ending, "timings": timings}, "", as_json=True)
-        return text
-    click.echo()
-    if sys.stderr.isatty():
-        click.secho(_timings_line(last.usage, timings), dim=True, err=True)
-    return text
-
-
 def _settings(*, max_tokens: int, stop: tuple[str, ...], **sampling: Any) -> GenerateSettings:
     from miudo.engine.generate import GenerateSettings
     from miudo.protocol import SamplingSettings
 
     return GenerateSettings(max_tokens, SamplingSettings(**sampling), stop)
-
-
-def _special_texts(loaded: LoadedModel) -> dict[str, str]:
-    """Returns the tokens that templates of other makers name."""
-    config = loaded.model.config
-    ids = {"bos_token": config.bos_id, "eos_token": next(iter(config.eos_ids), None)}
-    texts = {number: text for text, number in loaded.tokenizer.special_ids.items()}
-    return {name: texts[number] for name, number in ids.items() if number in texts}
 
 
 def _piped(*, raw: bool) -> str:
@@ -181,20 +120,3 @@ def _path(model: str | None) -> Path:
 
 def _is_prompt(text: str) -> bool:
     return any(c.isspace() for c in text) and not Path(text[:4000]).exists()
-
-
-def _timings(usage: Any, first_s: float, rest_s: float) -> dict[str, float]:
-    made = usage.get("completion_tokens", 0)
-    return {
-        "first_token_s": first_s,
-        "prompt_tokens_per_s": usage.get("prompt_tokens", 0) / max(first_s, 1e-9),
-        "new_tokens_per_s": max(0, made - 1) / max(rest_s, 1e-9),
-    }
-
-
-def _timings_line(usage: Any, timings: dict[str, float]) -> str:
-    return (
-        f"{usage['prompt_tokens']} prompt tokens, first token after "
-        f"{timings['first_token_s'] * 1e3:.0f} ms; {usage['completion_tokens']} new tokens at "
-        f"{timings['new_tokens_per_s']:,.0f}/s"
-    )
