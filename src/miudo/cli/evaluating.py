@@ -22,7 +22,12 @@ __all__ = ["compare", "evaluate"]
 def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that both verbs have."""
     for option in (
-        click.option("--data", multiple=True, required=True, help="Text: file, folder, glob, -."),
+        click.option(
+            "--data",
+            multiple=True,
+            required=True,
+            help="Text (file, folder, glob, -), or a data folder: its held-out part.",
+        ),
         click.option("--context", type=int, help="Ids that the model sees at once."),
         click.option("--stride", type=int, help="Ids scored at each step of the window."),
         click.option("--max-bytes", type=click.IntRange(1), help="Use this much of the text."),
@@ -52,10 +57,11 @@ def evaluate(  # noqa: PLR0913 - one parameter an option
     """Measure MODEL's perplexity and bits per byte on --data, document by document."""
     from miudo.evaluate.loading import load_model
     from miudo.evaluate.perplexity import perplexity
+    from miudo.evaluate.texts import read_texts
 
     path = _path(model)
     loaded = load_model(path, engine=engine, threads=threads, activations=activations)  # type: ignore[arg-type]
-    documents = _documents(data, max_bytes)
+    documents = read_texts(data, max_bytes=max_bytes)
     found = perplexity(loaded.engine, loaded.tokenizer, documents, context=context, stride=stride)
     start = "none" if found.start is None else f"id {found.start}"
     text = (
@@ -93,6 +99,7 @@ def compare(  # noqa: PLR0913 - one parameter an option
     from miudo.cli.settings import make_settings
     from miudo.evaluate.compare import CompareSettings, comparison_json, comparison_table
     from miudo.evaluate.compare import compare as compare_models
+    from miudo.evaluate.texts import read_texts
     from miudo.report import Section, html_report, text_table
 
     values = {
@@ -105,7 +112,7 @@ def compare(  # noqa: PLR0913 - one parameter an option
     }
     rows = compare_models(
         [_path(model) for model in models],
-        list(_documents(data, max_bytes)),
+        list(read_texts(data, max_bytes=max_bytes)),
         make_settings(CompareSettings, values),
         progress=lambda line: click.echo(line, err=True),
     )
@@ -120,10 +127,3 @@ def _path(model: str) -> Path:
     from miudo.names import parse_reference
 
     return resolve(parse_reference(model))
-
-
-def _documents(data: tuple[str, ...], max_bytes: int | None) -> Any:
-    from miudo.data.sources import read_documents
-    from miudo.evaluate.loading import up_to_bytes
-
-    return up_to_bytes((document.text for document in read_documents(data)), max_bytes)

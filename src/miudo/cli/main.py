@@ -80,13 +80,19 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the verb; a reader that has gone away ends it quietly and well."""
+        """Runs the verb; an int that comes back is the exit code.
+
+        A reader that has gone away ends it quietly and well.
+        """
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:  # caught here, since click would make it a failure
             _leave_quietly()
             return None
+        except KeyboardInterrupt as stop:  # training says here what it saved, and its own code
+            click.echo(str(stop) or "interrupted", err=True)
+            return int(getattr(stop, "exit_code", 130))
         return result
 
     def main(

@@ -101,6 +101,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def _convert_union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in choices:
         return None
+    nested = [choice for choice in choices if dataclasses.is_dataclass(choice)]
+    if isinstance(value, Mapping) and len(nested) == 1:  # its own errors name the inner key
+        return _convert(value, nested[0], where)
     for choice in choices:
         try:
             return _convert(value, choice, where)

@@ -7,7 +7,6 @@ Read next: `miudo.engine.native`, `miudo.decoder.torch_engine`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from miudo.formats import ModelFile, open_model
 from miudo.protocol import Engine
 from miudo.text.tokenizer import TextTokenizer
 
-__all__ = ["Activations", "EngineKind", "LoadedModel", "load_model", "up_to_bytes"]
+__all__ = ["Activations", "EngineKind", "LoadedModel", "load_model"]
 
 EngineKind = Literal["native", "torch"]
 Activations = Literal["int8", "float"]
@@ -51,20 +50,6 @@ def load_model(
         )
     tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
     return LoadedModel(path, model, _engine(model, engine, threads, activations), tokenizer)
-
-
-def up_to_bytes(documents: Iterable[str], limit: int | None) -> Iterator[str]:
-    """Yields documents until `limit` bytes of UTF-8 are reached; the last may be cut."""
-    left = limit
-    for text in documents:
-        if left is None:
-            yield text
-            continue
-        content = text.encode()
-        yield content[:left].decode(errors="ignore")
-        left -= len(content)
-        if left <= 0:
-            return
 
 
 def _engine(
