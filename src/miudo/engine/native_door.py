@@ -1,0 +1,173 @@
+"""What passes through the native core's door: values in, errors back.
+
+For: turning configs, ids, masks and settings into what `miudo._native` takes, and its statuses
+into the exceptions of `miudo.errors`.
+Not for: the engine itself. Read next: `miudo.engine.native`, `native/core/miudo.h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.errors import MissingError, MiudoError, ModelFileError, RequestError, ResourceError
+from miudo.protocol import FloatArray, SamplingSettings
+from miudo.tensors import DType
+
+__all__ = [
+    "DTYPES",
+    "call",
+    "config_values",
+    "empty",
+    "id_array",
+    "layer_values",
+    "load_native",
+    "mask_array",
+    "sampling_values",
+]
+
+_T = TypeVar("_T")
+_IntArray = npt.NDArray[np.int32]
+_LayerValues = tuple[int, int, int, int, int, int, bool, float]
+
+# The orders below are those of the enums in native/core/miudo.h.
+DTYPES = (DType.F32, DType.F16, DType.BF16, DType.Q8_0)
+_NORMS = (Norm.RMS, Norm.LAYER)
+_POSITIONS = (Position.ROPE, Position.LEARNED)
+_MLPS = (Mlp.GATED, Mlp.PLAIN)
+_ACTIVATIONS = (Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activation.RELU)
+_QK_NORMS = (QkNorm.NONE, QkNorm.HEAD)
+_ERRORS: dict[int, tuple[type[MiudoError], str | None]] = {
+    1: (RequestError, None),
+    2: (ModelFileError, "Config and weights must be of one model"),
+    3: (ResourceError, "Free memory, or give the engine a larger cache_bytes"),
+}
+
+
+def load_native() -> Any:
+    """Returns `miudo._native`. Raises MissingError where it was not built."""
+    try:
+        from miudo import _native
+    except ImportError as error:
+        raise MissingError(
+            f"the compiled engine is missing ({error})",
+            where="miudo._native",
+            remedy="Install miudo with pip, or run scripts/build_native.sh in a checkout",
+        ) from error
+    return _native
+
+
+def call(function: Callable[..., _T], *arguments: object) -> _T:
+    """Calls into the core; its status becomes the error of the same meaning."""
+    try:
+        return function(*arguments)
+    except MemoryError as error:
+        raise ResourceError("too little memory", remedy="Free some, or ask for less") from error
+    except OverflowError as error:
+        raise RequestError(f"a number is out of range ({error})") from error
+    except RuntimeError as error:
+        _raise(error)
+
+
+def _raise(error: RuntimeError) -> NoReturn:
+    if type(error).__name__ != "NativeError":
+        raise error
+    status, message = error.args
+    if status not in _ERRORS:
+        raise error
+    kind, remedy = _ERRORS[status]
+    raise kind(message, remedy=remedy) from None
+
+
+def id_array(config: ModelConfig, ids: Sequence[int]) -> _IntArray:
+    """Returns `ids` [T]. Raises RequestError for none, or one outside the vocabulary."""
+    try:
+        wide = np.asarray(ids, dtype=np.int64).reshape(-1)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise RequestError(f"ids are no whole numbers ({error})") from error
+    if not wide.size:
+        raise RequestError("no ids to take in", remedy="Give at least one id")
+    wrong = wide[(wide < 0) | (wide >= config.vocab_size)]
+    if wrong.size:
+        raise RequestError(f"id {wrong[0]} is outside the vocabulary of {config.vocab_size}")
+    return wide.astype(np.int32)
+
+
+def mask_array(
+    config: ModelConfig, mask: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.bool_] | None:
+    """Returns the mask [V], contiguous. Raises RequestError for another shape."""
+    if mask is None:
+        return None
+    given = np.ascontiguousarray(mask, dtype=np.bool_)
+    if given.shape != (config.vocab_size,):
+        raise RequestError(f"mask is {list(given.shape)}, not [{config.vocab_size}]")
+    return given
+
+
+def empty(shape: tuple[int, ...]) -> FloatArray:
+    """Returns space for a result. Raises ResourceError where memory is too small."""
+    try:
+        return np.empty(shape, dtype=np.float32)
+    except (MemoryError, ValueError) as error:
+        raise ResourceError(
+            f"no memory for an array of {list(shape)}", remedy="Take in fewer ids at once"
+        ) from error
+
+
+def sampling_values(s: SamplingSettings, vocab_size: int) -> tuple[object, ...]:
+    """Returns settings in the order of miudo_sampling; biases of unknown ids mean nothing."""
+    known = [(token, bias) for token, bias in s.logit_bias if token < vocab_size]
+    bias_ids, biases = [token for token, _ in known], [bias for _, bias in known]
+    return (
+        s.temperature,
+        s.top_k,
+        s.top_p,
+        s.min_p,
+        s.repetition_penalty,
+        bias_ids,
+        biases,
+        s.seed,
+        s.request,
+    )
+
+
+def config_values(config: ModelConfig) -> dict[str, int | float]:
+    """Returns the config as numbers, enums by their place in miudo.h."""
+    return {
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "max_positions": config.max_positions,
+        "norm": _NORMS.index(config.norm),
+        "position": _POSITIONS.index(config.position),
+        "mlp": _MLPS.index(config.mlp),
+        "activation": _ACTIVATIONS.index(config.activation),
+        "qk_norm": _QK_NORMS.index(config.qk_norm),
+        "norm_bias": int(config.norm_bias),
+        "qkv_bias": int(config.qkv_bias),
+        "o_bias": int(config.o_bias),
+        "mlp_bias": int(config.mlp_bias),
+        "tie_embeddings": int(config.tie_embeddings),
+        "norm_eps": config.norm_eps,
+    }
+
+
+def layer_values(config: ModelConfig) -> list[_LayerValues]:
+    """Returns one tuple a layer, in the order of miudo_layer."""
+    return [
+        (
+            c.n_heads,
+            c.n_kv_heads,
+            c.head_dim,
+            c.v_head_dim,
+            c.d_ff,
+            c.window or 0,
+            c.rotary,
+            c.rope_theta,
+        )
+        for c in config.layers
+    ]
