@@ -68,15 +68,18 @@ class ResponseLoss:
         self._teacher, self._settings = teacher, settings
         self._chunk_logits = chunk_logits or max(_CHUNK_LOGITS, _CHUNK_ROWS * vocab)
         self._chunk = chunk or chunk_gradient
+        self._fast: ResponseLoss | None = None
 
     def compiled(self) -> ResponseLoss:
-        """Returns the same loss with its inner pass compiled."""
-        return ResponseLoss(
-            self._teacher,
-            self._settings,
-            chunk_logits=self._chunk_logits,
-            chunk=torch.compile(chunk_gradient, dynamic=False),
-        )
+        """Returns the same loss with its inner pass and the teacher's blocks compiled."""
+        if self._fast is None:
+            self._fast = ResponseLoss(
+                _compiled_twin(self._teacher),
+                self._settings,
+                chunk_logits=self._chunk_logits,
+                chunk=torch.compile(chunk_gradient, dynamic=False),
+            )
+        return self._fast
 
     def __call__(self, student: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss over ids [B, T + 1], and its parts."""
@@ -115,6 +118,16 @@ def check_same_vocabulary(teacher: ModelConfig, student: ModelConfig) -> None:
             f"{student.vocab_size}",
             remedy="Give the student the teacher's tokenizer",
         )
+
+
+def _compiled_twin(teacher: Decoder) -> Decoder:
+    """Returns a decoder on the teacher's own memory whose blocks are compiled."""
+    with torch.device("meta"):
+        twin = Decoder(teacher.config)
+    twin.load_state_dict(teacher.state_dict(), assign=True)
+    for block in twin.layers:
+        block.compile(dynamic=False)
+    return twin
 
 
 def chunk_gradient(
