@@ -1,0 +1,290 @@
+"""The one training loop: pretraining, distillation, recovery and fine-tuning run through it.
+
+For: `fit`, which takes a decoder, tokens and settings, and differs between them in its loss.
+A resumed run equals the unbroken one to the bit: every step is a function of the saved state.
+Not for: reading text or writing the model's folder (`miudo.train.pretrain`).
+Read next: `miudo.train.stepper`, then `miudo.train.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miudo.decoder.decoder import Decoder
+from miudo.errors import ConfigError, DataError, TrainingError
+from miudo.report import loss_plot
+from miudo.train.checkpoint import load_checkpoint, prune, save_checkpoint
+from miudo.train.evaluation import as_it_runs, held_out_loss
+from miudo.train.loss import Loss, cross_entropy
+from miudo.train.metrics import append_metrics, read_metrics, truncate_metrics
+from miudo.train.plan import Plan, lr_scale
+from miudo.train.progress import Progress, Silent, StepReport
+from miudo.train.run_folder import RunFolder, locked_run_folder
+from miudo.train.settings import FitSettings
+from miudo.train.signals import StoppedError, StopRequest, stop_request
+from miudo.train.state import Counters, capture_state, check_same_run, restore_state
+from miudo.train.stepper import Stepper, StepResult, Tokens, compiled_blocks
+from miudo.train.timing import decide
+
+__all__ = ["FitResult", "Sampler", "fit"]
+
+Sampler = Callable[[Decoder], str]
+"""Writes a little text with the decoder as it is, to be read by a person."""
+
+_SPEED_WINDOW = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """How a run ended. Losses are nats a token; `held_out_loss` None without held-out text.
+
+    `elapsed_s` counts all sittings; `bad_steps` were skipped for NaN or infinity.
+    """
+
+    steps: int
+    tokens: int
+    loss: float
+    held_out_loss: float | None
+    elapsed_s: float
+    bad_steps: int
+    plan: Plan
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens learned from a second, compilation, evaluation and saving included."""
+        return self.tokens / self.elapsed_s if self.elapsed_s else 0.0
+
+
+def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a default
+    decoder: Decoder,
+    data: Tokens,
+    settings: FitSettings,
+    out: Path,
+    *,
+    loss: Loss = cross_entropy,
+    held_out: Tokens | None = None,
+    progress: Progress | None = None,
+    sampler: Sampler | None = None,
+    resume: bool = False,
+    from_step: int | None = None,
+) -> FitResult:
+    """Trains `decoder` in place, writing checkpoints, metrics and a loss plot into `out`.
+
+    With `resume` it goes on from the newest checkpoint (or `from_step`) and ends with the
+    same weights as a run that was never broken; a run that had ended returns at once.
+
+    Raises ConfigError, UsageError and DataError for what cannot be trained, TrainingError if
+    another process trains into `out` or the run diverges, CheckpointError for a damaged
+    checkpoint, ResourceError for too little memory or disk, StoppedError (a
+    KeyboardInterrupt) after SIGINT or SIGTERM, with the state saved.
+    """
+    _check(decoder, data, settings)
+    with ExitStack() as stack:
+        folder = stack.enter_context(locked_run_folder(out))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        run = _Run(folder, Stepper(decoder, data, settings, loss), held_out, sampler)
+        run.progress = progress or Silent()
+        start = folder.step_to_resume(resume=resume, step=from_step)
+        plan = run.begin() if start is None else run.go_on(start)
+        stack.enter_context(_threads(plan.threads))
+        request = stack.enter_context(stop_request())
+        if plan.compiled and run.counters.step < plan.steps:
+            stack.enter_context(compiled_blocks(decoder))
+        decoder.train()
+        run.take_steps(plan, request)
+        return run.end(plan)
+
+
+class _Run:
+    """One sitting of a run: what it holds between steps."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        stepper: Stepper,
+        held_out: Tokens | None,
+        sampler: Sampler | None,
+    ) -> None:
+        self.folder, self.stepper, self.held_out, self.sampler = folder, stepper, held_out, sampler
+        self.settings = stepper.settings
+        self.progress: Progress = Silent()
+        self.counters = Counters()
+        self._before_s = 0.0
+        self._started = time.perf_counter()
+        self._times: deque[float] = deque(maxlen=_SPEED_WINDOW + 1)
+
+    def begin(self) -> Plan:
+        """Plans a new run; its first checkpoint is step 0."""
+        # Weights, two moments at most, all float32.
+        size = 12 * sum(p.numel() for p in self.stepper.optimizers.parameters)
+        self.folder.check_room(size, self.settings.keep)
+        self.folder.metrics.unlink(missing_ok=True)
+        torch.manual_seed(self.settings.seed)
+        plan = decide(self.stepper)
+        torch.manual_seed(self.settings.seed)
+        self.progress.note(
+            f"{plan.steps:,} steps of {self.settings.step_tokens:,} tokens, "
+            f"{plan.precision.value}, {'compiled' if plan.compiled else 'eager'}, "
+            f"{plan.threads} threads"
+        )
+        self._save(plan)
+        return plan
+
+    def go_on(self, step: int) -> Plan:
+        """Restores the state after `step`."""
+        at = self.folder.checkpoints
+        saved = load_checkpoint(at, step)
+        check_same_run(self.stepper, saved.state, where=self.folder.path)
+        plan, self.counters = restore_state(self.stepper, saved, where=at)
+        self._before_s = self.counters.elapsed_s
+        truncate_metrics(self.folder.metrics, step)
+        self.progress.note(f"resumed after step {step:,} of {plan.steps:,}")
+        if plan.torch != torch.__version__:
+            self.progress.note(
+                f"the run began with PyTorch {plan.torch}, this is {torch.__version__}: "
+                "weights may differ in the last bits from an unbroken run's"
+            )
+        return plan
+
+    def take_steps(self, plan: Plan, request: StopRequest) -> None:
+        """Steps to the plan's end, logging, evaluating and saving on the way."""
+        s, c = self.settings, self.counters
+        self._times.append(time.perf_counter())
+        while c.step < plan.steps:
+            result = self.stepper.take(c.step, plan)
+            c.step += 1
+            self._times.append(time.perf_counter())
+            self._count(result)
+            last = c.step == plan.steps
+            evaluate = last or (s.eval_every > 0 and c.step % s.eval_every == 0)
+            if evaluate or c.step % s.log_every == 0:
+                self._log(plan, result, evaluate=evaluate)
+            stop = request.signal_number
+            if last or stop is not None or (s.save_every > 0 and c.step % s.save_every == 0):
+                self._save(plan)
+            if stop is not None:
+                raise StoppedError(
+                    f"stopped after step {c.step} of {plan.steps}, saved in "
+                    f"{self.folder.path}; go on with --resume",
+                    stop,
+                )
+
+    def end(self, plan: Plan) -> FitResult:
+        """Draws the plot and returns the result, from the log where the run had ended before."""
+        rows = read_metrics(self.folder.metrics)
+        loss_plot(rows, self.folder.plot)
+        self.stepper.decoder.eval()
+        final: dict[str, Any] = rows[-1] if rows else {}
+        return FitResult(
+            steps=plan.steps,
+            tokens=plan.steps * self.settings.step_tokens,
+            loss=final.get("loss", float("nan")),
+            held_out_loss=final.get("held_out_loss"),
+            elapsed_s=self.counters.elapsed_s,
+            bad_steps=self.counters.bad_steps,
+            plan=plan,
+        )
+
+    def _count(self, result: StepResult) -> None:
+        c = self.counters
+        if result.applied:
+            c.bad_in_row = 0
+            c.losses.append(result.loss)
+            return
+        c.bad_steps, c.bad_in_row = c.bad_steps + 1, c.bad_in_row + 1
+        what = f"loss {result.loss}, gradient norm {result.norm}"
+        self.progress.note(f"step {c.step} not applied: {what}")
+        if c.bad_in_row >= self.settings.max_bad_steps:
+            raise TrainingError(
+                f"{c.bad_in_row} steps in a row were not finite ({what})",
+                where=f"step {c.step}",
+                remedy="Lower --lr and --muon-lr, then go on from the last checkpoint",
+            )
+
+    def _log(self, plan: Plan, result: StepResult, *, evaluate: bool) -> None:
+        c, s = self.counters, self.settings
+        row: dict[str, Any] = {
+            "step": c.step,
+            "tokens": c.step * s.step_tokens,
+            "loss": sum(c.losses) / len(c.losses) if c.losses else None,
+            "lr_scale": lr_scale(s, plan.steps, c.step - 1),
+            "gradient_norm": result.norm if result.applied else None,
+            "bad_steps": c.bad_steps,
+            **(result.parts if result.applied else {}),
+        }
+        c.losses.clear()
+        speed = (len(self._times) - 1) / max(1e-9, self._times[-1] - self._times[0])
+        if evaluate:
+            row |= self._evaluate()
+            self._times.clear()
+            self._times.append(time.perf_counter())
+        row["tokens_per_s"] = round(speed * s.step_tokens, 1)
+        row["elapsed_s"] = round(self._elapsed(), 2)
+        append_metrics(self.folder.metrics, row)
+        self.progress.report(
+            StepReport(
+                step=c.step,
+                steps=plan.steps,
+                tokens=row["tokens"],
+                loss=float("nan") if row["loss"] is None else row["loss"],
+                tokens_per_s=row["tokens_per_s"],
+                left_s=(plan.steps - c.step) / speed,
+                parts=result.parts,
+                held_out_loss=row.get("held_out_loss"),
+            )
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        decoder = self.stepper.decoder
+        if self.held_out is not None:
+            found["held_out_loss"] = held_out_loss(decoder, self.held_out, self.settings)
+        if self.sampler is not None:
+            with as_it_runs(decoder):
+                found["sample"] = self.sampler(decoder)
+            self.progress.note(found["sample"])
+        return found
+
+    def _save(self, plan: Plan) -> None:
+        self.counters.elapsed_s = self._elapsed()
+        state = capture_state(self.stepper, plan, self.counters)
+        save_checkpoint(self.folder.checkpoints, self.counters.step, state)
+        prune(self.folder.checkpoints, self.settings.keep, self.counters.step)
+
+    def _elapsed(self) -> float:
+        return self._before_s + time.perf_counter() - self._started
+
+
+def _check(decoder: Decoder, data: Tokens, settings: FitSettings) -> None:
+    positions = decoder.config.max_positions
+    if settings.length > positions:
+        raise ConfigError(
+            f"length is {settings.length}, the model has {positions} positions",
+            remedy=f"Give --length {positions} or less",
+        )
+    blocks = data.n_blocks(settings.length)
+    if blocks < settings.batch_size:
+        raise DataError(
+            f"{blocks} blocks of {settings.length} tokens are fewer than one batch of "
+            f"{settings.batch_size}",
+            remedy="Give more text, or a smaller --batch-size or --length",
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Sums are cut by thread: another number of them gives other last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

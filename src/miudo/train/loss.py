@@ -1,0 +1,154 @@
+"""What is minimised: `Loss`, and cross-entropy that never holds all logits.
+
+For: the next-token loss of pretraining, fine-tuning and held-out evaluation.
+Not for: a teacher's part (`miudo.compress.distill.response`, another `Loss`).
+Read next: `miudo.train.loop`.
+
+Shapes: B batch, T positions, N = B T, n positions of a chunk, D d_model, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from miudo.decoder.decoder import Decoder
+
+__all__ = [
+    "ChunkGradient",
+    "Compilable",
+    "Loss",
+    "chunk_gradient",
+    "compiled",
+    "cross_entropy",
+    "mean_loss",
+]
+
+Loss = Callable[[Decoder, Tensor], tuple[Tensor, dict[str, float]]]
+"""(decoder, ids [B, T + 1]) -> the mean over tokens, in nats, and its parts to be shown."""
+
+
+@runtime_checkable
+class Compilable(Protocol):
+    """A loss that knows how to compile its own inner pass."""
+
+    def __call__(self, decoder: Decoder, ids: Tensor, /) -> tuple[Tensor, dict[str, float]]:
+        """Returns what a `Loss` does."""
+        ...
+
+    def compiled(self) -> Loss:
+        """Returns the same loss, compiled; called at every step, so the result is kept."""
+        ...
+
+
+ChunkGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_CHUNK_LOGITS = 1 << 24
+"""Logits alive at a time: 64 MB of float32. Smaller chunks make the products slower."""
+
+
+def cross_entropy(decoder: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Returns the mean next-token cross-entropy of ids [B, T + 1] in nats, in float32."""
+    return _cross_entropy(decoder, ids, gradient=chunk_gradient)
+
+
+def compiled(loss: Loss) -> Loss:
+    """Returns `loss` with its inner pass compiled where that is known; else `loss` itself."""
+    if isinstance(loss, Compilable):
+        return loss.compiled()
+    if loss is not cross_entropy:
+        return loss
+    return partial(_cross_entropy, gradient=_compiled_gradient())
+
+
+def mean_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    gradient: ChunkGradient | None = None,
+    chunk_logits: int = _CHUNK_LOGITS,
+) -> Tensor:
+    """Returns the mean cross-entropy of hidden [N, D] through weight [V, D] to targets [N].
+
+    Products run in the autocast type where autocast is on. Logits and their gradient exist
+    for one chunk at a time: the gradient is made in the forward pass, as Liger Kernel does
+    (Hsu et al. 2024), since it needs nothing from above but a factor.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    rows = max(1, chunk_logits // weight.shape[0])
+    with torch.autocast(kind, enabled=False):
+        loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, targets, rows, gradient or chunk_gradient
+        )
+    return loss
+
+
+def chunk_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the summed loss of logits [n, V] to targets [n], and its gradient [n, V].
+
+    A function of plain tensor operations, so that torch.compile makes one pass of it.
+    """
+    x = logits.float()  # n V
+    total = x.logsumexp(-1, keepdim=True)  # n 1
+    loss = (total - x.gather(1, targets[:, None])).sum()
+    hit = torch.arange(x.shape[1], device=x.device)[None, :] == targets[:, None]  # n V
+    gradient = (x - total).exp() - hit.float()
+    return loss, gradient.to(logits.dtype)
+
+
+@cache
+def _compiled_gradient() -> ChunkGradient:
+    return torch.compile(chunk_gradient, dynamic=False)
+
+
+def _cross_entropy(
+    decoder: Decoder, ids: Tensor, *, gradient: ChunkGradient
+) -> tuple[Tensor, dict[str, float]]:
+    hidden = decoder(ids[:, :-1]).flatten(0, 1)  # N D
+    weight = decoder.embed.weight if decoder.head is None else decoder.head.weight  # V D
+    return mean_loss(hidden, weight, ids[:, 1:].reshape(-1).long(), gradient=gradient), {}
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Mean loss whose gradients are ready when the forward pass ends."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        rows: int,
+        gradient_of: ChunkGradient,
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        cast = weight.to(hidden.dtype)  # V D
+        of_hidden = torch.empty_like(hidden) if wanted else None  # N D
+        of_weight = torch.zeros_like(weight) if wanted else None  # V D
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for at in range(0, len(targets), rows):
+            piece = slice(at, at + rows)
+            logits = F.linear(hidden[piece], cast)  # n V
+            part, gradient = gradient_of(logits, targets[piece])
+            loss += part
+            if of_hidden is not None and of_weight is not None:
+                of_hidden[piece] = gradient @ cast
+                of_weight += gradient.t() @ hidden[piece]
+        if wanted:
+            ctx.save_for_backward(of_hidden, of_weight)
+        ctx.count = len(targets)
+        return loss / len(targets)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_weight = ctx.saved_tensors
+        factor = outer[0] / ctx.count
+        return of_hidden * factor, of_weight * factor, None, None, None

@@ -1,0 +1,111 @@
+"""Muon for hidden matrices, AdamW for the rest, and their state as plain named tensors.
+
+For: one step of both at the scheduled learning rate; saving and restoring their moments.
+Not for: the schedule (`miudo.train.plan.lr_scale`) or gradients (`miudo.train.loop`).
+Read next: `miudo.train.checkpoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from miudo.decoder.decoder import Decoder
+from miudo.errors import CheckpointError
+from miudo.tensors import Role, tensor_table
+from miudo.train.settings import FitSettings, Optimizer
+
+__all__ = ["Optimizers"]
+
+_MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
+
+
+class Optimizers:
+    """The optimisers of one decoder; every parameter belongs to exactly one.
+
+    Muon (Jordan et al. 2024, PyTorch's own) takes the matrices inside the blocks, its steps
+    scaled to the size of AdamW's (Liu et al. 2025); AdamW (Loshchilov and Hutter 2019) takes
+    tables, head, norms and biases, decaying matrices alone.
+    """
+
+    def __init__(self, decoder: Decoder, settings: FitSettings) -> None:
+        parameters = dict(decoder.named_parameters())
+        self.parameters = list(parameters.values())
+        self._names: dict[str, list[tuple[str, nn.Parameter]]] = {"muon": [], "adamw": []}
+        for spec in tensor_table(decoder.config):
+            hidden = spec.role in (Role.ATTENTION, Role.MLP)
+            kind = "muon" if hidden and settings.optimizer is Optimizer.MUON else "adamw"
+            self._names[kind].append((spec.name, parameters[spec.name]))
+        self._lr = {"muon": settings.muon_lr, "adamw": settings.lr}
+        self._optimizers = _build(self._names, settings)
+
+    def step(self, scale: float) -> None:
+        """Applies the gradients at `scale` of the full learning rates, then forgets them."""
+        for kind, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr[kind] * scale
+            optimizer.step()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Sets every gradient to None."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all moments by `optimiser/parameter/moment`; empty before the first step."""
+        found = {}
+        for kind, optimizer in self._optimizers.items():
+            for name, parameter in self._names[kind]:
+                for moment, value in optimizer.state.get(parameter, {}).items():
+                    found[f"{kind}/{name}/{moment}"] = value
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor], *, where: object = None) -> None:
+        """Sets all moments to copies of what `tensors` gave.
+
+        Raises CheckpointError for moments that are missing, unknown or misshapen.
+        """
+        shapes = {
+            f"{kind}/{name}/{moment}": () if moment == "step" else tuple(parameter.shape)
+            for kind, named in self._names.items()
+            for name, parameter in named
+            for moment in _MOMENTS[kind]
+        }
+        given = {name: tuple(value.shape) for name, value in tensors.items()}
+        if given and given != shapes:
+            wrong = sorted(set(given.items()) ^ set(shapes.items()))[0][0]
+            raise CheckpointError(
+                f"{wrong} does not fit this model and optimiser",
+                where=where,
+                remedy="Resume with the settings that the run was started with",
+            )
+        for kind, optimizer in self._optimizers.items():
+            optimizer.state.clear()
+            for name, parameter in self._names[kind] if given else ():
+                optimizer.state[parameter] = {
+                    m: tensors[f"{kind}/{name}/{m}"].to(parameter.device, copy=True)
+                    for m in _MOMENTS[kind]
+                }
+
+
+def _build(
+    names: Mapping[str, list[tuple[str, nn.Parameter]]], settings: FitSettings
+) -> dict[str, torch.optim.Optimizer]:
+    built: dict[str, torch.optim.Optimizer] = {}
+    if matrices := [p for _, p in names["muon"]]:
+        built["muon"] = torch.optim.Muon(
+            matrices,
+            lr=settings.muon_lr,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+    rest = [p for _, p in names["adamw"]]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    built["adamw"] = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
+    return built

@@ -1,0 +1,81 @@
+"""What a run decided once, at its start: steps, precision, compilation, threads.
+
+For: the decisions that hang on this machine and hour, stored in the checkpoint, so that a
+resumed run repeats none of them; and the learning rate, a pure function of plan and step.
+Not for: what the user chose (`miudo.train.settings`).
+Read next: `miudo.train.loop`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from miudo.train.settings import Compile, Decay, FitSettings, Precision
+
+__all__ = ["COMPILE_TOKENS", "Plan", "lr_scale", "make_plan", "native_bf16", "wants_compile"]
+
+COMPILE_TOKENS = 300_000
+"""From this many planned tokens on blocks are compiled."""
+
+_WSD_DECAY = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`steps` in the whole run; `precision` is bf16 or f32; `threads` that PyTorch used."""
+
+    steps: int
+    precision: Precision
+    compiled: bool
+    threads: int
+    torch: str
+
+
+def make_plan(settings: FitSettings, *, steps: int, compiled: bool) -> Plan:
+    """Returns the plan for `steps` on this machine."""
+    return Plan(
+        steps=steps,
+        precision=_precision(settings.precision),
+        compiled=compiled,
+        threads=torch.get_num_threads(),
+        torch=str(torch.__version__),
+    )
+
+
+def wants_compile(choice: Compile, planned_tokens: float) -> bool:
+    """Returns whether to compile: as chosen, or from COMPILE_TOKENS on."""
+    if choice is Compile.AUTO:
+        return planned_tokens >= COMPILE_TOKENS
+    return choice is Compile.ON
+
+
+def lr_scale(settings: FitSettings, steps: int, step: int) -> float:
+    """Returns the share of the full learning rate for `step` (from 0) of `steps`."""
+    warmup = min(math.ceil(settings.warmup * steps), steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    if settings.decay is Decay.COSINE:
+        fallen = 0.5 - 0.5 * math.cos(math.pi * done)
+    elif settings.decay is Decay.WSD:
+        fallen = max(0.0, 1.0 - (1.0 - done) / _WSD_DECAY)
+    else:
+        fallen = done
+    return 1.0 - (1.0 - settings.final_lr) * fallen
+
+
+def native_bf16() -> bool:
+    """Returns whether this processor multiplies bf16 matrices without converting them."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _precision(choice: Precision) -> Precision:
+    if choice is Precision.AUTO:
+        return Precision.BF16 if native_bf16() else Precision.F32
+    return choice

@@ -1,0 +1,116 @@
+"""What of a run is saved, and whether a saved run is the one that is being resumed.
+
+For: counters beside the tensors, and refusing to go on with other data, model or settings.
+Not for: how it lies on disk (`miudo.train.checkpoint`).
+Read next: `miudo.train.loop`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from miudo.errors import CheckpointError, DataError, UsageError
+from miudo.train.checkpoint import Checkpoint
+from miudo.train.plan import Plan
+from miudo.train.settings import Precision
+from miudo.train.stepper import Stepper
+
+__all__ = ["Counters", "capture_state", "check_same_run", "restore_state"]
+
+_FREE_SETTINGS = frozenset(
+    {"eval_every", "eval_tokens", "save_every", "keep", "log_every", "max_bad_steps"}
+)
+"""Settings that may differ on resume: no weight hangs on them."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Where a run stands. `step` steps are done; they are the data's cursor too.
+
+    `bad_steps` were not applied, `bad_in_row` of them just now. `losses` are those since the
+    last logged step. `elapsed_s` counts all sittings.
+    """
+
+    step: int = 0
+    bad_steps: int = 0
+    bad_in_row: int = 0
+    elapsed_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoint:
+    """Returns all that the next step hangs on; tensors are shared, not copied."""
+    return Checkpoint(
+        weights=dict(stepper.decoder.named_parameters()),
+        optimizer=stepper.optimizers.tensors(),
+        random={"torch": torch.get_rng_state()},
+        state={
+            "counters": dataclasses.asdict(counters),
+            "plan": dataclasses.asdict(plan),
+            "settings": stepper.settings.to_json(),
+            "config": stepper.decoder.config.to_json(),
+            "data": stepper.data.sha256,
+        },
+    )
+
+
+def restore_state(
+    stepper: Stepper, saved: Checkpoint, *, where: object = None
+) -> tuple[Plan, Counters]:
+    """Puts weights, moments and random state back; returns plan and counters.
+
+    Raises CheckpointError if the tensors are not those of this decoder.
+    """
+    parameters = dict(stepper.decoder.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    if {name: tuple(t.shape) for name, t in saved.weights.items()} != shapes:
+        raise CheckpointError("weights do not fit the config", where=where)
+    try:
+        plan = Plan(**saved.state["plan"])
+        counters = Counters(**saved.state["counters"])
+        plan = dataclasses.replace(plan, precision=Precision(plan.precision))
+        random = saved.random["torch"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"state cannot be read ({error})", where=where) from error
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved.weights[name])
+    stepper.optimizers.restore(saved.optimizer, where=where)
+    torch.set_rng_state(random)
+    return plan, counters
+
+
+def check_same_run(stepper: Stepper, state: Mapping[str, Any], *, where: object) -> None:
+    """Raises DataError, UsageError or CheckpointError for another data, setting or model."""
+    # Through JSON, as the saved values went: tuples became lists.
+    settings = json.loads(json.dumps(stepper.settings.to_json()))
+    config = json.loads(json.dumps(stepper.decoder.config.to_json()))
+    if state.get("data") != stepper.data.sha256:
+        raise DataError(
+            f"the packed text changed: SHA-256 {stepper.data.sha256[:16]}, the run began with "
+            f"{str(state.get('data'))[:16]}",
+            where=where,
+            remedy="Pack the same text again, or start a new run in another folder",
+        )
+    if state.get("config") != config:
+        raise UsageError(
+            "the run trains a model of another shape",
+            where=where,
+            remedy="Resume with the preset it was started with",
+        )
+    saved = state.get("settings")
+    if not isinstance(saved, dict):
+        raise CheckpointError("has no settings", where=where)
+    for name in sorted(set(settings) - _FREE_SETTINGS):
+        if settings[name] != saved.get(name):
+            raise UsageError(
+                f"{name} is {settings[name]}, the run was started with {saved.get(name)}",
+                where=where,
+                remedy="Resume with the same settings, or start a new run in another folder",
+            )

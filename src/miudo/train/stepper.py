@@ -1,0 +1,156 @@
+"""One training step: batches in, gradients summed, clipped, checked, applied.
+
+For: everything that happens between two states of the weights.
+Not for: how many steps, when to save or evaluate (`miudo.train.loop`).
+Read next: `miudo.train.optimizer`.
+
+Shapes: B batch_size, T length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from miudo.decoder.decoder import Decoder
+from miudo.errors import DataError, ResourceError, TrainingError
+from miudo.train.loss import Loss, compiled
+from miudo.train.optimizer import Optimizers
+from miudo.train.plan import Plan, lr_scale
+from miudo.train.settings import FitSettings, Precision
+
+__all__ = ["StepResult", "Stepper", "Tokens", "compiled_blocks"]
+
+_RECOMPILE_LIMIT = 512
+"""Shapes of block one process may compile: every pruned layer may have its own."""
+
+
+class Tokens(Protocol):
+    """What training reads of a data set; `miudo.data.packed.PackedTokens` is one."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the tokens were made from, and how."""
+        ...
+
+    def n_blocks(self, length: int) -> int:
+        """Returns how many blocks of `length` + 1 ids there are."""
+        ...
+
+    def block(self, index: int, length: int) -> npt.NDArray[np.int32]:
+        """Returns ids [length + 1]."""
+        ...
+
+    def batch(self, seed: int, step: int, batch_size: int, length: int) -> npt.NDArray[np.int32]:
+        """Returns ids [batch_size, length + 1]: a function of the arguments alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`applied` is False where loss or gradient was not finite: the weights did not move."""
+
+    loss: float
+    norm: float
+    applied: bool
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Stepper:
+    """Takes steps on `decoder`'s own weights."""
+
+    def __init__(self, decoder: Decoder, data: Tokens, settings: FitSettings, loss: Loss) -> None:
+        self.decoder, self.data, self.settings, self.loss = decoder, data, settings, loss
+        self.optimizers = Optimizers(decoder, settings)
+        self.device = decoder.embed.weight.device
+
+    def take(self, step: int, plan: Plan) -> StepResult:
+        """Takes `step` (from 0). Raises TrainingError where weights are no longer finite."""
+        try:
+            value, parts = self._gradients(step, plan)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"too little memory for {self.settings.batch_size} rows of "
+                f"{self.settings.length} tokens",
+                where="batch_size, length",
+                remedy="Halve --batch-size and double --accumulate; the last checkpoint holds",
+            ) from error
+        parameters = self.optimizers.parameters
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self.optimizers.forget_gradients()
+            return StepResult(value, norm, applied=False, parts=parts)
+        self.optimizers.step(lr_scale(self.settings, plan.steps, step))
+        with torch.no_grad():
+            size = float(torch.nn.utils.get_total_norm(parameters))
+        if not math.isfinite(size):
+            raise TrainingError(
+                "weights are not finite after this step",
+                where=f"step {step + 1}",
+                remedy="Resume from the last checkpoint with a lower learning rate",
+            )
+        return StepResult(value, norm, applied=True, parts=parts)
+
+    def _gradients(self, step: int, plan: Plan) -> tuple[float, dict[str, float]]:
+        count = self.settings.accumulate
+        loss = compiled(self.loss) if plan.compiled else self.loss
+        total, sums = 0.0, dict[str, float]()
+        for i in range(count):
+            ids = self._batch(step * count + i)
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=plan.precision is Precision.BF16
+            ):
+                value, parts = loss(self.decoder, ids)
+            (value / count).backward()  # type: ignore[no-untyped-call]
+            total += float(value.detach())
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + part / count
+        return total / count, sums
+
+    def _batch(self, index: int) -> Tensor:
+        s, vocabulary = self.settings, self.decoder.config.vocab_size
+        ids = self.data.batch(s.seed, index, s.batch_size, s.length)  # B T+1
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            raise DataError(
+                f"id {ids.min() if ids.min() < 0 else ids.max()} is outside the vocabulary of "
+                f"{vocabulary}",
+                where=f"batch {index}",
+                remedy="Pack the text with the model's own tokenizer",
+            )
+        return torch.from_numpy(ids).to(self.device)
+
+
+@contextmanager
+def compiled_blocks(decoder: Decoder) -> Iterator[None]:
+    """Compiles each block for as long as the `with` lasts.
+
+    One block is compiled and the others, being alike, use its code: seconds, where the whole
+    decoder takes a minute, at the same speed. Table and head stay eager: the compiled table
+    gradient adds in an order that hangs on threads, and a run must resume to the bit.
+    """
+    limits = {"recompile_limit": _RECOMPILE_LIMIT, "accumulated_recompile_limit": 4096}
+    with torch._dynamo.config.patch(limits):
+        for block in decoder.layers:
+            block.compile(dynamic=False)
+        try:
+            yield
+        finally:
+            for block in decoder.layers:
+                # What Module.compile sets; it has no inverse. Left on, every generation step
+                # with a cache would compile again.
+                block._compiled_call_impl = None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text

@@ -1,0 +1,68 @@
+"""From "train for 20 minutes" to a number of steps, once.
+
+For: measuring steps on the run's own weights, which are put back after.
+Not for: benchmarks (`benchmarks/train_speed.py`).
+Read next: `miudo.train.loop`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import torch
+
+from miudo.train.plan import Plan, make_plan, wants_compile
+from miudo.train.settings import Compile
+from miudo.train.stepper import Stepper, compiled_blocks
+
+__all__ = ["decide"]
+
+_WARM, _TIMED = 1, 2
+_PLAN_STEPS = 1 << 20
+"""Steps that a trial's schedule is told: its learning rate is thrown away with its weights."""
+_OVERHEAD = 0.97
+"""Share of the time that is left to steps, besides evaluation and saving."""
+
+
+def decide(stepper: Stepper) -> Plan:
+    """Returns the plan of a new run; weights, moments and gradients are left as they were."""
+    s = stepper.settings
+    if s.minutes is None:
+        steps = s.steps if s.steps is not None else -(-(s.tokens or 0) // s.step_tokens)
+        return make_plan(s, steps=steps, compiled=wants_compile(s.compile, steps * s.step_tokens))
+    started = time.perf_counter()
+    before = [parameter.detach().clone() for parameter in stepper.optimizers.parameters]
+    try:
+        seconds, compiled = _measure(stepper, s.minutes * 60.0)
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(stepper.optimizers.parameters, before, strict=True):
+                parameter.copy_(value)
+        stepper.optimizers.restore({})
+        stepper.optimizers.forget_gradients()
+    left = s.minutes * 60.0 - (time.perf_counter() - started)
+    return make_plan(s, steps=max(1, int(_OVERHEAD * left / seconds)), compiled=compiled)
+
+
+def _measure(stepper: Stepper, seconds_in_all: float) -> tuple[float, bool]:
+    """Returns seconds a step, and whether that was compiled."""
+    s = stepper.settings
+    if s.compile is not Compile.ON:
+        eager = _seconds_a_step(stepper, compiled=False)
+        if not wants_compile(s.compile, seconds_in_all / eager * s.step_tokens):
+            return eager, False
+    return _seconds_a_step(stepper, compiled=True), True
+
+
+def _seconds_a_step(stepper: Stepper, *, compiled: bool) -> float:
+    plan = make_plan(stepper.settings, steps=_PLAN_STEPS, compiled=compiled)
+    with ExitStack() as stack:
+        if compiled:
+            stack.enter_context(compiled_blocks(stepper.decoder))
+        for step in range(_WARM):
+            stepper.take(step, plan)
+        started = time.perf_counter()
+        for step in range(_WARM, _WARM + _TIMED):
+            stepper.take(step, plan)
+        return (time.perf_counter() - started) / _TIMED
