@@ -38,8 +38,24 @@ inline F8 add(F8 a, F8 b) { return {a.lo + b.lo, a.hi + b.hi}; }
 inline F8 sub(F8 a, F8 b) { return {a.lo - b.lo, a.hi - b.hi}; }
 inline F8 mul(F8 a, F8 b) { return {a.lo * b.lo, a.hi * b.hi}; }
 inline F8 div(F8 a, F8 b) { return {a.lo / b.lo, a.hi / b.hi}; }
-// a * b + c, rounded twice here and once where the processor has a fused instruction.
-inline F8 fma(F8 a, F8 b, F8 c) { return add(mul(a, b), c); }
+// a * b + c rounded once, as the processors with such an instruction do it: int8 rounding would
+// make whole steps out of last bits that differ from one instruction set to the next. Through
+// double the result differs from the fused one about once in 2^29 times.
+inline F8 fma(F8 a, F8 b, F8 c) {
+  float x[8], y[8], z[8];
+  store(x, a);
+  store(y, b);
+  store(z, c);
+  for (std::size_t i = 0; i < 8; ++i) {
+#if defined(__FP_FAST_FMAF)
+    z[i] = __builtin_fmaf(x[i], y[i], z[i]);
+#else
+    z[i] = static_cast<float>(static_cast<double>(x[i]) * static_cast<double>(y[i]) +
+                              static_cast<double>(z[i]));
+#endif
+  }
+  return load(z);
+}
 // As the x86 instructions: the second operand where either is NaN.
 inline F8 max(F8 a, F8 b) { return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi}; }
 inline F8 min(F8 a, F8 b) { return {a.lo < b.lo ? a.lo : b.lo, a.hi < b.hi ? a.hi : b.hi}; }

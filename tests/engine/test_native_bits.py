@@ -1,0 +1,207 @@
+"""The same bits whatever the batch, the place in it, threads, chunks, and neighbours.
+
+Every comparison here is exact. A conversation's logits are a function of its ids alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from miudo.config import ModelConfig
+from miudo.engine.native import NativeEngine
+from miudo.protocol import SamplingSettings, SeqWork, Want
+from miudo.tensors import DType
+
+Floats = npt.NDArray[np.float32]
+LENGTH = 90  # past two tiles of 32 positions, and into a third
+
+
+def ids_of(config: ModelConfig, seed: int, length: int = LENGTH) -> list[int]:
+    return np.random.default_rng(seed).integers(0, config.vocab_size, length).tolist()
+
+
+def fed(engine: NativeEngine, ids: Sequence[int], cuts: Sequence[int] = ()) -> Floats:
+    """Returns logits [T, V] of a fresh conversation that takes `ids` in at `cuts`."""
+    k = engine.open()
+    bounds = [0, *cuts, len(ids)]
+    rows = []
+    for start, end in itertools.pairwise(bounds):
+        (out,) = engine.step([SeqWork(k, ids[start:end], Want.ALL_LOGITS)])
+        assert out.logits is not None
+        rows.append(out.logits)
+    engine.close(k)
+    return np.concatenate(rows)
+
+
+@pytest.fixture(params=["f32", "q8 float", "q8 int8", "portable int8"])
+def make_engine(
+    request: pytest.FixtureRequest,
+    llama_q8: Any,
+    make_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[int], NativeEngine]:
+    if request.param == "portable int8":
+        monkeypatch.setenv("MIUDO_ISA", "portable")
+    dtype = DType.F32 if request.param == "f32" else DType.Q8_0
+    model = make_model(llama_q8.config, seed=6, dtype=dtype)
+    activations = "float" if request.param == "q8 float" else "int8"
+    return lambda threads: NativeEngine(model, threads=threads, activations=activations)
+
+
+def test_thread_count(make_engine: Callable[[int], NativeEngine]) -> None:
+    engines = [make_engine(n) for n in (1, 2, 3)]
+    ids = ids_of(engines[0].config, 1)
+    one, two, three = (fed(e, ids) for e in engines)
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, three)
+
+
+def test_chunks_of_a_prompt(make_engine: Callable[[int], NativeEngine]) -> None:
+    engine = make_engine(2)
+    ids = ids_of(engine.config, 2)
+    whole = fed(engine, ids)
+    np.testing.assert_array_equal(whole, fed(engine, ids, range(1, LENGTH)))  # one by one
+    for cuts in ([32, 64], [31, 33, 65], [1, 7, 50], [89]):
+        np.testing.assert_array_equal(whole, fed(engine, ids, cuts))
+
+
+def test_chunks_in_every_kind_of_model(config: ModelConfig, make_model: Callable[..., Any]) -> None:
+    engine = NativeEngine(make_model(config), threads=2)
+    ids = ids_of(config, 3)
+    whole = fed(engine, ids)
+    np.testing.assert_array_equal(whole, fed(engine, ids, [1, 5, 6, 40, 41, 75]))
+
+
+def test_company_and_place_in_a_batch(make_engine: Callable[[int], NativeEngine]) -> None:
+    engine = make_engine(2)
+    ids = ids_of(engine.config, 4)
+    alone = fed(engine, ids)
+    for place in range(4):
+        k = [engine.open() for _ in range(4)]
+        others = [ids_of(engine.config, 50 + i, 3 + 17 * i) for i in range(4)]
+        prompts = [ids[:60] if i == place else others[i] for i in range(4)]
+        batch = [SeqWork(c, p, Want.ALL_LOGITS) for c, p in zip(k, prompts, strict=True)]
+        first = engine.step(batch)[place].logits
+        assert first is not None
+        np.testing.assert_array_equal(first, alone[:60])
+        for at in range(60, 70):  # then one id each, as a server decodes
+            batch = [SeqWork(c, [ids[at] if i == place else 1]) for i, c in enumerate(k)]
+            batch[place] = SeqWork(k[place], [ids[at]], Want.LAST_LOGITS)
+            np.testing.assert_array_equal(engine.step(batch)[place].logits, alone[at])
+
+
+def test_truncate_and_step_again(make_engine: Callable[[int], NativeEngine]) -> None:
+    engine = make_engine(1)
+    ids = ids_of(engine.config, 5)
+    right = fed(engine, ids)
+    k = engine.open()
+    for keep in (70, 64, 33, 32, 1, 0):
+        engine.step([SeqWork(k, ids_of(engine.config, 60 + keep), Want.NOTHING)])
+        engine.truncate(k, 0)
+        engine.step([SeqWork(k, ids, Want.NOTHING)])
+        engine.truncate(k, keep)
+        (out,) = engine.step([SeqWork(k, ids[keep:], Want.ALL_LOGITS)])
+        np.testing.assert_array_equal(out.logits, right[keep:])
+        engine.truncate(k, 0)
+
+
+def test_a_neighbour_that_leaves_its_pages_behind(
+    make_engine: Callable[[int], NativeEngine],
+) -> None:
+    engine = make_engine(1)
+    ids = ids_of(engine.config, 7)
+    right = fed(engine, ids)
+    mine, neighbour = engine.open(), engine.open()
+    engine.step([SeqWork(mine, ids[:40]), SeqWork(neighbour, ids_of(engine.config, 8))])
+    engine.close(neighbour)
+    (out,) = engine.step([SeqWork(mine, ids[40:], Want.ALL_LOGITS)])
+    np.testing.assert_array_equal(out.logits, right[40:])
+
+
+def test_what_is_watched(make_engine: Callable[[int], NativeEngine]) -> None:
+    """Looking at hidden states and attention does not change what is seen."""
+    engine = make_engine(2)
+    ids = ids_of(engine.config, 9)
+    k = engine.open()
+    want = Want.ALL_LOGITS | Want.HIDDEN | Want.ATTENTION
+    (first,) = engine.step([SeqWork(k, ids[:50], want)])
+    (second,) = engine.step([SeqWork(k, ids[50:], want)])
+    assert first.logits is not None
+    assert second.logits is not None
+    assert second.attention is not None
+    np.testing.assert_array_equal(np.concatenate([first.logits, second.logits]), fed(engine, ids))
+    assert second.attention[0].shape == (4, 40, 90)
+    np.testing.assert_allclose(second.attention[0].sum(-1), 1, rtol=1e-5)
+
+
+def test_score_and_step_agree(make_engine: Callable[[int], NativeEngine]) -> None:
+    engine = make_engine(2)
+    ids = ids_of(engine.config, 10)
+    scores = engine.score(ids, top_k=5)
+    logits = fed(engine, ids)[:-1]
+    np.testing.assert_array_equal(scores.argmax, logits.argmax(1))
+    assert scores.top_ids is not None
+    order = np.lexsort((np.broadcast_to(np.arange(logits.shape[1]), logits.shape), -logits))
+    np.testing.assert_array_equal(scores.top_ids, order[:, :5])
+    k = engine.open()
+    (out,) = engine.step([SeqWork(k, ids[:-1], Want.SAMPLE)])
+    assert out.token == scores.argmax[-1]
+    assert scores.top_logprobs is not None
+    assert np.float32(out.logprob) == scores.top_logprobs[-1, 0]
+
+
+def test_a_long_prompt_crosses_the_engine_s_own_chunks(make_model: Callable[..., Any]) -> None:
+    config = ModelConfig.uniform(
+        n_layers=1, d_model=16, n_heads=2, d_ff=32, vocab_size=40, max_positions=700, window=300
+    )
+    engine = NativeEngine(make_model(config), threads=2)
+    ids = ids_of(config, 11, 700)
+    whole = fed(engine, ids)
+    np.testing.assert_array_equal(whole, fed(engine, ids, [255, 256, 257, 600]))
+    np.testing.assert_array_equal(engine.score(ids).argmax, whole.argmax(1)[:-1])
+    k = [engine.open() for _ in range(3)]
+    outs = engine.step([SeqWork(c, ids[: 250 + c], Want.LAST_LOGITS) for c in k])
+    for c, out in zip(k, outs, strict=True):
+        np.testing.assert_array_equal(out.logits, whole[250 + c - 1])
+
+
+def test_sampled_text_is_the_same_in_any_company(
+    make_engine: Callable[[int], NativeEngine],
+) -> None:
+    engine = make_engine(2)
+    settings = SamplingSettings(temperature=0.9, top_p=0.95, seed=3, request=1)
+
+    def tokens(company: int) -> list[int]:
+        k = [engine.open() for _ in range(company + 1)]
+        batch = [SeqWork(c, [5, 6, 7 + i], sampling=settings) for i, c in enumerate(k)]
+        batch[-1] = SeqWork(k[-1], [5, 6, 7], sampling=settings)
+        written = []
+        for _ in range(30):
+            outs = engine.step(batch)
+            written.append(outs[-1].token)
+            batch = [SeqWork(o.conversation, [o.token or 0], sampling=settings) for o in outs]
+        return [t for t in written if t is not None]
+
+    alone = tokens(0)
+    assert len(alone) == 30
+    assert alone == tokens(1) == tokens(4)
+
+
+def test_instruction_sets_agree_in_the_most_probable_id(
+    llama_q8: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = NativeEngine(llama_q8, threads=1)
+    monkeypatch.setenv("MIUDO_ISA", "portable")
+    portable = NativeEngine(llama_q8, threads=1)
+    assert portable.isa == "portable"
+    same = []
+    for seed in range(12):
+        ids = ids_of(llama_q8.config, seed, 150)
+        same.append(fed(best, ids).argmax(1) == fed(portable, ids).argmax(1))
+    assert np.mean(same) >= 0.999  # the design's bound

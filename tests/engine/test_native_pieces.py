@@ -1,0 +1,166 @@
+"""Pieces of the core against their oracles in NumPy, to the last bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miudo.engine.native_door import DTYPES, load_native, sampling_values
+from miudo.errors import RequestError
+from miudo.formats.blocks import encode, to_f32
+from miudo.philox import uniform
+from miudo.protocol import SamplingSettings
+from miudo.sampling import sample
+from miudo.tensors import DType, StoredTensor
+
+Floats = npt.NDArray[np.float32]
+WORDS = st.integers(0, 2**64 - 1)
+
+
+@pytest.fixture(params=["portable", "best"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if request.param == "portable":
+        monkeypatch.setenv("MIUDO_ISA", "portable")
+    return load_native()
+
+
+def linear(native: Any, weight: StoredTensor, x: Floats, *, int8: bool) -> Floats:
+    rows, cols = weight.shape
+    out = np.full((len(x), rows), np.nan, dtype=np.float32)
+    native.linear(DTYPES.index(weight.dtype), rows, cols, weight.data, x, int8, out)
+    return out
+
+
+def int8_oracle(weight: StoredTensor, x: Floats) -> Floats:
+    """Every operation in the core's order: exact sums of integers, then float32 by groups."""
+    rows, cols = weight.shape
+    blocks = weight.data.reshape(rows, cols // 32, 34)
+    scales = np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0].astype(np.float32)
+    quants = blocks[:, :, 2:].view(np.int8).astype(np.int32)
+    groups = x.reshape(len(x), cols // 32, 32)
+    sx = np.abs(groups).max(-1) / np.float32(127)
+    by = np.where(sx > 0, sx, np.float32(1))[:, :, None]
+    qx = np.clip(np.rint(groups / by), -127, 127).astype(np.int32)
+    out = np.zeros((len(x), rows), dtype=np.float32)
+    for g in range(cols // 32):
+        dots = (qx[:, None, g] * quants[None, :, g]).sum(-1)  # n rows, int32
+        out += dots.astype(np.float32) * (scales[None, :, g] * sx[:, None, g])
+    return out
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 67])
+@pytest.mark.parametrize("cols", [32, 96, 544])
+def test_int8_products_to_the_last_bit(native: Any, rows: int, cols: int) -> None:
+    rng = np.random.default_rng(rows * cols)
+    weight = encode(rng.standard_normal((rows, cols)).astype(np.float32), DType.Q8_0)
+    for n in (1, 2, 3, 4, 5, 11):
+        spread = np.exp(rng.standard_normal((n, 1)) * 4)
+        x = (rng.standard_normal((n, cols)) * spread).astype(np.float32)
+        np.testing.assert_array_equal(linear(native, weight, x, int8=True), int8_oracle(weight, x))
+
+
+def test_int8_products_at_the_edges(native: Any) -> None:
+    rng = np.random.default_rng(8)
+    data = rng.integers(0, 256, (20, 2, 34), dtype=np.uint8)
+    data[:, :, :2] = np.array([1.0], dtype="<f2").view(np.uint8)
+    data[:8, :, 2:] = 0x80  # -128, which other programs may write
+    data[8:12, :, 2:] = 127
+    weight = StoredTensor(DType.Q8_0, (20, 64), data.reshape(-1))
+    x = rng.standard_normal((9, 64)).astype(np.float32)
+    x[0] = 0
+    x[1] = 1
+    x[2] = -1
+    x[3, :32] = 1e-45  # so small that a scale underflows
+    x[4] = np.arange(64) - 31.5  # halves: ties go to the even number
+    x[5] = 127.0
+    x[5, 1:] = np.arange(63) / 2
+    x[6] = 1e30
+    np.testing.assert_array_equal(linear(native, weight, x, int8=True), int8_oracle(weight, x))
+
+
+@pytest.mark.parametrize("dtype", list(DType))
+@pytest.mark.parametrize("rows", [1, 16, 23])
+def test_float_products(native: Any, dtype: DType, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    for cols in (32, 160) if dtype is DType.Q8_0 else (1, 7, 33, 128):
+        weight = encode(rng.standard_normal((rows, cols)).astype(np.float32), dtype)
+        for n in (1, 5, 6, 7, 13):
+            x = rng.standard_normal((n, cols)).astype(np.float32)
+            out = linear(native, weight, x, int8=False)
+            expected = x.astype(np.float64) @ to_f32(weight).astype(np.float64).T
+            np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
+            for i in range(n):  # one alone has the bits that it has in company
+                alone = linear(native, weight, x[i : i + 1].copy(), int8=False)
+                np.testing.assert_array_equal(alone[0], out[i])
+
+
+def test_every_half_is_read_exactly(native: Any) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    finite = bits[np.isfinite(bits.view("<f2"))]
+    weight = StoredTensor(DType.F16, (finite.size, 1), finite.view(np.uint8))
+    out = linear(native, weight, np.ones((1, 1), np.float32), int8=False)
+    np.testing.assert_array_equal(out[0], finite.view("<f2").astype(np.float32))
+
+
+@given(seed=WORDS, request=WORDS, position=WORDS)
+def test_random_numbers_are_numpy_s(seed: int, request: int, position: int) -> None:
+    assert load_native().uniform(seed, request, position) == uniform(seed, request, position)
+
+
+def drawn(
+    logits: Floats, s: SamplingSettings, position: int, seen: list[int], mask: Any
+) -> int | str:
+    try:
+        values = sampling_values(s, logits.size)
+        ids = np.array(seen, dtype=np.int32)
+        token: int = load_native().sample(logits, values, position, ids, mask)
+    except RuntimeError as error:
+        return str(error.args[1])
+    return token
+
+
+def expected(
+    logits: Floats, s: SamplingSettings, position: int, seen: list[int], mask: Any
+) -> int | str:
+    try:
+        return sample(logits, s, position=position, seen=seen, mask=mask)
+    except RequestError as error:
+        return error.what
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_sampler_draws_what_the_oracle_draws(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    draws = set()
+    for case in range(400):
+        size = int(rng.choice([1, 2, 7, 50, 300]))
+        logits = (rng.standard_normal(size) * rng.choice([0.1, 1, 5, 40])).astype(np.float32)
+        if case % 3 == 0:
+            logits = np.round(logits)  # many ties
+        if case % 7 == 0:
+            logits[rng.integers(size)] = rng.choice([np.nan, np.inf, -np.inf])
+        settings = SamplingSettings(
+            temperature=float(rng.choice([0.0, 0.01, 0.5, 1.0, 3.0, 100.0])),
+            top_k=int(rng.choice([0, 0, 1, 3, 40, 1000])),
+            top_p=float(rng.choice([1.0, 0.999, 0.9, 0.3, 1e-6])),
+            min_p=float(rng.choice([0.0, 0.0, 0.05, 0.7, 1.0])),
+            repetition_penalty=float(rng.choice([1.0, 1.3, 0.5, 10.0])),
+            logit_bias=tuple(
+                (int(i), float(b))
+                for i, b in zip(rng.integers(0, 400, 3), rng.standard_normal(3) * 9, strict=True)
+            ),
+            seed=int(rng.integers(1 << 62)),
+            request=case,
+        )
+        seen = rng.integers(0, size, rng.integers(0, 20)).tolist()
+        mask = rng.random(size) < 0.6 if case % 2 else None
+        position = int(rng.integers(1 << 40))
+        got = drawn(logits, settings, position, seen, mask)
+        assert got == expected(logits, settings, position, seen, mask)
+        draws.add(got)
+    assert len(draws) > 50
