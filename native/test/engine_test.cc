@@ -1,0 +1,283 @@
+// The C door: a small model made, run, scored, generated from and misused, without Python.
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "core/miudo.h"
+#include "test/check.h"
+
+namespace {
+
+using miudo::test::Noise;
+
+constexpr std::int64_t kVocab = 37, kModel = 24, kFeed = 40, kPositions = 100;
+constexpr miudo_sampling kGreedy = {0.0, 0, 1.0, 0.0, 1.0, nullptr, nullptr, 0, 0, 0};
+
+struct Destroy {
+  void operator()(miudo_engine* engine) const { miudo_destroy(engine); }
+};
+using EnginePtr = std::unique_ptr<miudo_engine, Destroy>;
+
+const miudo_layer kLayers[] = {{4, 2, 6, 5, kFeed, 0, 1, 1e4}, {4, 2, 6, 5, kFeed, 9, 1, 1e4}};
+
+miudo_config config() {
+  miudo_config c = {};
+  c.vocab_size = kVocab;
+  c.d_model = kModel;
+  c.max_positions = kPositions;
+  c.n_layers = 2;
+  c.layers = kLayers;
+  c.tie_embeddings = 1;
+  c.norm_eps = 1e-5;
+  return c;
+}
+
+miudo_status set(miudo_engine* e, const std::string& name, std::vector<std::int64_t> shape,
+                 Noise& noise) {
+  std::size_t n = 1;
+  for (const std::int64_t s : shape) n *= static_cast<std::size_t>(s);
+  const std::vector<float> values = noise.floats(n);
+  return miudo_set_tensor(e, name.c_str(), MIUDO_F32, shape.data(), shape.size(), values.data(),
+                          n * 4, nullptr);
+}
+
+EnginePtr make_engine(int threads, std::uint64_t cache_bytes = 1 << 24,
+                      int (*interrupt)(void*) = nullptr, void* context = nullptr) {
+  const miudo_config c = config();
+  const miudo_options options = {threads, 1, cache_bytes, interrupt, context};
+  miudo_engine* raw = nullptr;
+  CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_OK);
+  EnginePtr e(raw);
+  Noise noise(3);
+  miudo_error error = {};
+  CHECK(miudo_finalize(raw, &error) == MIUDO_MODEL_FILE && std::strlen(error.message) > 0);
+  CHECK(set(raw, "embed.weight", {kVocab, kModel}, noise) == MIUDO_OK);
+  for (int i = 0; i < 2; ++i) {
+    const std::string at = "layers." + std::to_string(i) + ".";
+    CHECK(set(raw, at + "attn_norm.weight", {kModel}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "attn.q.weight", {24, kModel}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "attn.k.weight", {12, kModel}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "attn.v.weight", {10, kModel}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "attn.o.weight", {kModel, 20}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "mlp_norm.weight", {kModel}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "mlp.gate.weight", {kFeed, kModel}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "mlp.up.weight", {kFeed, kModel}, noise) == MIUDO_OK);
+    CHECK(set(raw, at + "mlp.down.weight", {kModel, kFeed}, noise) == MIUDO_OK);
+  }
+  CHECK(set(raw, "norm.weight", {kModel}, noise) == MIUDO_OK);
+  CHECK(set(raw, "norm.weight", {kModel}, noise) == MIUDO_MODEL_FILE);  // twice
+  CHECK(set(raw, "other.weight", {kModel}, noise) == MIUDO_MODEL_FILE);
+  CHECK(miudo_finalize(raw, nullptr) == MIUDO_OK);
+  return e;
+}
+
+miudo_work work_for(std::int64_t conversation, const std::vector<std::int32_t>& ids,
+                    std::uint32_t want) {
+  miudo_work work = {};
+  work.conversation = conversation;
+  work.ids = ids.data();
+  work.n_ids = ids.size();
+  work.want = want;
+  work.sampling = kGreedy;
+  return work;
+}
+
+std::vector<std::int32_t> some_ids(std::size_t n) {
+  std::vector<std::int32_t> ids(n);
+  for (std::size_t i = 0; i < n; ++i) ids[i] = static_cast<std::int32_t>(i * 7 % kVocab);
+  return ids;
+}
+
+std::vector<float> all_logits(miudo_engine* e, std::int64_t k,
+                              const std::vector<std::int32_t>& ids) {
+  std::vector<float> logits(ids.size() * kVocab);
+  miudo_work work = work_for(k, ids, MIUDO_WANT_ALL_LOGITS);
+  work.logits = logits.data();
+  CHECK(miudo_step(e, &work, 1, nullptr) == MIUDO_OK);
+  return logits;
+}
+
+TEST(steps_one_by_one_have_the_bits_of_a_whole_prompt) {
+  const std::vector<std::int32_t> ids = some_ids(80);
+  std::vector<float> first;
+  for (const int threads : {1, 2, 3}) {
+    const EnginePtr e = make_engine(threads);
+    std::int64_t whole = 0, single = 0;
+    CHECK(miudo_open(e.get(), &whole, nullptr) == MIUDO_OK);
+    CHECK(miudo_open(e.get(), &single, nullptr) == MIUDO_OK);
+    const std::vector<float> logits = all_logits(e.get(), whole, ids);
+    if (first.empty()) first = logits;
+    CHECK(logits == first);
+    bool same = true;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const std::vector<float> one = all_logits(e.get(), single, {ids[i]});
+      same = same && std::memcmp(one.data(), logits.data() + i * kVocab, kVocab * 4) == 0;
+    }
+    CHECK(same);
+    std::size_t length = 0;
+    CHECK(miudo_length(e.get(), single, &length, nullptr) == MIUDO_OK && length == 80);
+    CHECK(miudo_truncate(e.get(), single, 33, nullptr) == MIUDO_OK);
+    CHECK(all_logits(e.get(), single, {ids[33]}) ==
+          std::vector<float>(logits.begin() + 33 * kVocab, logits.begin() + 34 * kVocab));
+    CHECK(miudo_close(e.get(), whole, nullptr) == MIUDO_OK);
+    CHECK(miudo_close(e.get(), whole, nullptr) == MIUDO_REQUEST);
+  }
+}
+
+TEST(hidden_and_attention_fill_their_arrays) {
+  const EnginePtr e = make_engine(2);
+  const std::vector<std::int32_t> ids = some_ids(40);
+  std::int64_t k = 0;
+  CHECK(miudo_open(e.get(), &k, nullptr) == MIUDO_OK);
+  std::vector<float> hidden(3 * 40 * kModel), rows0(4 * 40 * 40), rows1(4 * 40 * 40);
+  float* const attention[] = {rows0.data(), rows1.data()};
+  miudo_work work = work_for(k, ids, MIUDO_WANT_HIDDEN | MIUDO_WANT_ATTENTION);
+  work.hidden = hidden.data();
+  work.attention = attention;
+  work.n_keys = 41;
+  CHECK(miudo_step(e.get(), &work, 1, nullptr) == MIUDO_REQUEST);
+  work.n_keys = 40;
+  CHECK(miudo_step(e.get(), &work, 1, nullptr) == MIUDO_OK);
+  for (std::size_t row = 0; row < 160; ++row) {
+    float sum = 0.0f;
+    for (std::size_t j = 0; j < 40; ++j) sum += rows1[row * 40 + j];
+    CHECK(std::abs(sum - 1.0f) < 1e-5f);
+    if (row % 40 >= 9) CHECK(rows1[row * 40 + row % 40 - 9] <= 0.0f);  // outside the window
+  }
+}
+
+TEST(scores_are_log_probabilities) {
+  const EnginePtr e = make_engine(2);
+  const std::vector<std::int32_t> ids = some_ids(100);
+  std::vector<float> logprobs(99), total(99), top(99 * 3);
+  std::vector<std::int32_t> argmax(99), top_ids(99 * 3);
+  miudo_scores scores = {logprobs.data(), argmax.data(), total.data(), 3, top_ids.data(), top.data()};
+  CHECK(miudo_score(e.get(), ids.data(), ids.size(), &scores, nullptr) == MIUDO_OK);
+  for (std::size_t i = 0; i < 99; ++i) {
+    CHECK(logprobs[i] <= 0.0f && std::isfinite(total[i]));
+    CHECK(top_ids[3 * i] == argmax[i] && top[3 * i] >= top[3 * i + 1]);
+  }
+  CHECK(miudo_cache_bytes_used(e.get()) == 0);
+  scores.top_k = kVocab + 1;
+  CHECK(miudo_score(e.get(), ids.data(), ids.size(), &scores, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_score(e.get(), ids.data(), 1, &scores, nullptr) == MIUDO_REQUEST);
+  scores.top_k = 0;
+  CHECK(miudo_score(e.get(), ids.data(), 1, &scores, nullptr) == MIUDO_OK);
+  CHECK(miudo_score(e.get(), nullptr, 0, &scores, nullptr) == MIUDO_REQUEST);
+}
+
+int stop_at_five(std::int32_t, void* context) { return ++*static_cast<int*>(context) >= 5; }
+
+TEST(generation_without_python) {
+  const EnginePtr e = make_engine(1);
+  const std::vector<std::int32_t> prompt = {1, 2, 3};
+  std::vector<std::int32_t> tokens(20), again(20);
+  std::size_t n = 0, m = 0;
+  const auto run = [&](const miudo_sampling* s, std::vector<std::int32_t> eos, std::size_t most,
+                       int (*on)(std::int32_t, void*), void* context) {
+    return miudo_generate(e.get(), prompt.data(), 3, s, eos.data(), eos.size(), most, on, context,
+                          tokens.data(), &n, nullptr);
+  };
+  CHECK(run(&kGreedy, {}, 20, nullptr, nullptr) == MIUDO_OK && n == 20);
+  again = tokens;
+  m = n;
+  CHECK(run(&kGreedy, {}, 20, nullptr, nullptr) == MIUDO_OK && n == m && tokens == again);
+  const std::int32_t third = tokens[2];
+  CHECK(run(&kGreedy, {third}, 20, nullptr, nullptr) == MIUDO_OK && n <= 3);
+  CHECK(tokens[n - 1] == third);
+  int calls = 0;
+  CHECK(run(&kGreedy, {}, 20, stop_at_five, &calls) == MIUDO_OK && n == 5);
+  CHECK(run(nullptr, {}, 20, nullptr, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_cache_bytes_used(e.get()) == 0);
+}
+
+int always(void*) { return 1; }
+
+TEST(misuse_is_a_status) {
+  CHECK(miudo_create(nullptr, nullptr, nullptr, nullptr) == MIUDO_REQUEST);
+  miudo_config c = config();
+  miudo_options options = {1, 1, 1 << 20, always, nullptr};
+  miudo_engine* raw = nullptr;
+  c.d_model = 0;
+  CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_MODEL_FILE && raw == nullptr);
+  c = config();
+  options.cache_bytes = 10;
+  CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_RESOURCE && raw == nullptr);
+  miudo_destroy(nullptr);
+
+  const EnginePtr e = make_engine(1, 2 * 32 * 2 * 2 * (6 + 8) * 4);  // two pages
+  std::int64_t k = 0;
+  CHECK(miudo_open(e.get(), &k, nullptr) == MIUDO_OK);
+  const std::vector<std::int32_t> good = some_ids(3), bad = {1, kVocab}, none;
+  const auto step = [&](miudo_work work) { return miudo_step(e.get(), &work, 1, nullptr); };
+  CHECK(step(work_for(k, bad, MIUDO_WANT_SAMPLE)) == MIUDO_REQUEST);
+  CHECK(step(work_for(k, none, MIUDO_WANT_SAMPLE)) == MIUDO_REQUEST);
+  CHECK(step(work_for(k + 1, good, MIUDO_WANT_SAMPLE)) == MIUDO_REQUEST);
+  CHECK(step(work_for(k, good, MIUDO_WANT_ALL_LOGITS)) == MIUDO_REQUEST);
+  CHECK(step(work_for(k, good, 1u << 20)) == MIUDO_REQUEST);
+  CHECK(step(work_for(k, some_ids(65), 0)) == MIUDO_REQUEST);   // three pages
+  CHECK(step(work_for(k, some_ids(101), 0)) == MIUDO_REQUEST);  // positions
+  miudo_work wrong = work_for(k, good, MIUDO_WANT_SAMPLE);
+  wrong.sampling.temperature = std::nan("");
+  CHECK(step(wrong) == MIUDO_REQUEST);
+  miudo_work twice[] = {work_for(k, good, 0), work_for(k, good, 0)};
+  CHECK(miudo_step(e.get(), twice, 2, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_step(e.get(), nullptr, 0, nullptr) == MIUDO_OK);
+  std::size_t length = 1;
+  CHECK(miudo_length(e.get(), k, &length, nullptr) == MIUDO_OK && length == 0);
+  CHECK(step(work_for(k, some_ids(64), MIUDO_WANT_SAMPLE)) == MIUDO_OK);
+}
+
+int at_second_look(void* looks) { return ++*static_cast<int*>(looks) == 2; }
+
+TEST(an_interrupted_step_is_undone) {
+  int looks = 0;
+  const EnginePtr e = make_engine(1, 1 << 24, at_second_look, &looks);
+  std::vector<std::vector<std::int32_t>> ids(4, some_ids(90));  // 360 positions: two chunks
+  std::vector<miudo_work> works;
+  for (const std::vector<std::int32_t>& mine : ids) {
+    std::int64_t k = 0;
+    CHECK(miudo_open(e.get(), &k, nullptr) == MIUDO_OK);
+    works.push_back(work_for(k, mine, MIUDO_WANT_SAMPLE));
+  }
+  CHECK(miudo_step(e.get(), works.data(), works.size(), nullptr) == MIUDO_INTERRUPTED);
+  CHECK(looks == 2 && miudo_cache_bytes_used(e.get()) == 0);
+  for (const miudo_work& work : works) {
+    std::size_t length = 1;
+    CHECK(miudo_length(e.get(), work.conversation, &length, nullptr) == MIUDO_OK && length == 0);
+  }
+  CHECK(miudo_step(e.get(), works.data(), works.size(), nullptr) == MIUDO_OK);
+  CHECK(works[0].token == works[3].token);
+}
+
+TEST(an_engine_without_weights_opens_nothing) {
+  const miudo_config c = config();
+  const miudo_options options = {1, 1, 1 << 24, nullptr, nullptr};
+  miudo_engine* raw = nullptr;
+  CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_OK);
+  const EnginePtr e(raw);
+  std::int64_t k = 0;
+  CHECK(miudo_open(raw, &k, nullptr) == MIUDO_REQUEST);
+}
+
+TEST(a_linear_alone_checks_its_sizes) {
+  const std::vector<float> w(6, 1.0f), x(3, 2.0f);
+  float out[2] = {};
+  CHECK(miudo_linear(MIUDO_F32, 2, 3, w.data(), 24, x.data(), 1, 0, out, nullptr) == MIUDO_OK);
+  CHECK(std::abs(out[0] - 6.0f) < 1e-6f && std::abs(out[1] - 6.0f) < 1e-6f);
+  CHECK(miudo_linear(MIUDO_F32, 2, 3, w.data(), 23, x.data(), 1, 0, out, nullptr) != MIUDO_OK);
+  CHECK(miudo_linear(MIUDO_Q8_0, 2, 3, w.data(), 24, x.data(), 1, 0, out, nullptr) != MIUDO_OK);
+  CHECK(miudo_linear(MIUDO_F32, -2, 3, w.data(), 24, x.data(), 1, 0, out, nullptr) != MIUDO_OK);
+}
+
+TEST(a_sampler_alone_checks_its_ids) {
+  const float logits[] = {0.0f, 3.0f, 1.0f};
+  const std::int32_t seen[] = {5};
+  std::int32_t token = -1;
+  CHECK(miudo_sample(logits, 3, &kGreedy, 0, nullptr, 0, nullptr, &token, nullptr) == MIUDO_OK);
+  CHECK(token == 1);
+  CHECK(miudo_sample(logits, 3, &kGreedy, 0, seen, 1, nullptr, &token, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_sample(logits, 0, &kGreedy, 0, nullptr, 0, nullptr, &token, nullptr) != MIUDO_OK);
+}
+
+}  // namespace
