@@ -1,0 +1,62 @@
+"""The families of models, each two maps: Hugging Face folders and GGUF files.
+
+For: finding the family of a file, or one that can express a config.
+Not for: what a model computes; that follows from its `ModelConfig` alone.
+Read next: `miudo.families.family`, `miudo.families.llama`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from miudo.config import ModelConfig
+from miudo.errors import ModelFileError
+from miudo.families.family import Family
+from miudo.families.gpt2 import GPT2
+from miudo.families.llama import LLAMA
+from miudo.families.qwen import QWEN2, QWEN3
+
+__all__ = ["FAMILIES", "by_gguf", "by_hf_config", "for_config"]
+
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, GPT2)
+
+
+def by_hf_config(values: Mapping[str, Any]) -> Family:
+    """Returns the family that config.json names: `architectures` first, then `model_type`.
+
+    Raises ModelFileError naming what is known. Keys that name code are never followed.
+    """
+    named = values.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    for family in FAMILIES:
+        if first in family.architectures:
+            return family
+    if first is None:
+        for family in FAMILIES:
+            if values.get("model_type") in family.model_types:
+                return family
+    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    raise ModelFileError(
+        f"architecture {first or values.get('model_type')!r} is unknown",
+        where="config.json",
+        remedy=f"Known are {known}",
+    )
+
+
+def by_gguf(architecture: str) -> Family:
+    """Returns the family of a GGUF `general.architecture`; raises ModelFileError."""
+    for family in FAMILIES:
+        if family.gguf_architecture == architecture:
+            return family
+    known = ", ".join(family.gguf_architecture for family in FAMILIES)
+    raise ModelFileError(
+        f"architecture {architecture!r} is unknown",
+        where="general.architecture",
+        remedy=f"Known are {known}",
+    )
+
+
+def for_config(config: ModelConfig) -> Family | None:
+    """Returns a family whose files can say exactly what `config` says, None without one."""
+    return next((family for family in FAMILIES if family.expresses(config)), None)

@@ -1,0 +1,234 @@
+"""The GGUF container (version 2 and 3, little endian), read with every bound checked.
+
+For: keys and tensors of untrusted files, memory-mapped; arrays are skipped over until asked
+for, so that a vocabulary of 150,000 words costs nothing to those who do not want it.
+Not for: what keys mean (`miudo.formats.gguf`).
+Read next: `miudo.formats.gguf`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from miudo.errors import ModelFileError
+from miudo.files import open_regular
+from miudo.limits import LIMITS, Limits
+from miudo.tensors import DType, StoredTensor
+
+__all__ = ["GGUF_TYPES", "ArrayAt", "Container", "read_container"]
+
+GGUF_TYPES: Mapping[int, DType] = {0: DType.F32, 1: DType.F16, 8: DType.Q8_0, 30: DType.BF16}
+"""Tensor type numbers of the format."""
+
+_OTHER_TYPES = {
+    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+    14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+_SCALARS = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayAt:
+    """Where an array lies: its element type, its length, and the offset of its first element."""
+
+    kind: int
+    count: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """Keys and tensors of one file; arrays are read with `strings` and `numbers`."""
+
+    path: Path
+    keys: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    data: npt.NDArray[np.uint8]
+
+    def strings(self, key: str) -> list[str]:
+        """Returns a string array; raises ModelFileError if `key` is none."""
+        at = self._array(key, {_STRING})
+        cursor = _Cursor(self.data, self.path, LIMITS, at.offset)
+        return [cursor.text(key) for _ in range(at.count)]
+
+    def numbers(self, key: str) -> npt.NDArray[np.generic]:
+        """Returns a number array; raises ModelFileError if `key` is none."""
+        at = self._array(key, set(_SCALARS))
+        dtype = np.dtype("<" + _SCALARS[at.kind])
+        return np.frombuffer(self.data, dtype=dtype, count=at.count, offset=at.offset)
+
+    def _array(self, key: str, kinds: set[int]) -> ArrayAt:
+        at = self.keys.get(key)
+        if not isinstance(at, ArrayAt) or at.kind not in kinds:
+            raise ModelFileError("is no array of the kind it must be", where=f"{self.path}: {key}")
+        return at
+
+
+class _Cursor:
+    """Reads values one after the other; every read is checked against the file's end."""
+
+    def __init__(
+        self, data: npt.NDArray[np.uint8], path: Path, limits: Limits, offset: int = 0
+    ) -> None:
+        self.memory, self.path, self.limits = data.data, path, limits
+        self.offset = offset
+
+    def scalar(self, code: str, what: str) -> Any:
+        form = "<" + code
+        start, self.offset = self.offset, self.skip(struct.calcsize(form), what)
+        return struct.unpack_from(form, self.memory, start)[0]
+
+    def skip(self, n: int, what: str) -> int:
+        if n > len(self.memory) - self.offset:
+            raise ModelFileError(
+                f"{what} at byte {self.offset} runs past the end of the file",
+                where=self.path,
+                remedy="The file is truncated or damaged; fetch it again",
+            )
+        return self.offset + n
+
+    def text_bytes(self, what: str, limit: int) -> bytes:
+        length = self.scalar("Q", what)
+        if length > limit:
+            raise ModelFileError(f"{what} of {length} bytes, allowed {limit}", where=self.path)
+        start, self.offset = self.offset, self.skip(length, what)
+        return bytes(self.memory[start : self.offset])
+
+    def text(self, what: str, limit: int | None = None) -> str:
+        raw = self.text_bytes(what, self.limits.gguf_string_bytes if limit is None else limit)
+        return raw.decode("utf-8", errors="replace")
+
+    def value(self, kind: int, what: str) -> Any:
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind], what)
+        if kind == _STRING:
+            return self.text(what)
+        if kind == _ARRAY:
+            return self._array(what)
+        raise ModelFileError(f"{what} has the unknown value type {kind}", where=self.path)
+
+    def _array(self, what: str) -> ArrayAt:
+        kind, count = self.scalar("I", what), self.scalar("Q", what)
+        if count > self.limits.gguf_array_items:
+            raise ModelFileError(f"{what} has {count} items", where=self.path)
+        at = ArrayAt(kind, count, self.offset)
+        if kind in _SCALARS:
+            self.offset = self.skip(count * struct.calcsize("<" + _SCALARS[kind]), what)
+        elif kind == _STRING:
+            self._skip_strings(count, what)
+        else:
+            raise ModelFileError(f"{what} is an array of type {kind}", where=self.path)
+        return at
+
+    def _skip_strings(self, count: int, what: str) -> None:
+        memory, end, offset = self.memory, len(self.memory), self.offset
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if offset + 8 > end:
+                break
+            offset += 8 + unpack(memory, offset)[0]
+        self.offset = min(offset, end)
+        if count and offset > end:
+            self.skip(1 + offset - end, what)
+
+
+def read_container(path: Path, limits: Limits = LIMITS) -> Container:
+    """Returns the keys and tensors of the GGUF file at `path`.
+
+    Raises ModelFileError naming key, tensor or byte for whatever is not exactly in bounds.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        if size < 24:
+            raise ModelFileError(f"{size} bytes are too short for GGUF", where=path)
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = np.frombuffer(view, dtype=np.uint8)
+    cursor = _Cursor(data, path, limits)
+    n_tensors, n_keys = _read_head(cursor, limits)
+    keys = dict(_read_keys(cursor, n_keys))
+    infos = list(_read_infos(cursor, n_tensors))
+    alignment = keys.get("general.alignment", 32)
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
+        raise ModelFileError(f"alignment {alignment!r}", where=f"{path}: general.alignment")
+    start = -(-cursor.offset // alignment) * alignment
+    return Container(path, keys, _place(infos, data, start, alignment, path), data)
+
+
+def _read_head(cursor: _Cursor, limits: Limits) -> tuple[int, int]:
+    magic, version = cursor.scalar("4s", "magic"), cursor.scalar("I", "version")
+    if magic != b"GGUF" or version not in (2, 3):
+        raise ModelFileError(
+            f"magic {magic!r} version {version}, not little-endian GGUF 2 or 3", where=cursor.path
+        )
+    n_tensors, n_keys = cursor.scalar("Q", "tensor count"), cursor.scalar("Q", "key count")
+    if n_tensors > limits.tensors or n_keys > limits.gguf_keys:
+        raise ModelFileError(f"{n_tensors} tensors and {n_keys} keys", where=cursor.path)
+    return n_tensors, n_keys
+
+
+def _read_keys(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
+    seen: set[str] = set()
+    for _ in range(count):
+        key = cursor.text("a key", cursor.limits.name_bytes)
+        if not key or key in seen:
+            raise ModelFileError(f"key {key!r} is empty or stands twice", where=cursor.path)
+        seen.add(key)
+        yield key, cursor.value(cursor.scalar("I", key), f"key {key}")
+
+
+_Info = tuple[str, tuple[int, ...], DType, int]
+
+
+def _read_infos(cursor: _Cursor, count: int) -> Iterator[_Info]:
+    seen: set[str] = set()
+    for _ in range(count):
+        name = cursor.text("a tensor name", cursor.limits.name_bytes)
+        where = f"{cursor.path}: tensor {name}"
+        if not name or name in seen:
+            raise ModelFileError("its name is empty or stands twice", where=where)
+        seen.add(name)
+        n_dims = cursor.scalar("I", name)
+        if not 1 <= n_dims <= cursor.limits.tensor_dims:
+            raise ModelFileError(f"has {n_dims} dimensions", where=where)
+        shape = tuple(reversed([cursor.scalar("Q", name) for _ in range(n_dims)]))
+        number, offset = cursor.scalar("I", name), cursor.scalar("Q", name)
+        if min(shape) < 1 or prod(shape) > cursor.limits.tensor_elements:
+            raise ModelFileError(f"has shape {list(shape)}", where=where)
+        if number not in GGUF_TYPES:
+            raise ModelFileError(
+                f"has type {_OTHER_TYPES.get(number, number)}",
+                where=where,
+                remedy="This miudo reads F32, F16, BF16 and Q8_0",
+            )
+        if not GGUF_TYPES[number].fits(shape):
+            raise ModelFileError(f"rows of {shape[-1]} are no whole blocks", where=where)
+        yield name, shape, GGUF_TYPES[number], offset
+
+
+def _place(
+    infos: list[_Info], data: npt.NDArray[np.uint8], start: int, alignment: int, path: Path
+) -> dict[str, StoredTensor]:
+    end, found = 0, {}
+    for name, shape, dtype, offset in sorted(infos, key=lambda info: info[3]):
+        size = dtype.size_bytes(shape)
+        if offset % alignment or offset < end or start + offset + size > len(data):
+            raise ModelFileError(
+                f"its {size} bytes at offset {offset} overlap, are misaligned or run past the end",
+                where=f"{path}: tensor {name}",
+                remedy="The file is truncated or damaged; fetch it again",
+            )
+        end = offset + size
+        found[name] = StoredTensor(dtype, shape, data[start + offset : start + end])
+    return found

@@ -1,0 +1,59 @@
+"""JSON from untrusted files: bounded in size and depth, no duplicate keys, no NaN.
+
+For: headers and config files, where a second value for a key hides an attack or a mistake.
+Not for: our own records, which `json` reads.
+Read next: `miudo.formats.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from miudo.errors import ModelFileError
+from miudo.files import open_regular
+from miudo.limits import LIMITS
+
+__all__ = ["parse_object", "read_object"]
+
+
+def parse_object(text: bytes, where: object) -> dict[str, Any]:
+    """Returns the JSON object in `text`. Raises ModelFileError naming `where`."""
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole
+        )
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"not valid JSON ({error})", where=where) from error
+    if not isinstance(value, dict):
+        raise ModelFileError("not a JSON object", where=where)
+    return value
+
+
+def read_object(path: Path, max_bytes: int = LIMITS.json_bytes) -> dict[str, Any]:
+    """Returns the JSON object in the file at `path`. Raises ModelFileError, MissingError."""
+    with open_regular(path) as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
+        raise ModelFileError(f"larger than {max_bytes} bytes", where=path)
+    return parse_object(text, path)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:100]!r} stands twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError("a number of more than 40 digits")
+    return int(digits)
