@@ -14,6 +14,13 @@ import click
 
 from miudo.cli.options import emit, verb
 from miudo.cli.settings import make_settings
+from miudo.cli.training_options import (
+    data_option,
+    emit_fit,
+    require_data,
+    run_options,
+    run_settings,
+)
 
 __all__ = ["prepare", "train"]
 
@@ -40,7 +47,12 @@ def prepare(
     from miudo.data.pipeline import PrepareSettings
     from miudo.data.pipeline import prepare as prepare_data
 
-    values = _with_flags(extra, flags)
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in extra.items()}
+    for name, value in flags.items():
+        if value is not None and name == "vocab_size":
+            values[name] = value
+        elif value is not None:
+            values.setdefault("pack", {})[name] = value
     settings = make_settings(PrepareSettings, values, where="data settings")
     if keep_duplicates:
         from dataclasses import replace
@@ -53,17 +65,56 @@ def prepare(
     emit({"schema": 1, "out": str(out), "tokens": counts}, text, as_json=as_json)
 
 
-def _with_flags(extra: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Returns `extra` with the flags that were given, each where the settings hold it."""
-    values = {key: dict(v) if isinstance(v, dict) else v for key, v in extra.items()}
-    for name, value in flags.items():
-        if value is None:
-            continue
-        if name in ("held_out", "seed"):
-            values.setdefault("pack", {})[name] = value
-        else:
-            values[name] = value
-    return values
+@verb("train", takes_settings=True)
+@data_option
+@click.option("--preset", default="1m", show_default=True, help="Shape: 1m, 6m, 15m, 30m, 100m.")
+@click.option("--tokenizer", help="Use this model's tokenizer (or a tokenizer.json).")
+@click.option(
+    "--chat-template",
+    metavar="default|FILE",
+    help="Put a chat template into the model: ours, or a file's.",
+)
+@run_options
+@click.option("--from-step", type=int, help="With --resume: go on from this checkpoint.")
+def train(  # noqa: PLR0913 - one parameter an option
+    *,
+    data: tuple[str, ...],
+    preset: str,
+    tokenizer: str | None,
+    chat_template: str | None,
+    out: Path,
+    resume: bool,
+    from_step: int | None,
+    as_json: bool,
+    extra: dict[str, Any],
+    **length: Any,
+) -> None:
+    """Train a model on --data (text, or one data folder) from nothing.
+
+    Further settings of the run (lr, batch_size, eval_every, ...) and of the text
+    (prepare.vocab_size, ...) go by --set or --config.
+    """
+    from miudo.train.pretrain import TrainJob
+    from miudo.train.pretrain import resume as resume_run
+    from miudo.train.pretrain import train as train_model
+    from miudo.train.progress import Lines
+
+    if resume:
+        made = resume_run(out, Lines(), from_step=from_step)
+    else:
+        require_data(data)
+        settings, packing = run_settings(extra, length)
+        job = TrainJob(
+            inputs=data,
+            out=out,
+            settings=settings,
+            shape=preset,
+            prepare=packing,
+            tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
+            chat_template=None if chat_template is None else _template(chat_template),
+        )
+        made = train_model(job, Lines())
+    emit_fit(made.folder, made.fit, as_json=as_json)
 
 
 def _tokenizer(reference: str) -> Any:
@@ -84,6 +135,19 @@ def _tokenizer(reference: str) -> Any:
     if model.tokenizer_json is None:
         raise TokenizerError("the model has no tokenizer", where=path)
     return TextTokenizer.from_json(model.tokenizer_json, where=path)
+
+
+def _template(choice: str) -> str:
+    from miudo.text.chat import DEFAULT_TEMPLATE
+
+    if choice == "default":
+        return DEFAULT_TEMPLATE
+    from miudo.errors import TokenizerError
+    from miudo.files import open_regular
+    from miudo.limits import LIMITS
+
+    with open_regular(Path(choice), TokenizerError) as file:
+        return file.read(LIMITS.template_bytes + 1).decode()
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,41 @@
+"""`miudo export`.
+
+For: a model as one GGUF file, or as a Hugging Face folder.
+Not for: fewer bits with an account of it (`miudo quantize`).
+Read next: `miudo.formats.export`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from miudo.cli.options import emit, verb
+
+__all__ = ["export"]
+
+
+@verb("export")
+@click.argument("model")
+@click.option("--to", type=click.Choice(["hf", "gguf"]), required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder, or .gguf file."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16", "Q8_0"]),
+    help="How numbers lie; default: as they are (gguf), F32 (hf).",
+)
+def export(model: str, *, to: Any, out: Path, dtype: str | None, as_json: bool) -> None:
+    """Write MODEL in the other form: what transformers loads, or what llama.cpp runs."""
+    from miudo.formats.export import export as export_model
+    from miudo.hub.resolve import resolve
+    from miudo.names import parse_reference
+    from miudo.tensors import DType
+
+    path = resolve(parse_reference(model))
+    made = export_model(path, out, to=to, dtype=None if dtype is None else DType(dtype))
+    text = "\n".join([f"model  {made.path}", *(f"note   {note}" for note in made.notes)])
+    emit({"schema": 1, "model": str(made.path), "notes": made.notes}, text, as_json=as_json)

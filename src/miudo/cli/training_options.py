@@ -1,0 +1,93 @@
+"""What verbs that train share: text, folder, length of the run, resuming, its result.
+
+For: `train`, `distill` and `prune`, which all end in one training loop.
+Not for: the settings themselves (`miudo.train.settings`).
+Read next: `miudo.cli.making`, `miudo.cli.shrinking`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from miudo.cli.options import emit
+from miudo.cli.settings import check_keys, make_settings
+from miudo.errors import UsageError
+
+if TYPE_CHECKING:
+    from miudo.data.pipeline import PrepareSettings
+    from miudo.train.loop import FitResult
+    from miudo.train.settings import FitSettings
+
+__all__ = ["data_option", "emit_fit", "require_data", "run_options", "run_settings"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+data_option = click.option(
+    "--data", multiple=True, help="Text (file, folder, glob, -), or one data folder."
+)
+
+_RUN_OPTIONS = (
+    click.option(
+        "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."
+    ),
+    click.option("--tokens", type=int, help="Length of the run in tokens,"),
+    click.option("--steps", type=int, help="or in steps,"),
+    click.option("--minutes", type=float, help="or in minutes, made steps once at the start."),
+    click.option("--seed", type=int, help="Seed of weights and order."),
+    click.option("--batch-size", type=int, help="Rows of a batch."),
+    click.option("--length", type=int, help="Tokens of a row."),
+    click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+)
+
+
+def run_options(function: F) -> F:
+    """Adds the options of a training run."""
+    for option in reversed(_RUN_OPTIONS):
+        function = option(function)
+    return function
+
+
+def require_data(data: tuple[str, ...]) -> None:
+    """Raises UsageError without any text."""
+    if not data:
+        raise UsageError("no text is named", where="--data", remedy="Give --data FILE or FOLDER")
+
+
+def run_settings(
+    extra: Mapping[str, Any], flags: Mapping[str, Any]
+) -> tuple[FitSettings, PrepareSettings]:
+    """Returns the settings of the run and of its text from flags, `--set` and a file.
+
+    The text's lie in the table `prepare`. Raises ConfigError for unknown or wrong ones.
+    """
+    from miudo.data.pipeline import PrepareSettings
+    from miudo.train.settings import FitSettings
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    rest = {name: value for name, value in extra.items() if name != "prepare"}
+    # Told here, where `prepare` is a key like the others.
+    check_keys(rest, {f.name for f in dataclasses.fields(FitSettings)} | {"prepare"})
+    fit = make_settings(FitSettings, {**rest, **given}, where="training settings")
+    packing = make_settings(PrepareSettings, extra.get("prepare", {}), where="prepare")
+    return fit, packing
+
+
+def emit_fit(model: Path, fit: FitResult | None, *, as_json: bool) -> None:
+    """Prints where the model lies and how its run ended."""
+    value: dict[str, Any] = {"schema": 1, "model": str(model)}
+    lines = [f"model          {model}"]
+    if fit is not None:
+        value["fit"] = {**dataclasses.asdict(fit), "tokens_per_s": fit.tokens_per_s}
+        held_out = "none" if fit.held_out_loss is None else f"{fit.held_out_loss:.4f} nats a token"
+        lines += [
+            f"training loss  {fit.loss:.4f} nats a token",
+            f"held-out loss  {held_out}",
+            f"run            {fit.steps:,} steps, {fit.tokens:,} tokens in {fit.elapsed_s:.0f} s, "
+            f"{fit.tokens_per_s:,.0f} tokens/s",
+        ]
+    emit(value, "\n".join(lines), as_json=as_json)

@@ -1,0 +1,76 @@
+"""From one form of a model to the other, with a record of it.
+
+For: `miudo export`: a Hugging Face folder or a GGUF file out of either.
+Not for: making a model smaller (`miudo.compress`): a type given here is only how numbers lie.
+Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from miudo.errors import UsageError
+from miudo.files import sha256_file
+from miudo.formats.gguf import write_gguf
+from miudo.formats.hf import write_folder
+from miudo.formats.opening import open_model
+from miudo.records import Artefact, Record
+from miudo.tensors import DType
+
+__all__ = ["Exported", "Form", "export", "weights_sha256"]
+
+Form = Literal["hf", "gguf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Where it lies, and notes on what another program would not expect."""
+
+    path: Path
+    notes: tuple[str, ...]
+
+
+def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> Exported:
+    """Writes the model at `model` to `out` as a folder ("hf") or one file ("gguf").
+
+    Without `dtype` a GGUF file keeps each tensor's type, a folder holds float32. Raises
+    UsageError for a name that does not fit the form or an `out` that is `model` itself, and
+    what the readers and writers raise.
+    """
+    if (out.suffix == ".gguf") != (to == "gguf"):
+        cure = "a name that ends in .gguf" if to == "gguf" else "a folder's name"
+        raise UsageError(f"does not fit --to {to}", where=out, remedy=f"Give {cure}")
+    if out.resolve() == model.resolve():
+        raise UsageError("would overwrite the model itself", where=out, remedy="Give another name")
+    if to == "hf" and out.exists() and not (out / "config.json").is_file():
+        raise UsageError("is there and holds no model", where=out, remedy="Give another name")
+    found = open_model(model)
+    record = Record(
+        verb="export",
+        name=out.stem,
+        settings={"to": to, "dtype": None if dtype is None else str(dtype)},
+        inputs=(Artefact("model", model.name, weights_sha256(model)),),
+        parents=() if found.record is None else (found.record,),
+        licence=None if found.record is None else found.record.licence,
+    )
+    found = dataclasses.replace(found, record=record)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if to == "hf":
+        return Exported(out, write_folder(out, found, dtype=dtype or DType.F32))
+    report = write_gguf(out, found, dtype=dtype)
+    kept = tuple(f"{n} is {report.dtypes[n]}: it does not fit {dtype}" for n in report.fallbacks)
+    return Exported(out, report.notes + kept)
+
+
+def weights_sha256(path: Path) -> str:
+    """Returns the hash of a model file; of a folder, that of its tensor files' names and hashes."""
+    if not path.is_dir():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
