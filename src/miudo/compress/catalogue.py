@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from miudo.compress.distill.method import ResponseDistillation
 from miudo.compress.method import Method, settings_from_json, settings_to_json
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.width import WidthPruning
@@ -19,7 +20,7 @@ from miudo.errors import ConfigError
 __all__ = ["METHODS", "method_from_json", "method_to_json"]
 
 METHODS: Mapping[str, type[Any]] = {
-    kind.name: kind for kind in (DepthPruning, WidthPruning, NearestRounding)
+    kind.name: kind for kind in (ResponseDistillation, DepthPruning, WidthPruning, NearestRounding)
 }
 
 

@@ -66,7 +66,8 @@ class Attention(nn.Module):
         k = self.k(x).view(b, t, c.n_kv_heads, c.head_dim)  # B T K head_dim
         v = self.v(x).view(b, t, c.n_kv_heads, c.v_head_dim).transpose(1, 2)  # B K T v_head_dim
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            # Autocast leaves q and k in bf16, for which a float32 norm has no fast path.
+            q, k = self.q_norm(q.float()), self.k_norm(k.float())
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # B H T head_dim, B K T head_dim
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)

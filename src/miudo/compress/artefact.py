@@ -1,0 +1,118 @@
+"""A model as a whole: opened for compression, and written again with its record.
+
+For: what the verbs share: file to decoder and tokenizer, lineage, hashes, the text to use.
+Not for: formats (`miudo.formats`) or what is done in between.
+Read next: `miudo.compress.verbs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from miudo.compress.method import Report
+from miudo.data.packed import MANIFEST_FILE, DataSet
+from miudo.data.pipeline import PrepareSettings, prepare
+from miudo.decoder.decoder import Decoder
+from miudo.errors import ConfigError, TokenizerError
+from miudo.files import sha256_file
+from miudo.formats import ModelFile, open_model
+from miudo.records import Artefact, Measurement, Record
+from miudo.text.tokenizer import TextTokenizer
+from miudo.train.progress import Progress
+
+__all__ = [
+    "Opened",
+    "check_same_tokenizer",
+    "open_decoder",
+    "report_measurements",
+    "text_data",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model file, the decoder made of it, and what a record says of it as an input."""
+
+    file: ModelFile
+    decoder: Decoder
+    artefact: Artefact
+
+    @property
+    def parents(self) -> tuple[Record, ...]:
+        """Its record, if it has one."""
+        return () if self.file.record is None else (self.file.record,)
+
+    def tokenizer(self) -> TextTokenizer:
+        """Returns the model's tokenizer. Raises TokenizerError where it has none."""
+        if self.file.tokenizer_json is None:
+            raise TokenizerError(
+                "the model has no tokenizer",
+                where=self.file.path,
+                remedy="Put its tokenizer.json into the folder",
+            )
+        return TextTokenizer.from_json(self.file.tokenizer_json, where=self.file.path)
+
+
+def open_decoder(path: Path, role: str) -> Opened:
+    """Returns the model at `path`, a folder or a GGUF file. Raises what `open_model` raises."""
+    file = open_model(path)
+    decoder = Decoder.from_weights(file.config, file.weights)
+    return Opened(file, decoder, Artefact(role, path.name, _weights_sha256(path)))
+
+
+def check_same_tokenizer(teacher: Opened, other: TextTokenizer, where: Path) -> None:
+    """Raises ConfigError unless text becomes the same ids in both."""
+    if teacher.tokenizer().fingerprint != other.fingerprint:
+        raise ConfigError(
+            "has another tokenizer than the teacher",
+            where=where,
+            remedy="Prepare the text with --tokenizer TEACHER, and start from a model of its kind",
+        )
+
+
+def text_data(
+    inputs: tuple[str, ...],
+    model: Opened,
+    folder: Path,
+    settings: PrepareSettings,
+    progress: Progress,
+) -> DataSet:
+    """Returns `inputs` as packed tokens of the model's tokenizer.
+
+    `inputs` are texts, which are packed into `folder` unless that was done before, or one data
+    folder. Raises ConfigError if it was packed with another tokenizer, and what `prepare`
+    raises.
+    """
+    given = Path(inputs[0]) if len(inputs) == 1 else folder
+    for found in (given, folder):
+        if (found / MANIFEST_FILE).is_file():
+            data = DataSet.open(found)
+            check_same_tokenizer(model, data.tokenizer(), found)
+            return data
+    tokenizer = model.tokenizer()
+    return prepare(inputs, folder, tokenizer=tokenizer, settings=settings, progress=progress.note)
+
+
+def report_measurements(reports: tuple[Report, ...]) -> list[Measurement]:
+    """Returns the counts of a chain of methods: from the first one's start to the last's end."""
+    first, last = reports[0], reports[-1]
+    counted = [
+        ("parameters_before", first.parameters_before, "1"),
+        ("parameters", last.parameters_after, "1"),
+        ("weights_before", first.bytes_before, "B"),
+        ("weights", last.bytes_after, "B"),
+        ("bits_per_weight", last.bits_per_weight, "bit"),
+    ]
+    return [Measurement(name, value, unit, "counted") for name, value, unit in counted]
+
+
+def _weights_sha256(path: Path) -> str:
+    """A folder's hash is that of its tensor files' names and hashes."""
+    if not path.is_dir():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()

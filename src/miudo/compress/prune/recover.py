@@ -1,0 +1,97 @@
+"""Pruning in rounds, and learning again from the original.
+
+For: one or more pruning methods after each other, each calibrated on what the one before
+left; then distillation from the whole model (Muralidharan et al. 2024).
+Not for: choosing how much to prune (`miudo.shrink`).
+Read next: `miudo.compress.distill.lesson`.
+
+Shapes: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miudo.compress.distill.lesson import Lesson, distill
+from miudo.compress.method import Method, Report
+from miudo.decoder.decoder import Decoder
+from miudo.errors import DataError
+from miudo.train.loop import FitResult
+from miudo.train.progress import Progress
+from miudo.train.stepper import Tokens
+
+__all__ = ["Recovered", "Recovery", "calibration_batches", "prune_and_recover"]
+
+_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How a pruned model learns again, and the folder of that run."""
+
+    lesson: Lesson
+    out: Path
+    progress: Progress | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The smaller decoder, a report for each method, and how the recovery ended, if any."""
+
+    decoder: Decoder
+    reports: tuple[Report, ...]
+    fit: FitResult | None = None
+
+
+def calibration_batches(data: Tokens, *, tokens: int, length: int) -> list[Tensor]:
+    """Returns about `tokens` ids as batches [B, T], from blocks spread over all of `data`.
+
+    Raises DataError if there is not one block of `length`.
+    """
+    there = data.n_blocks(length)
+    if there < 1:
+        raise DataError(
+            f"the text has no block of {length} tokens to calibrate on",
+            remedy="Give more text, or a smaller length",
+        )
+    wanted = min(max(1, tokens // length), there)
+    places = [i * there // wanted for i in range(wanted)]
+    rows = np.stack([data.block(i, length)[:-1] for i in places])  # rows T
+    return list(torch.split(torch.from_numpy(rows), _ROWS))
+
+
+def prune_and_recover(
+    decoder: Decoder,
+    methods: Sequence[Method],
+    batches: Sequence[Tensor],
+    recovery: Recovery | None = None,
+) -> Recovered:
+    """Prunes by `methods` in order, then distils from `decoder` itself, which stays as it was.
+
+    Without `recovery` nothing is learned again. Raises what the methods and `distill` raise.
+    """
+    pruned, reports = decoder, []
+    for method in methods:
+        statistics = method.calibrate(pruned, batches) if method.needs_calibration else None
+        pruned, report = method.apply(pruned, statistics)
+        reports.append(report)
+        if recovery is not None and recovery.progress is not None:
+            recovery.progress.note(f"{report.method}: " + "; ".join(report.notes))
+    if recovery is None:
+        return Recovered(pruned, tuple(reports))
+    result = distill(
+        decoder,
+        pruned,
+        recovery.lesson,
+        recovery.out,
+        progress=recovery.progress,
+        resume=recovery.resume,
+    )
+    return Recovered(pruned, tuple(reports), result)

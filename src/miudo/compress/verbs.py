@@ -1,0 +1,239 @@
+"""`miudo distill`, `prune`, `quantize` as functions: files in, a smaller model's file out.
+
+For: opening, doing, measuring, writing, with a record that holds the whole lineage.
+Not for: parsing a command line (`miudo.cli`), or the methods.
+Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
+
+    OUT/run.json     what was asked for (`miudo.compress.jobs`)
+    OUT/data/        packed text, unless a data folder was given
+    OUT/model/       the smaller model as a Hugging Face folder, with record.json
+    and what `miudo.train.run_folder` draws; `quantize` writes one GGUF file instead
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from miudo.compress.artefact import (
+    Opened,
+    check_same_tokenizer,
+    open_decoder,
+    report_measurements,
+    text_data,
+)
+from miudo.compress.catalogue import method_to_json
+from miudo.compress.distill.lesson import Lesson, distill
+from miudo.compress.distill.response import ResponseSettings
+from miudo.compress.distill.student import scaled
+from miudo.compress.jobs import DistillJob, PruneJob, Shrunk, check_order
+from miudo.compress.method import settings_to_json
+from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
+from miudo.compress.quantize.nearest import NearestRounding, stored_weights
+from miudo.config import ModelConfig
+from miudo.data.packed import DataSet, PackedTokens
+from miudo.decoder.decoder import Decoder
+from miudo.errors import ConfigError, UsageError
+from miudo.formats.gguf import write_gguf
+from miudo.formats.hf import write_folder
+from miudo.formats.model_file import ModelFile
+from miudo.meter import Meter
+from miudo.presets import load_preset
+from miudo.records import Measurement, Record
+from miudo.tensors import DType, Weights, parameter_count
+from miudo.train.evaluation import held_out_loss
+from miudo.train.loop import FitResult
+from miudo.train.progress import Progress, Silent
+from miudo.train.settings import FitSettings
+
+__all__ = ["run_distill", "run_prune", "run_quantize", "student_config"]
+
+
+def run_distill(
+    job: DistillJob, progress: Progress | None = None, *, resume: bool = False
+) -> Shrunk:
+    """Trains a student on the teacher's distributions and writes OUT/model.
+
+    Raises ConfigError for vocabularies or tokenizers that differ, UsageError where OUT holds
+    a run and `resume` is not set, and what `prepare`, `open_model` and `fit` raise.
+    """
+    progress = progress or Silent()
+    teacher = open_decoder(job.teacher, "teacher")
+    student = _student(job, teacher)
+    data = text_data(job.inputs, teacher, job.out / "data", job.prepare, progress)
+    settings = {
+        "response": settings_to_json(job.response),
+        "fit": job.fit.to_json(),
+        "config": student.config.to_json(),
+    }
+    check_order(job.out, "distill", settings, teacher, resume=resume)
+    lesson = _lesson(data, job.fit, job.response)
+    with Meter() as meter:
+        result = distill(
+            teacher.decoder, student, lesson, job.out, progress=progress, resume=resume
+        )
+    found = [*_counts(teacher.decoder, student), *_fitted(result, job.fit)]
+    found += _teachers_loss(teacher.decoder, lesson)
+    record = _record(job.out.name, "distill", settings, teacher, data)
+    record = dataclasses.replace(
+        record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
+    )
+    path = _write(job.out / "model", teacher, student, record)
+    return Shrunk(path, student.config, record, fit=result)
+
+
+def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool = False) -> Shrunk:
+    """Prunes, lets the rest learn again from the original if asked, and writes OUT/model.
+
+    Raises ConfigError for no method or more than there is to prune, DataError for too little
+    text, CheckFailedError for a model that holds NaN, and what `run_distill` raises.
+    """
+    progress = progress or Silent()
+    if not job.methods:
+        raise ConfigError("nothing is to be pruned", remedy="Give --depth, --width or both")
+    model = open_decoder(job.model, "model")
+    data = text_data(job.inputs, model, job.out / "data", job.prepare, progress)
+    settings = {
+        "methods": [method_to_json(method) for method in job.methods],
+        "calibration_tokens": job.calibration_tokens,
+        "calibration_length": job.calibration_length,
+        "response": settings_to_json(job.response),
+        "fit": None if job.fit is None else job.fit.to_json(),
+    }
+    check_order(job.out, "prune", settings, model, resume=resume)
+    recovery = None
+    if job.fit is not None:
+        recovery = Recovery(_lesson(data, job.fit, job.response), job.out, progress, resume)
+    with Meter() as meter:
+        length = min(job.calibration_length, model.file.config.max_positions)
+        batches = calibration_batches(
+            data.open_split("train"), tokens=job.calibration_tokens, length=length
+        )
+        made = prune_and_recover(model.decoder, job.methods, batches, recovery)
+    found = report_measurements(made.reports)
+    if made.fit is not None and job.fit is not None:
+        found += _fitted(made.fit, job.fit)
+    record = dataclasses.replace(
+        _record(job.out.name, "prune", settings, model, data),
+        seed=None if job.fit is None else job.fit.seed,
+        measurements=(*found, *meter.measurements()),
+        notes=tuple(note for report in made.reports for note in report.notes),
+    )
+    path = _write(job.out / "model", model, made.decoder, record)
+    return Shrunk(path, made.decoder.config, record, made.reports, made.fit)
+
+
+def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk:
+    """Rounds a model's weights and writes one GGUF file, `out`.
+
+    Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that holds NaN,
+    and what `open_model` raises.
+    """
+    if out.suffix != ".gguf":
+        raise UsageError("is no GGUF file's name", where=out, remedy="Write --out NAME.gguf")
+    opened = open_decoder(model, "model")
+    method = NearestRounding(dtype)
+    with Meter() as meter:
+        rounded, report = method.apply(opened.decoder)
+    record = Record(
+        verb="quantize",
+        name=out.stem,
+        settings=method_to_json(method),
+        inputs=(opened.artefact,),
+        measurements=(*report_measurements((report,)), *meter.measurements()),
+        parents=opened.parents,
+        notes=report.notes,
+    )
+    made = _model_file(opened, rounded, stored_weights(rounded, report), record)
+    write_gguf(out, made)
+    return Shrunk(out, rounded.config, record, (report,))
+
+
+def student_config(student: float | str | ModelConfig, teacher: ModelConfig) -> ModelConfig:
+    """Returns the student's shape with the teacher's vocabulary and special ids.
+
+    Raises ConfigError for a config with another vocabulary.
+    """
+    if isinstance(student, float):
+        return scaled(teacher, student)
+    if isinstance(student, str):
+        student = load_preset(student, vocab_size=teacher.vocab_size)
+    return dataclasses.replace(
+        student, bos_id=teacher.bos_id, eos_ids=teacher.eos_ids, pad_id=teacher.pad_id
+    )
+
+
+def _student(job: DistillJob, teacher: Opened) -> Decoder:
+    if job.start is not None:
+        start = open_decoder(job.start, "start")
+        check_same_tokenizer(teacher, start.tokenizer(), job.start)
+        return start.decoder
+    student = Decoder(student_config(job.student, teacher.file.config))
+    student.initialise(job.fit.seed)
+    return student
+
+
+def _lesson(data: DataSet, fit: FitSettings, response: ResponseSettings) -> Lesson:
+    held_out: PackedTokens | None = data.open_split("held_out")
+    if held_out is not None and not held_out.n_blocks(fit.length):
+        held_out = None
+    return Lesson(data.open_split("train"), fit, response, held_out)
+
+
+def _record(
+    name: str, verb: str, settings: Mapping[str, Any], model: Opened, data: DataSet
+) -> Record:
+    text = Record.read(data.folder)
+    return Record(
+        verb=verb,
+        name=name,
+        settings=settings,
+        inputs=(model.artefact,),
+        parents=(*model.parents, *(() if text is None else (text,))),
+    )
+
+
+def _counts(teacher: Decoder, student: Decoder) -> list[Measurement]:
+    return [
+        Measurement(name, parameter_count(decoder.config, embeddings=embeddings), "1", "counted")
+        for name, decoder, embeddings in (
+            ("parameters", student, True),
+            ("parameters_without_embeddings", student, False),
+            ("teacher_parameters", teacher, True),
+            ("teacher_parameters_without_embeddings", teacher, False),
+        )
+    ]
+
+
+def _fitted(result: FitResult, fit: FitSettings) -> list[Measurement]:
+    found = [
+        Measurement("steps", result.steps, "1", "counted"),
+        Measurement("training_tokens", result.tokens, "1", "counted"),
+        Measurement("training_time", result.elapsed_s, "s", "monotonic clock, all sittings"),
+        Measurement("training_loss", result.loss, "nats/token", "mean since the log line before"),
+    ]
+    if result.held_out_loss is not None:
+        method = f"cross-entropy, float32, first {fit.eval_tokens} held-out tokens"
+        found.append(Measurement("held_out_loss", result.held_out_loss, "nats/token", method))
+    return found
+
+
+def _teachers_loss(teacher: Decoder, lesson: Lesson) -> list[Measurement]:
+    if lesson.held_out is None:
+        return []
+    loss = held_out_loss(teacher, lesson.held_out, lesson.fit)
+    method = "as held_out_loss, on the same tokens"
+    return [Measurement("teacher_held_out_loss", loss, "nats/token", method)]
+
+
+def _model_file(opened: Opened, decoder: Decoder, weights: Weights, record: Record) -> ModelFile:
+    return dataclasses.replace(
+        opened.file, config=decoder.config, weights=weights, record=record, path=None
+    )
+
+
+def _write(path: Path, opened: Opened, decoder: Decoder, record: Record) -> Path:
+    write_folder(path, _model_file(opened, decoder, decoder.to_weights(), record))
+    return path
