@@ -2,7 +2,7 @@
 # Builds the whole native engine with ASan and UBSan, warnings as errors, and runs its tests.
 set -eu
 cd "$(dirname "$0")/.."
-PATH="$PWD/.venv/bin:$PATH"
+PATH="$PATH:$PWD/.venv/bin"
 cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMIUDO_SANITIZE=ON \
   -DMIUDO_TESTS=ON -DMIUDO_PYTHON=OFF >/dev/null
 cmake --build build/sanitize

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -205,3 +206,15 @@ def test_instruction_sets_agree_in_the_most_probable_id(
         ids = ids_of(llama_q8.config, seed, 150)
         same.append(fed(best, ids).argmax(1) == fed(portable, ids).argmax(1))
     assert np.mean(same) >= 0.999  # the design's bound
+
+
+def test_threads_of_python_that_share_an_engine(
+    make_engine: Callable[[int], NativeEngine],
+) -> None:
+    engine = make_engine(2)
+    prompts = [ids_of(engine.config, seed, 30 + seed) for seed in range(6)]
+    alone = [fed(engine, ids) for ids in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda ids: fed(engine, ids, range(1, len(ids))), prompts))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
