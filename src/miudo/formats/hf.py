@@ -26,7 +26,7 @@ from miudo.limits import LIMITS
 from miudo.records import Record
 from miudo.tensors import DType, StoredTensor, Weights, tensor_table
 
-__all__ = ["read_folder", "write_folder"]
+__all__ = ["read_folder", "sources_of", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

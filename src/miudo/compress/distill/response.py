@@ -22,7 +22,13 @@ from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
 from miudo.train.loss import mean_loss
 
-__all__ = ["ResponseLoss", "ResponseSettings", "check_same_vocabulary", "chunk_gradient"]
+__all__ = [
+    "ChunkFunction",
+    "ResponseLoss",
+    "ResponseSettings",
+    "check_same_vocabulary",
+    "chunk_gradient",
+]
 
 _CHUNK_LOGITS = 1 << 20
 _CHUNK_ROWS = 256
