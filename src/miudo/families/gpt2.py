@@ -10,8 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
-from miudo.errors import ModelFileError
-from miudo.families.family import ACTIVATIONS, Family, Values, hf_number, hf_token_ids, refuse
+from miudo.families.family import (
+    Family,
+    Values,
+    activation_name,
+    hf_activation,
+    hf_flag,
+    hf_number,
+    hf_token_ids,
+    hf_token_keys,
+    plain_float,
+    refuse,
+    refuse_unknown,
+)
 
 __all__ = ["GPT2"]
 
@@ -31,18 +42,20 @@ _SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
+_VARIANTS: dict[str, tuple[object, ...]] = {
+    "scale_attn_by_inverse_layer_idx": (False, None),
+    "scale_attn_weights": (True, None),
+    "add_cross_attention": (False, None),
+}
+_READ = frozenset({
+    "n_embd", "n_layer", "n_head", "n_inner", "n_positions", "vocab_size", "layer_norm_epsilon",
+    "activation_function",
+})  # fmt: skip
+
+
 def _read_hf(values: Values) -> ModelConfig:
-    refuse(
-        values,
-        {
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "scale_attn_weights": (True,),
-            "add_cross_attention": (False,),
-        },
-    )
-    act = values.get("activation_function", "gelu_new")
-    if act not in ACTIVATIONS:
-        raise ModelFileError(f"activation_function {act!r} is unknown", where="config.json")
+    refuse(values, _VARIANTS)
+    refuse_unknown(values, _READ | _VARIANTS.keys())
     d_model = hf_number(values, "n_embd")
     return ModelConfig.uniform(
         n_layers=hf_number(values, "n_layer"),
@@ -52,16 +65,15 @@ def _read_hf(values: Values) -> ModelConfig:
         vocab_size=hf_number(values, "vocab_size"),
         max_positions=hf_number(values, "n_positions", 1024),
         norm_eps=float(hf_number(values, "layer_norm_epsilon", 1e-5)),
-        activation=ACTIVATIONS[act],
-        tie_embeddings=bool(values.get("tie_word_embeddings", True)),
+        activation=hf_activation(values, "activation_function", "gelu_new"),
+        tie_embeddings=hf_flag(values, "tie_word_embeddings", default=True),
         **_SHAPE,
         **hf_token_ids(values),
     )
 
 
 def _write_hf(config: ModelConfig) -> dict[str, Any]:
-    layer, eos = config.layers[0], list(config.eos_ids)
-    names = {v: k for k, v in ACTIVATIONS.items() if k not in ("swish", "gelu_pytorch_tanh")}
+    layer = config.layers[0]
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -73,14 +85,12 @@ def _write_hf(config: ModelConfig) -> dict[str, Any]:
         "n_ctx": config.max_positions,
         "vocab_size": config.vocab_size,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": names[config.activation],
+        "activation_function": activation_name(config.activation),
         "tie_word_embeddings": config.tie_embeddings,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        "pad_token_id": config.pad_id,
+        **hf_token_keys(config),
     }
 
 
@@ -91,7 +101,7 @@ def _read_gguf(keys: Values, names: frozenset[str]) -> ModelConfig:
         n_heads=keys["gpt2.attention.head_count"],
         d_ff=keys["gpt2.feed_forward_length"],
         max_positions=keys["gpt2.context_length"],
-        norm_eps=float(f"{keys['gpt2.attention.layer_norm_epsilon']:.7g}"),
+        norm_eps=plain_float(keys["gpt2.attention.layer_norm_epsilon"]),
         activation=Activation.GELU_TANH,
         tie_embeddings="output.weight" not in names,
         **_SHAPE,
@@ -107,23 +117,33 @@ def _write_gguf(config: ModelConfig) -> dict[str, Any]:
         "gpt2.block_count": config.n_layers,
         "gpt2.feed_forward_length": layer.d_ff,
         "gpt2.attention.head_count": layer.n_heads,
-        "gpt2.attention.layer_norm_epsilon": config.norm_eps,
+        "gpt2.attention.layer_norm_epsilon": float(config.norm_eps),
         "gpt2.vocab_size": config.vocab_size,
     }
 
 
-def _expresses(config: ModelConfig) -> bool:
+def _misfit(config: ModelConfig) -> str | None:
     first = config.layers[0]
-    return (
-        all(getattr(config, name) == value for name, value in _SHAPE.items())
-        and config.qk_norm is QkNorm.NONE
-        and all(layer == first for layer in config.layers)
-        and not first.rotary
-        and first.window is None
-        and first.n_heads == first.n_kv_heads
-        and first.head_dim == first.v_head_dim
-        and first.n_heads * first.head_dim == config.d_model
-    )
+    for name, value in _SHAPE.items():
+        if getattr(config, name) != value:
+            return f"{name} is {getattr(config, name)}"
+    if config.qk_norm is not QkNorm.NONE:
+        return "it has query and key norms"
+    if any(layer != first for layer in config.layers):
+        return "its layers differ"
+    if first.window is not None:
+        return "it attends to a window"
+    if first.n_heads != first.n_kv_heads or first.head_dim != first.v_head_dim:
+        return "queries, keys and values are not alike"
+    if first.n_heads * first.head_dim != config.d_model:
+        return "its heads do not add up to d_model"
+    return None
+
+
+def _gguf_misfit(config: ModelConfig) -> str | None:
+    if config.activation is not Activation.GELU_TANH:  # GGUF names none: this one is meant
+        return f"the activation is {config.activation}"
+    return _misfit(config)
 
 
 GPT2 = Family(
@@ -149,12 +169,14 @@ GPT2 = Family(
         "norm.bias": "output_norm.bias",
         "head.weight": "output.weight",
     },
-    expresses=_expresses,
+    hf_misfit=_misfit,
+    gguf_misfit=_gguf_misfit,
     config_from_hf=_read_hf,
     config_to_hf=_write_hf,
     config_from_gguf=_read_gguf,
     config_to_gguf=_write_gguf,
+    tied=True,
     hf_prefix="transformer.",
     hf_transposed=tuple(f"{k}.weight" for k in _LAYER_HF if not k.endswith("norm")),
-    hf_ignored=("attn.bias", "attn.masked_bias"),
+    hf_ignored=(".attn.bias", ".attn.masked_bias"),
 )
