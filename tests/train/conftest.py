@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from miudo.decoder.decoder import Decoder
 from miudo.files import sha256_file
 from miudo.philox import permutation
 from miudo.train.checkpoint import checkpoint_steps, step_folder
+from miudo.train.loop import FitResult, fit
 from miudo.train.settings import Compile, FitSettings, Precision
 
 CONFIG = ModelConfig.uniform(
@@ -88,16 +90,47 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def decoder() -> Decoder:
-    return make_decoder()
+def begin(out: Path, **changes: Any) -> FitResult:
+    """Trains the tiny decoder into `out`."""
+    return fit(make_decoder(), make_tokens(), replace(SETTINGS, **changes), out)
+
+
+def go_on(out: Path, **changes: Any) -> FitResult:
+    """Resumes with a decoder of other weights, which must not matter."""
+    given = {name: changes.pop(name) for name in ("from_step", "data", "loss") if name in changes}
+    data = given.pop("data", make_tokens())
+    return fit(make_decoder(9), data, replace(SETTINGS, **changes), out, resume=True, **given)
+
+
+def forget_after(out: Path, step: int) -> None:
+    """As if the run had been killed after the save at `step`."""
+    for later in saved_steps(out):
+        if later > step:
+            shutil.rmtree(step_folder(out / "checkpoints", later))
 
 
 @pytest.fixture
-def tokens() -> MemoryTokens:
-    return make_tokens()
+def small() -> SimpleNamespace:
+    """What tests of training need; a conftest cannot be imported."""
+    return SimpleNamespace(
+        settings=lambda **changes: replace(SETTINGS, **changes),
+        config=CONFIG,
+        decoder=make_decoder,
+        tokens=make_tokens,
+        hashes=tensor_hashes,
+        steps=saved_steps,
+        begin=begin,
+        go_on=go_on,
+        forget_after=forget_after,
+    )
 
 
-@pytest.fixture
-def settings() -> Callable[..., FitSettings]:
-    return lambda **changes: replace(SETTINGS, **changes)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that saved every step."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    begin(out, save_every=1)
+    torch.set_num_threads(threads)
+    return out

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from miudo.errors import CheckpointError, TrainingError
+from miudo.errors import CheckpointError, ResourceError, TrainingError
 from miudo.files import atomic_folder, open_regular, sha256_file, sync_folder, write_json
 from miudo.limits import LIMITS
 
@@ -85,8 +85,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
                 )
     with atomic_folder(step_folder(folder, step)) as temporary:
         for kind in _TENSOR_FILES:
-            tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, kind).items()}
-            save_file(tensors, temporary / f"{kind}.safetensors")
+            _write_tensors(temporary / f"{kind}.safetensors", getattr(checkpoint, kind))
         write_json(temporary / "state.json", {"schema": SCHEMA, **checkpoint.state})
         hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         # Last: a folder without it is no checkpoint, whatever else it holds.
@@ -139,6 +138,17 @@ def clean(folder: Path) -> None:
     """Deletes what a crash left half written or half deleted. Call with the run's lock."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:  # its name for every error of the system
+        raise ResourceError(
+            f"cannot be written ({error})",
+            where=path,
+            remedy="Free some space or choose another folder; the checkpoint before it holds",
+        ) from error
 
 
 def _json(path: Path, remedy: str) -> dict[str, Any]:

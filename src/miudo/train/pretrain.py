@@ -1,0 +1,282 @@
+"""From text and a shape to a trained model's folder, with its record.
+
+For: `miudo train` and the demo: packs text if need be, trains, writes OUT/model.
+Not for: the loop (`miudo.train.loop`) or the packing (`miudo.data.pipeline`).
+Read next: `miudo.train.loop`.
+
+    OUT/run.json     what was asked for: `resume` needs nothing else
+    OUT/data/        packed text, unless a data folder was given
+    OUT/model/       the model as a Hugging Face folder, with record.json
+    and what `miudo.train.run_folder` draws
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from miudo.config import ModelConfig
+from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
+from miudo.data.pipeline import PrepareSettings, prepare
+from miudo.decoder.decoder import Decoder
+from miudo.decoder.torch_engine import TorchEngine
+from miudo.engine.generate import GenerateSettings, generate
+from miudo.errors import CheckpointError, ConfigError, MissingError, UsageError
+from miudo.families import for_config
+from miudo.families.family import Family
+from miudo.files import open_regular, sha256_file, write_json
+from miudo.formats.hf import write_folder
+from miudo.formats.model_file import ModelFile
+from miudo.limits import LIMITS
+from miudo.meter import Meter
+from miudo.presets import load_preset
+from miudo.protocol import SamplingSettings
+from miudo.records import Artefact, Measurement, Record
+from miudo.tensors import parameter_count
+from miudo.text.tokenizer import TextTokenizer
+from miudo.train.checkpoint import checkpoint_steps
+from miudo.train.loop import FitResult, Sampler, fit
+from miudo.train.progress import Progress, Silent
+from miudo.train.settings import FitSettings
+
+__all__ = ["Pretrained", "TrainJob", "resume", "sample_writer", "train"]
+
+SCHEMA = 1
+_RUN_FILE = "run.json"
+_VOCABULARY_MULTIPLE = 64
+_SAMPLE_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """What to train on, into which folder, and how.
+
+    `inputs` are texts (files, folders, globs, "-"), or one data folder; `prepare` says how
+    texts become one. `shape` is a preset's name or a config; the tokenizer's vocabulary,
+    padded to a multiple of 64, replaces its own. `chat_template` goes into the model as it is.
+    """
+
+    inputs: tuple[str, ...]
+    out: Path
+    settings: FitSettings
+    shape: str | ModelConfig = "1m"
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    tokenizer: TextTokenizer | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """Where the model lies, how the run ended, and its record."""
+
+    folder: Path
+    config: ModelConfig
+    fit: FitResult
+    record: Record
+
+
+def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
+    """Trains a new model and writes it into `job.out`.
+
+    Raises what `prepare` and `fit` raise, UsageError where `out` holds a run already, and
+    ConfigError for a shape that no known file format can hold.
+    """
+    progress = progress or Silent()
+    _refuse_run(job.out)
+    data = _data(job, progress)
+    config = config_for(job.shape, data)
+    _family(config)  # now, not after hours of training
+    order = {
+        "schema": SCHEMA,
+        "data": str(data.folder.resolve()),
+        "data_sha256": sha256_file(data.folder / MANIFEST_FILE),
+        "shape": job.shape if isinstance(job.shape, str) else None,
+        "config": config.to_json(),
+        "settings": job.settings.to_json(),
+        "chat_template": job.chat_template,
+    }
+    job.out.mkdir(parents=True, exist_ok=True)
+    write_json(job.out / _RUN_FILE, order)
+    return _run(job.out, order, progress, going_on=False)
+
+
+def resume(
+    out: Path, progress: Progress | None = None, *, from_step: int | None = None
+) -> Pretrained:
+    """Goes on with the run in `out`, to the same model as if it had not been interrupted.
+
+    Raises MissingError where there is none, and what `fit` raises.
+    """
+    path = out / _RUN_FILE
+    if not path.exists():
+        raise MissingError("holds no run", where=out, remedy="Start one without --resume")
+    with open_regular(path, CheckpointError) as file:
+        text = file.read(LIMITS.json_bytes)
+    try:
+        order = json.loads(text)
+        if order["schema"] != SCHEMA:
+            raise ValueError(f"schema {order['schema']}, this miudo reads {SCHEMA}")
+        return _run(out, order, progress or Silent(), going_on=True, from_step=from_step)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=path) from error
+
+
+def config_for(shape: str | ModelConfig, data: DataSet) -> ModelConfig:
+    """Returns the shape with the vocabulary and end token of `data`'s tokenizer."""
+    config = load_preset(shape) if isinstance(shape, str) else shape
+    tokenizer = data.tokenizer()
+    return dataclasses.replace(
+        config,
+        vocab_size=tokenizer.padded_size(_VOCABULARY_MULTIPLE),
+        bos_id=data.end_id,
+        eos_ids=(data.end_id,),
+        pad_id=tokenizer.special_ids.get("<|pad|>"),
+    )
+
+
+def sample_writer(tokenizer: TextTokenizer, seed: int, end_id: int) -> Sampler:
+    """Returns a sampler that writes one beginning, at temperature 0.8, always of one seed."""
+    settings = GenerateSettings(
+        max_tokens=_SAMPLE_TOKENS,
+        sampling=SamplingSettings(temperature=0.8, top_p=0.95, seed=seed),
+        eos_ids=(end_id,),
+    )
+
+    def write(decoder: Decoder) -> str:
+        events = generate(TorchEngine(decoder), tokenizer, (end_id,), settings)
+        return "".join(event.text for event in events)
+
+    return write
+
+
+def _refuse_run(out: Path) -> None:
+    """Before hours of packing, not after."""
+    if checkpoint_steps(out / "checkpoints"):
+        raise UsageError(
+            "holds a run already", where=out, remedy="Go on with --resume, or choose another folder"
+        )
+
+
+def _data(job: TrainJob, progress: Progress) -> DataSet:
+    if len(job.inputs) == 1 and (Path(job.inputs[0]) / MANIFEST_FILE).is_file():
+        data = DataSet.open(Path(job.inputs[0]))
+        wanted = job.tokenizer
+        if wanted is not None and wanted.fingerprint != data.tokenizer().fingerprint:
+            raise ConfigError(
+                "was packed with another tokenizer",
+                where=data.folder,
+                remedy="Give the text itself, or train without --tokenizer",
+            )
+        return data
+    settings = job.prepare
+    if job.tokenizer is None and isinstance(job.shape, str):
+        settings = dataclasses.replace(settings, vocab_size=load_preset(job.shape).vocab_size)
+    return prepare(
+        job.inputs,
+        job.out / "data",
+        tokenizer=job.tokenizer,
+        settings=settings,
+        progress=progress.note,
+    )
+
+
+def _run(
+    out: Path,
+    order: dict[str, Any],
+    progress: Progress,
+    *,
+    going_on: bool,
+    from_step: int | None = None,
+) -> Pretrained:
+    settings = FitSettings.from_json(order["settings"])
+    config = ModelConfig.from_json(order["config"])
+    data = DataSet.open(Path(order["data"]))
+    tokenizer = data.tokenizer()
+    decoder = Decoder(config)
+    decoder.initialise(settings.seed)
+    with Meter() as meter:
+        result = fit(
+            decoder,
+            data.open_split("train"),
+            settings,
+            out,
+            held_out=_held_out(data, settings),
+            progress=progress,
+            sampler=sample_writer(tokenizer, settings.seed, data.end_id),
+            resume=going_on,
+            from_step=from_step,
+        )
+    record = _record(out, order, data, result, meter.measurements())
+    model = ModelFile(
+        config=config,
+        weights=decoder.to_weights(),
+        tokenizer_json=tokenizer.to_json(),
+        chat_template=order["chat_template"],
+        record=record,
+        architecture=_family(config).architectures[0],
+        path=None,
+    )
+    write_folder(out / "model", model)
+    progress.note(f"model written to {out / 'model'}")
+    return Pretrained(out / "model", config, result, Record.read(out / "model") or record)
+
+
+def _family(config: ModelConfig) -> Family:
+    family = for_config(config)
+    if family is None:
+        raise ConfigError(
+            "no Hugging Face architecture that miudo writes can hold this shape",
+            where="shape",
+            remedy="Start from a preset, or change one switch at a time",
+        )
+    return family
+
+
+def _held_out(data: DataSet, settings: FitSettings) -> PackedTokens | None:
+    held_out = data.open_split("held_out")
+    return held_out if held_out.n_blocks(settings.length) else None
+
+
+def _record(
+    out: Path,
+    order: dict[str, Any],
+    data: DataSet,
+    result: FitResult,
+    metered: Sequence[Measurement],
+) -> Record:
+    settings = FitSettings.from_json(order["settings"])
+    config = ModelConfig.from_json(order["config"])
+    parent = Record.read(data.folder)
+    counted = {
+        "parameters": parameter_count(config),
+        "parameters_without_embeddings": parameter_count(config, embeddings=False),
+        "steps": result.steps,
+        "training_tokens": result.tokens,
+        "skipped_steps": result.bad_steps,
+    }
+    found = [Measurement(name, value, "1", "counted") for name, value in counted.items()]
+    found += [
+        Measurement("training_time", result.elapsed_s, "s", "monotonic clock, all sittings"),
+        Measurement("training_speed", result.tokens_per_s, "tokens/s", "tokens by training time"),
+        Measurement("training_loss", result.loss, "nats/token", "mean since the log line before"),
+    ]
+    if result.held_out_loss is not None:
+        method = f"float32, first {settings.eval_tokens} held-out tokens"
+        found.append(Measurement("held_out_loss", result.held_out_loss, "nats/token", method))
+    plan = dataclasses.asdict(result.plan)
+    return Record(
+        verb="train",
+        name=out.name,
+        settings={**order["settings"], "shape": order["shape"], "plan": plan},
+        seed=settings.seed,
+        inputs=(Artefact("data", str(data.folder), order["data_sha256"]),),
+        measurements=(*found, *metered),
+        parents=() if parent is None else (parent,),
+        notes=("synthetic text: written by a program, not by people",)
+        if data.manifest["synthetic"]
+        else (),
+    )
