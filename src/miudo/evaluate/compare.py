@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "comparison_json",
     "comparison_table",
+    "rows_from_json",
     "size_on_disk",
 ]
 
@@ -69,24 +70,27 @@ def compare(
     documents: Sequence[str],
     settings: CompareSettings,
     *,
+    names: Sequence[str] = (),
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Returns a row a model; the first is what the others are compared with.
 
-    Every model runs its speed measurement in a process of its own. Raises what
-    `perplexity` and `open_model` raise, UsageError for no model at all.
+    Without `names` a model goes by the end of its path. Every model runs its speed
+    measurement in a process of its own. Raises what `open_model` raise,
+    UsageError for no model at all.
     """
     if not paths:
         raise UsageError("no model to compare", remedy="Name one or more models")
     models = [_load(path, settings) for path in paths]
     context = settings.context or min(default_window(m.model.config)[0] for m in models)
     rows = []
-    for name, model in zip(_names(paths), models, strict=True):
+    names = names or _names(paths)
+    for name, model in zip(names, models, strict=True):
         progress(f"{name}: perplexity")
         quality = perplexity(
             model.engine, model.tokenizer, documents, context=context, stride=settings.stride
         )
-        progress(f"{name}: divergence from {_names(paths)[0]}")
+        progress(f"{name}: divergence from {names[0]}")
         distance, note = _distance(models[0], model, documents, context)
         progress(f"{name}: speed")
         bench = bench_path(
@@ -103,6 +107,11 @@ def compare(
 def comparison_json(rows: Sequence[Row]) -> dict[str, Any]:
     """Returns plain JSON values of all rows."""
     return {"schema": 1, "models": [dataclasses.asdict(row) for row in rows]}
+
+
+def rows_from_json(values: Mapping[str, Any]) -> tuple[Row, ...]:
+    """Returns the rows that `comparison_json` wrote."""
+    return tuple(_row_from_json(row) for row in values["models"])
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
@@ -137,6 +146,18 @@ def size_on_disk(path: Path) -> int:
         return path.stat().st_size
     parts = [*path.glob("*.safetensors"), path / "tokenizer.json"]
     return sum(part.stat().st_size for part in parts if part.is_file())
+
+
+def _row_from_json(values: Mapping[str, Any]) -> Row:
+    distance = values["divergence"]
+    return Row(
+        **{
+            **values,
+            "quality": Perplexity(**values["quality"]),
+            "divergence": None if distance is None else Divergence(**distance),
+            "bench": Bench.from_json(values["bench"]),
+        }
+    )
 
 
 def _load(path: Path, settings: CompareSettings) -> LoadedModel:

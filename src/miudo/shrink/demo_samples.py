@@ -1,0 +1,63 @@
+"""What the demo's small model writes, in English and Portuguese.
+
+For: lines for people to look at, from the native engine, seeded.
+Not for: measuring quality.
+Read next: `miudo.shrink.demo`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from miudo.engine.generate import GenerateSettings, generate
+from miudo.evaluate.loading import LoadedModel, load_model
+from miudo.evaluate.perplexity import start_id
+from miudo.protocol import Message, SamplingSettings
+from miudo.text.chat import ChatTemplate, encode_chat
+
+__all__ = ["PROMPTS", "Sample", "write_samples"]
+
+PROMPTS = (
+    ("English story", "One morning", False),
+    ("Portuguese story", "Certa manhã", False),
+    ("English request", "Turn on the light in the kitchen.", True),
+    ("Portuguese request", "Acenda a luz da cozinha.", True),
+)
+"""(label, prompt, whether it goes through the chat template)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt and what was written after it."""
+
+    label: str
+    prompt: str
+    text: str
+
+
+def write_samples(model: Path, *, seed: int, max_tokens: int = 60) -> list[Sample]:
+    """Returns one sample a prompt from the model at `model`, on the native engine."""
+    loaded = load_model(model)
+    settings = GenerateSettings(
+        max_tokens=max_tokens,
+        sampling=SamplingSettings(temperature=0.7, top_p=0.95, seed=seed),
+        eos_ids=loaded.model.config.eos_ids,
+    )
+    samples = []
+    for label, prompt, chat in PROMPTS:
+        ids = _ids(loaded, prompt, chat=chat)
+        events = generate(loaded.engine, loaded.tokenizer, ids, settings)
+        samples.append(Sample(label, prompt, "".join(event.text for event in events)))
+    return samples
+
+
+def _ids(loaded: LoadedModel, prompt: str, *, chat: bool) -> list[int]:
+    template = loaded.model.chat_template
+    start = start_id(loaded.model.config)
+    first = [] if start is None else [start]
+    if chat and template is not None:
+        return first + encode_chat(
+            loaded.tokenizer, ChatTemplate(template), [Message("user", prompt)]
+        )
+    return first + loaded.tokenizer.encode(prompt)
