@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from miudo.compress.prune.depth import DepthPruning, DepthScore
 from miudo.compress.prune.width import WidthPruning, WidthScore
 from miudo.compress.quantize.nearest import NearestRounding, stored_weights
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.torch_engine import TorchEngine
+from miudo.engine.native import NativeEngine
 from miudo.errors import CheckFailedError, ConfigError, DataError, MiudoError
+from miudo.formats import ModelFile, open_model
+from miudo.formats.gguf import write_gguf
+from miudo.formats.hf import write_folder
+from miudo.protocol import Engine, SeqWork, Want
 from miudo.tensors import DType
 
 EXAMPLES: dict[str, Method] = {
@@ -33,9 +40,14 @@ EXAMPLES: dict[str, Method] = {
     "depth by loss": DepthPruning(drop=2, score=DepthScore.LOSS),
     "width by output": WidthPruning(keep=0.4),
     "width by activation": WidthPruning(keep=0.6, score=WidthScore.ACTIVATION),
+    "width a layer": WidthPruning(widths=(32, 160, 96)),
     "q8_0": NearestRounding(),
     "f16": NearestRounding(DType.F16),
 }
+# Zero padding of unequal layers, and a cache, put the same sums in another order.
+SAME_SUMS = 1e-5
+# The engine's contract for dequantised weights times float activations.
+REFERENCE_PATH = 1e-4
 KINDS = ("llama", "llama-untied", "gpt2", "qwen")
 Make = Callable[[str], Decoder]
 
@@ -177,6 +189,36 @@ def test_a_broken_model_is_refused_by_tensor(
         decoder.layers[2].attn.v.weight[0, 0] = np.nan
     with pytest.raises(MiudoError, match=r"layers\.2\.attn\.v\.weight.*NaN"):
         run(EXAMPLES[example], decoder, batches)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["gguf", "folder"])
+def test_exported_files_run_as_the_decoder_does(
+    example: str, kind: str, form: str, tiny: Make, batches: list[Tensor], tmp_path: Path
+) -> None:
+    made, report = run(EXAMPLES[example], tiny(kind), batches)
+    path = tmp_path / ("model.gguf" if form == "gguf" else "model")
+    model = ModelFile(
+        config=made.config, weights=stored_weights(made, report), tokenizer_json=None,
+        chat_template=None, record=None, architecture=kind, path=None,
+    )  # fmt: skip
+    if form == "gguf":
+        write_gguf(path, model)
+    else:
+        write_folder(path, model)
+    opened = open_model(path)
+    ids = batches[0][0].tolist()
+    with torch.no_grad():
+        expected = made.logits(made(batches[0][:1]))[0].numpy()
+    twin = TorchEngine(Decoder.from_weights(opened.config, opened.weights))
+    np.testing.assert_allclose(all_logits(twin, ids), expected, rtol=0, atol=SAME_SUMS)
+    native = NativeEngine(opened, activations="float")
+    np.testing.assert_allclose(all_logits(native, ids), expected, rtol=0, atol=REFERENCE_PATH)
+
+
+def all_logits(engine: Engine, ids: list[int]) -> Any:
+    work = SeqWork(conversation=engine.open(), ids=ids, want=Want.ALL_LOGITS)
+    return engine.step([work])[0].logits
 
 
 def test_every_registered_method_is_here(example: str) -> None:

@@ -75,3 +75,12 @@ def test_closing_the_generator_closes_the_conversation() -> None:
     next(events)
     events.close()
     assert engine.closed == 1
+
+
+def test_rows_that_pad_the_vocabulary_are_never_drawn() -> None:
+    class Shorter(Bytes):
+        vocab_size = 257
+
+    engine = FakeEngine(CONFIG, follow([290], 300))  # it would always say a padding row
+    events = list(generate(engine, Shorter(), [97], GenerateSettings(max_tokens=4)))
+    assert "".join(e.text for e in events) == "\0" * 4  # the lowest id of those left

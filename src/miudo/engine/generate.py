@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from miudo.errors import RequestError
 from miudo.protocol import Engine, SamplingSettings, SeqWork, TextEvent, Tokenizer
 from miudo.text.stream import TextStream
@@ -54,6 +57,7 @@ def generate(
             conversation,
             prompt,
             settings,
+            _tokens_only(engine, tokenizer),
         )
     finally:
         engine.close(conversation)
@@ -65,11 +69,14 @@ def _continue(
     conversation: int,
     prompt: Sequence[int],
     settings: GenerateSettings,
+    mask: npt.NDArray[np.bool_] | None,
 ) -> Iterator[TextEvent]:
     pending, made, reason = prompt, 0, "length"
     limit = min(settings.max_tokens, engine.config.max_positions - len(prompt) + 1)
     while made < limit:
-        (out,) = engine.step([SeqWork(conversation, pending, sampling=settings.sampling)])
+        (out,) = engine.step(
+            [SeqWork(conversation, pending, sampling=settings.sampling, mask=mask)]
+        )
         if out.token is None:
             raise RequestError("the engine returned no token")
         made += 1
@@ -84,3 +91,9 @@ def _continue(
         pending = (out.token,)
     usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
     yield TextEvent(stream.finish(), reason, usage)
+
+
+def _tokens_only(engine: Engine, tokenizer: Tokenizer) -> npt.NDArray[np.bool_] | None:
+    """Rows that pad a vocabulary to a round size are no tokens: they must not be drawn."""
+    size = engine.config.vocab_size
+    return None if tokenizer.vocab_size >= size else np.arange(size) < tokenizer.vocab_size

@@ -1,0 +1,254 @@
+"""Distil, prune and quantise from file to file: what is written, what its record says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miudo.compress.jobs import DistillJob, PruneJob
+from miudo.compress.prune.depth import DepthPruning
+from miudo.compress.prune.width import WidthPruning
+from miudo.compress.verbs import run_distill, run_prune, run_quantize, student_config
+from miudo.config import ModelConfig
+from miudo.data.pack import PackSettings
+from miudo.data.pipeline import PrepareSettings, prepare
+from miudo.decoder.decoder import Decoder
+from miudo.errors import CheckFailedError, ConfigError, DataError, TokenizerError, UsageError
+from miudo.formats import open_model
+from miudo.formats.blocks import to_f32
+from miudo.formats.hf import write_folder
+from miudo.records import Record
+from miudo.tensors import DType, parameter_count
+from miudo.train.pretrain import TrainJob, train
+from miudo.train.settings import FitSettings
+
+SHAPE = ModelConfig.uniform(
+    n_layers=3, d_model=64, n_heads=2, d_ff=160, vocab_size=64, max_positions=32
+)
+FIT = FitSettings(steps=3, batch_size=2, length=16, eval_tokens=64, seed=4)
+PACK = PrepareSettings(vocab_size=300, dedupe=None, pack=PackSettings(held_out=0.2))
+
+
+def write_text(path: Path, seed: int, documents: int = 40) -> Path:
+    draw = np.random.default_rng(seed)
+    words = [f"{a}{b}{c}" for a in "bdklm" for b in "aeiou" for c in "nrst"]
+    texts = (" ".join(draw.choice(words, 60)) + "." for _ in range(documents))
+    path.write_text("\n\n\n".join(texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with packed text and a teacher of three steps."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("verbs")
+    data = prepare([write_text(folder / "text.txt", 1)], folder / "data", settings=PACK)
+    train(TrainJob((str(data.folder),), folder / "run", FIT, SHAPE))
+    (folder / "run" / "model").rename(folder / "teacher")
+    return folder
+
+
+def distill_job(work: Path, out: Path) -> DistillJob:
+    return DistillJob(work / "teacher", (str(work / "data"),), out, FIT, student=0.3)
+
+
+def prune_job(work: Path, out: Path) -> PruneJob:
+    methods = (DepthPruning(drop=1), WidthPruning(keep=0.5))
+    return PruneJob(
+        work / "teacher", (str(work / "data"),), out, methods,
+        calibration_tokens=200, calibration_length=16,
+    )  # fmt: skip
+
+
+def measured(record: Record) -> dict[str, float]:
+    return {m.name: m.value for m in record.measurements}
+
+
+def values(path: Path) -> dict[str, np.ndarray]:
+    return {name: np.array(to_f32(t)) for name, t in open_model(path).weights.items()}
+
+
+def same(a: Path, b: Path) -> bool:
+    x, y = values(a), values(b)
+    return x.keys() == y.keys() and all(np.array_equal(x[n], y[n]) for n in x)
+
+
+def test_distill_writes_a_smaller_model_with_its_lineage(work: Path, tmp_path: Path) -> None:
+    made = run_distill(distill_job(work, tmp_path / "out"))
+    teacher, student = open_model(work / "teacher"), open_model(made.path)
+    assert made.path == tmp_path / "out" / "model"
+    assert student.config == made.config == student_config(0.3, teacher.config)
+    assert student.tokenizer_json == teacher.tokenizer_json
+    record = student.record
+    assert record is not None
+    assert record.verb == "distill"
+    assert [parent.verb for parent in record.parents] == ["train", "prepare"]
+    assert record.parents[0] == teacher.record
+    assert record.inputs[0].role == "teacher"
+    found = measured(record)
+    assert found["parameters"] == parameter_count(student.config)
+    assert found["training_tokens"] == 3 * 2 * 16
+    assert found["held_out_loss"] > 0
+    assert found["teacher_held_out_loss"] > 0
+    assert record.settings["response"] == {"temperature": 2.0, "alpha": 0.5}
+    assert record.seed == 4
+
+
+def test_distill_is_the_same_twice_and_resumes_to_the_same(work: Path, tmp_path: Path) -> None:
+    first = run_distill(distill_job(work, tmp_path / "a"))
+    second = run_distill(distill_job(work, tmp_path / "b"))
+    assert same(first.path, second.path)
+    short = replace(distill_job(work, tmp_path / "c"), fit=FIT)
+    run_distill(short)
+    for step in ("step-00000003",):  # as if it had been killed before the last save
+        for file in sorted((tmp_path / "c" / "checkpoints" / step).iterdir()):
+            file.unlink()
+        (tmp_path / "c" / "checkpoints" / step).rmdir()
+    resumed = run_distill(short, resume=True)
+    assert same(first.path, resumed.path)
+
+
+def test_a_folder_that_holds_a_run_is_refused(work: Path, tmp_path: Path) -> None:
+    job = distill_job(work, tmp_path / "out")
+    run_distill(job)
+    with pytest.raises(UsageError, match="--resume"):
+        run_distill(job)
+
+
+def test_resuming_with_another_loss_is_refused(work: Path, tmp_path: Path) -> None:
+    job = distill_job(work, tmp_path / "out")
+    run_distill(job)
+    other = replace(job, response=replace(job.response, alpha=0.9))
+    with pytest.raises(UsageError, match="other settings"):
+        run_distill(other, resume=True)
+
+
+def test_text_of_another_tokenizer_is_refused(work: Path, tmp_path: Path) -> None:
+    other = prepare([write_text(tmp_path / "other.txt", 2)], tmp_path / "data", settings=PACK)
+    job = replace(distill_job(work, tmp_path / "out"), inputs=(str(other.folder),))
+    with pytest.raises(ConfigError, match="another tokenizer than the teacher"):
+        run_distill(job)
+
+
+def test_student_with_another_tokenizer_is_refused(work: Path, tmp_path: Path) -> None:
+    data = prepare([write_text(tmp_path / "other.txt", 2)], tmp_path / "data", settings=PACK)
+    train(TrainJob((str(data.folder),), tmp_path / "run", FIT, SHAPE))
+    job = replace(distill_job(work, tmp_path / "out"), start=tmp_path / "run" / "model")
+    with pytest.raises(ConfigError, match="another tokenizer than the teacher"):
+        run_distill(job)
+
+
+def test_raw_text_is_packed_with_the_teachers_tokenizer(work: Path, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "new.txt", 3)
+    job = replace(distill_job(work, tmp_path / "out"), inputs=(str(text),), prepare=PACK)
+    made = run_distill(job)
+    assert (tmp_path / "out" / "data" / "manifest.json").is_file()
+    assert made.config.vocab_size == open_model(work / "teacher").config.vocab_size
+
+
+def test_a_teacher_without_tokenizer_is_refused(work: Path, tmp_path: Path) -> None:
+    model = open_model(work / "teacher")
+    write_folder(tmp_path / "bare", replace(model, tokenizer_json=None))
+    job = replace(distill_job(work, tmp_path / "out"), teacher=tmp_path / "bare")
+    with pytest.raises(TokenizerError, match="no tokenizer"):
+        run_distill(job)
+
+
+def test_blocks_longer_than_the_teacher_reads_are_refused(work: Path, tmp_path: Path) -> None:
+    fit = replace(FIT, length=64)
+    with pytest.raises(ConfigError, match="32 positions"):
+        run_distill(replace(distill_job(work, tmp_path / "out"), fit=fit))
+
+
+def test_prune_shrinks_the_file_and_says_what_went(work: Path, tmp_path: Path) -> None:
+    made = run_prune(prune_job(work, tmp_path / "out"))
+    opened = open_model(made.path)
+    assert opened.config.n_layers == 2
+    assert [layer.d_ff for layer in opened.config.layers] == [64, 64]  # 80, in multiples of 32
+    assert opened.record is not None
+    assert len(opened.record.notes) == 3
+    assert opened.record.parents[0].verb == "train"
+    found = measured(opened.record)
+    assert found["parameters"] == sum(v.size for v in values(made.path).values())
+    assert found["weights"] == sum(v.nbytes for v in values(made.path).values())
+    assert found["parameters_before"] == parameter_count(open_model(work / "teacher").config)
+    assert [report.method for report in made.reports] == ["depth", "width"]
+    assert made.fit is None
+
+
+def test_prune_with_recovery_learns(work: Path, tmp_path: Path) -> None:
+    plain = run_prune(prune_job(work, tmp_path / "plain"))
+    job = replace(prune_job(work, tmp_path / "out"), fit=FIT)
+    made = run_prune(job)
+    assert made.config == plain.config
+    assert not same(made.path, plain.path)
+    assert made.fit is not None
+    assert made.fit.steps == 3
+    assert "held_out_loss" in measured(made.record)
+
+
+def test_pruning_all_layers_or_nothing_is_refused(work: Path, tmp_path: Path) -> None:
+    job = prune_job(work, tmp_path / "out")
+    with pytest.raises(ConfigError, match="3 blocks"):
+        run_prune(replace(job, methods=(DepthPruning(drop=3),)))
+    with pytest.raises(ConfigError, match="nothing is to be pruned"):
+        run_prune(replace(job, methods=()))
+
+
+def test_too_little_text_to_calibrate_is_refused(work: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("two words\n\n\nand three more", encoding="utf-8")
+    settings = replace(PACK, pack=PackSettings(held_out=0.0))
+    job = replace(
+        prune_job(work, tmp_path / "out"), inputs=(str(text),), prepare=settings,
+        calibration_length=32,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="no block of 32 tokens"):
+        run_prune(job)
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("verb", ["distill", "prune", "quantize"])
+def test_a_model_with_nan_is_refused_and_nothing_written(
+    work: Path, tmp_path: Path, verb: str
+) -> None:
+    model = open_model(work / "teacher")
+    decoder = Decoder.from_weights(model.config, model.weights)
+    with torch.no_grad():
+        decoder.layers[1].attn.k.weight[0, 3] = float("nan")
+    broken = tmp_path / "broken"
+    write_folder(broken, replace(model, weights=decoder.to_weights()))
+    out = tmp_path / "out"
+    calls = {
+        "distill": lambda: run_distill(replace(distill_job(work, out), teacher=broken)),
+        "prune": lambda: run_prune(replace(prune_job(work, out), model=broken)),
+        "quantize": lambda: run_quantize(broken, tmp_path / "out.gguf"),
+    }
+    with pytest.raises(CheckFailedError, match=r"layers\.1\.attn\.k\.weight"):
+        calls[verb]()
+    assert not (out / "model").exists()
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_quantize_writes_one_file_with_everything(work: Path, tmp_path: Path) -> None:
+    made = run_quantize(work / "teacher", tmp_path / "small.gguf")
+    opened, teacher = open_model(made.path), open_model(work / "teacher")
+    assert opened.weights["layers.0.mlp.up.weight"].dtype is DType.Q8_0
+    assert opened.weights["norm.weight"].dtype is DType.F32
+    assert opened.tokenizer_json == teacher.tokenizer_json
+    assert opened.record is not None
+    assert opened.record.verb == "quantize"
+    assert opened.record.parents == (teacher.record,)
+    found = measured(opened.record)
+    assert found["weights"] == sum(t.data.nbytes for t in opened.weights.values())
+    assert found["weights"] < found["weights_before"] / 3
+    assert made.reports[0].bits_per_weight == pytest.approx(found["bits_per_weight"])
+
+
+def test_quantize_needs_a_gguf_name(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.gguf"):
+        run_quantize(work / "teacher", tmp_path / "folder")
