@@ -24,7 +24,7 @@ import time
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BATCH, LENGTH, VOCABULARY = 16, 256, 8192
 RUN_S = 30 * 60
@@ -39,6 +39,17 @@ NAMES = {
 }
 
 
+class Tick(NamedTuple):
+    """Seconds by the clock, and CPU seconds of all threads of this process."""
+
+    wall: float
+    cpu: float
+
+
+def tick() -> Tick:
+    return Tick(time.perf_counter(), time.process_time())
+
+
 def main() -> None:
     """Runs the workers in turns and prints the table."""
     options = parse()
@@ -49,13 +60,15 @@ def main() -> None:
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     print(machine(), flush=True)
     for number in range(options.rounds):
-        for name in chosen:
+        # A b, b a: what changes slowly on the machine falls on both.
+        for name in chosen if number % 2 == 0 else reversed(chosen):
             load = os.getloadavg()[0]
             found = run_worker(name, options)
             rounds[name].append(found)
             print(
                 f"round {number + 1}  {NAMES[name]:<38} {found['tokens_per_s']:8,.0f} tokens/s  "
-                f"start {found['start_s']:5.1f} s  load before {load:.2f}",
+                f"{found['tokens_per_cpu_s']:8,.0f} a CPU s  start {found['start_s']:5.1f} s  "
+                f"load before {load:.2f}",
                 flush=True,
             )
     table(rounds, options)
@@ -65,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=40, help="measured steps a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
     parser.add_argument("--minutes", type=float, help="instead: train each this long, once")
     parser.add_argument("--shape", default="6.9m", help="6.9m or a preset")
     parser.add_argument("--also", nargs="*", default=[], choices=sorted(set(NAMES) - set(WORKERS)))
@@ -79,6 +93,8 @@ def run_worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Runs one side in a process of its own, so that neither warms the other."""
     command = [sys.executable, __file__, "--worker", name, "--shape", options.shape]
     command += ["--steps", str(options.steps)]
+    if options.threads:
+        command += ["--threads", str(options.threads)]
     if options.minutes:
         command += ["--minutes", str(options.minutes)]
     # An empty compiler cache: what a user's first run pays.
@@ -93,34 +109,43 @@ def run_worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the worker's steady speed, its start-up, and in a timed run the tokens taken."""
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
     side = train_miudo if options.worker.startswith("miudo") else train_peer
     began = time.perf_counter()
     times = side(options)
-    gaps = [b - a for a, b in itertools.pairwise(times)]
-    steady = statistics.median(gaps[3:])
-    first = sum(gaps[:3]) - 3 * steady  # compilation, allocation: what the first steps cost more
-    result = {"tokens_per_s": BATCH * LENGTH / steady, "start_s": max(0.0, first)}
+    gaps = [(b.wall - a.wall, b.cpu - a.cpu) for a, b in itertools.pairwise(times)]
+    steady, cpu = (statistics.median(column) for column in zip(*gaps[3:], strict=True))
+    # Compilation, allocation: what the first steps cost more.
+    first = sum(wall for wall, _ in gaps[:3]) - 3 * steady
+    result = {
+        "tokens_per_s": BATCH * LENGTH / steady,
+        "tokens_per_cpu_s": BATCH * LENGTH / cpu,
+        "start_s": max(0.0, first),
+    }
     if options.minutes:
         result["tokens"] = (len(times) - 1) * BATCH * LENGTH
         result["elapsed_s"] = time.perf_counter() - began
     return result
 
 
-def train_miudo(options: argparse.Namespace) -> list[float]:
+def train_miudo(options: argparse.Namespace) -> list[Tick]:
     """Returns the time of the start and of the end of every step of `fit`."""
     from miudo.decoder.decoder import Decoder
     from miudo.train.loop import fit
     from miudo.train.progress import Silent, StepReport
     from miudo.train.settings import FitSettings
 
-    times: list[float] = []
+    times: list[Tick] = []
 
     class Clock(Silent):
         def note(self, text: str) -> None:
-            times.append(time.perf_counter())  # the plan: just before the first step
+            times.append(tick())  # the plan: just before the first step
 
         def report(self, step: StepReport) -> None:
-            times.append(time.perf_counter())
+            times.append(tick())
 
     steps = {"minutes": options.minutes} if options.minutes else {"steps": options.steps}
     settings = FitSettings(
@@ -140,7 +165,7 @@ def train_miudo(options: argparse.Namespace) -> list[float]:
     return times
 
 
-def train_peer(options: argparse.Namespace) -> list[float]:
+def train_peer(options: argparse.Namespace) -> list[Tick]:
     """Returns the same times of a `Trainer` on a Llama of the same shape."""
     import torch
     from transformers import (
@@ -151,15 +176,15 @@ def train_peer(options: argparse.Namespace) -> list[float]:
         TrainingArguments,
     )
 
-    times: list[float] = []
+    times: list[Tick] = []
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *args: Any, **rest: Any) -> None:
-            times.append(time.perf_counter())
+            times.append(tick())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            times.append(time.perf_counter())
-            if options.minutes and times[-1] - times[0] >= options.minutes * 60:
+            times.append(tick())
+            if options.minutes and times[-1].wall - times[0].wall >= options.minutes * 60:
                 control.should_training_stop = True
 
     config = shape(options.shape)
@@ -274,12 +299,21 @@ def table(rounds: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
                 NAMES[name],
                 f"{statistics.median(speeds):,.0f}",
                 f"{min(speeds):,.0f}-{max(speeds):,.0f}",
+                f"{statistics.median(f['tokens_per_cpu_s'] for f in found):,.0f}",
                 f"{statistics.median(f['start_s'] for f in found):.1f}",
                 f"{whole:,.0f}",
                 f"{whole / base:.2f}",
             ]
         )
-    headers = ["", "tokens/s steady", "spread", "start s", f"tokens/s {kind}", "x Trainer"]
+    headers = [
+        "",
+        "tokens/s steady",
+        "spread",
+        "a CPU s",
+        "start s",
+        f"tokens/s {kind}",
+        "x Trainer",
+    ]
     caption = f"{size:,} parameters, batch {BATCH} x {LENGTH}, vocabulary {VOCABULARY}, bf16"
     print(f"\n{caption}\n{text_table(Table(headers, rows))}")
 

@@ -1,0 +1,148 @@
+"""From text to a model's folder, broken and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miudo.config import ModelConfig, Position
+from miudo.data.pipeline import PrepareSettings
+from miudo.errors import CheckpointError, ConfigError, MissingError, UsageError
+from miudo.files import sha256_file
+from miudo.formats import open_model
+from miudo.presets import load_preset
+from miudo.records import Record
+from miudo.text.tokenizer import TextTokenizer
+from miudo.train.pretrain import TrainJob, resume, train
+from miudo.train.progress import Silent
+
+TEXTS = [
+    f"The {a} {b} went to the {c} and saw a {d} there.\n"
+    for a in ("old", "young", "small")
+    for b in ("cat", "dog", "bird")
+    for c in ("town", "sea", "wood")
+    for d in ("boat", "tree", "light")
+]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on a text file."""
+    root = tmp_path_factory.mktemp("pretrain")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (root / "text.jsonl").write_text(lines)
+    train(job(root / "text.jsonl", root / "out"))
+    return root
+
+
+def job(source: Path, out: Path, **changes: Any) -> TrainJob:
+    from miudo.train.settings import FitSettings
+
+    settings = FitSettings(
+        steps=6, batch_size=2, length=8, save_every=2, precision="f32", compile="off", keep=9
+    )
+    shape = ModelConfig.uniform(
+        vocab_size=512, d_model=32, n_layers=1, n_heads=2, d_ff=32, max_positions=64
+    )
+    values = {"inputs": (str(source),), "out": out, "settings": settings, "shape": shape}
+    prepare = PrepareSettings(vocab_size=300, dedupe=None)
+    prepare = dataclasses.replace(prepare, pack=dataclasses.replace(prepare.pack, held_out=0.2))
+    return TrainJob(**{**values, "prepare": prepare, **changes})
+
+
+def test_the_model_is_a_folder_with_its_record(done: Path) -> None:
+    out = done / "out"
+    model = open_model(out / "model")
+    assert model.tokenizer_json is not None
+    tokenizer = TextTokenizer.from_json(model.tokenizer_json)
+    assert model.config.vocab_size == tokenizer.padded_size(64)
+    assert model.config.eos_ids == (tokenizer.special_ids["<|end|>"],)
+    assert model.config.pad_id == tokenizer.special_ids["<|pad|>"]
+    record = Record.read(out / "model")
+    assert record is not None
+    assert record.verb == "train"
+    assert record.seed == 0
+    assert record.inputs[0].sha256 == sha256_file(out / "data" / "manifest.json")
+    assert [parent.verb for parent in record.parents] == ["prepare"]
+    measured = {m.name: m.value for m in record.measurements}
+    assert measured["steps"] == 6
+    assert measured["training_tokens"] == 6 * 2 * 8
+    assert 1.0 < measured["held_out_loss"] < 8.0
+    assert measured["parameters"] == sum(
+        tensor.data.nbytes // 4 for tensor in model.weights.values()
+    )
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["sample"]
+
+
+def test_a_broken_run_makes_the_same_model(small: Any, done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done / "out", out)
+    shutil.rmtree(out / "model")
+    small.forget_after(out, 2)
+    resume(out)
+    weights = "model/model.safetensors"
+    assert sha256_file(out / weights) == sha256_file(done / "out" / weights)
+
+
+def test_a_data_folder_is_taken_as_it_is(done: Path, tmp_path: Path) -> None:
+    result = train(job(done / "out" / "data", tmp_path / "out"))
+    weights = "model/model.safetensors"
+    assert not (tmp_path / "out" / "data").exists()
+    assert sha256_file(tmp_path / "out" / weights) == sha256_file(done / "out" / weights)
+    assert result.folder == tmp_path / "out" / "model"
+
+
+def test_a_preset_sets_the_vocabulary(done: Path, tmp_path: Path) -> None:
+    one = dataclasses.replace(job(done / "text.jsonl", tmp_path / "out"), shape="1m")
+    config = train(one).config
+    assert config.layers == load_preset("1m").layers
+    assert config.vocab_size % 64 == 0
+
+
+def test_a_run_is_not_started_twice(done: Path) -> None:
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(job(done / "text.jsonl", done / "out"))
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="holds no run"):
+        resume(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": 9}')
+    with pytest.raises(CheckpointError, match="schema 9"):
+        resume(tmp_path)
+
+
+def test_another_tokenizer_than_the_datas_is_refused(done: Path, tmp_path: Path) -> None:
+    from miudo.text.tokenizer import train_bpe
+
+    other = train_bpe(["abc abc abd"], vocab_size=270)
+    with pytest.raises(ConfigError, match="packed with another tokenizer"):
+        train(job(done / "out" / "data", tmp_path / "out", tokenizer=other))
+
+
+def test_a_shape_no_format_holds_is_refused_before_training(done: Path, tmp_path: Path) -> None:
+    shape = load_preset("1m")
+    layers = tuple(dataclasses.replace(layer, rotary=False) for layer in shape.layers)
+    shape = dataclasses.replace(shape, position=Position.LEARNED, layers=layers)
+    with pytest.raises(ConfigError, match="can hold this shape"):
+        train(job(done / "out" / "data", tmp_path / "out", shape=shape))
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_hears_what_happens(done: Path, tmp_path: Path) -> None:
+    class Heard(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    heard = Heard()
+    train(job(done / "out" / "data", tmp_path / "out"), heard)
+    assert heard.notes[0] == "6 steps of 16 tokens, f32, eager, 1 threads"
+    assert heard.notes[-1] == f"model written to {tmp_path / 'out' / 'model'}"
