@@ -27,6 +27,7 @@ from miudo.files import atomic_folder, open_regular, sha256_file, sync_folder, w
 from miudo.limits import LIMITS
 
 __all__ = [
+    "MANIFEST",
     "SCHEMA",
     "Checkpoint",
     "checkpoint_steps",

@@ -43,7 +43,7 @@ from miudo.train.loop import FitResult, Sampler, fit
 from miudo.train.progress import Progress, Silent
 from miudo.train.settings import FitSettings
 
-__all__ = ["Pretrained", "TrainJob", "resume", "sample_writer", "train"]
+__all__ = ["SCHEMA", "Pretrained", "TrainJob", "config_for", "resume", "sample_writer", "train"]
 
 SCHEMA = 1
 _RUN_FILE = "run.json"
