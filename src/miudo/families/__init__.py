@@ -17,7 +17,7 @@ from miudo.families.gpt2 import GPT2
 from miudo.families.llama import LLAMA
 from miudo.families.qwen import QWEN2, QWEN3
 
-__all__ = ["FAMILIES", "by_gguf", "by_hf_config", "for_config"]
+__all__ = ["FAMILIES", "by_gguf", "by_hf_config", "for_config", "for_gguf", "misfits"]
 
 FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, GPT2)
 
@@ -38,7 +38,7 @@ def by_hf_config(values: Mapping[str, Any]) -> Family:
                 return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
     raise ModelFileError(
-        f"architecture {first or values.get('model_type')!r} is unknown",
+        f"architecture {first or values.get('model_type')!r:.100} is unknown",
         where="config.json",
         remedy=f"Known are {known}",
     )
@@ -51,12 +51,22 @@ def by_gguf(architecture: str) -> Family:
             return family
     known = ", ".join(family.gguf_architecture for family in FAMILIES)
     raise ModelFileError(
-        f"architecture {architecture!r} is unknown",
+        f"architecture {architecture!r:.100} is unknown",
         where="general.architecture",
         remedy=f"Known are {known}",
     )
 
 
 def for_config(config: ModelConfig) -> Family | None:
-    """Returns a family whose files can say exactly what `config` says, None without one."""
-    return next((family for family in FAMILIES if family.expresses(config)), None)
+    """Returns a family whose folders can say exactly what `config` says, None without one."""
+    return next((f for f in FAMILIES if f.hf_misfit(config) is None), None)
+
+
+def for_gguf(config: ModelConfig) -> Family | None:
+    """Returns a family whose GGUF files mean exactly `config` to all programs, None without."""
+    return next((f for f in FAMILIES if f.gguf_misfit(config) is None), None)
+
+
+def misfits(config: ModelConfig) -> str:
+    """Returns for every family why its folders cannot hold `config`."""
+    return "; ".join(f"{f.name}: {why}" for f in FAMILIES if (why := f.hf_misfit(config)))

@@ -175,7 +175,6 @@ GPT2 = Family(
     config_to_hf=_write_hf,
     config_from_gguf=_read_gguf,
     config_to_gguf=_write_gguf,
-    tied=True,
     hf_prefix="transformer.",
     hf_transposed=tuple(f"{k}.weight" for k in _LAYER_HF if not k.endswith("norm")),
     hf_ignored=(".attn.bias", ".attn.masked_bias"),

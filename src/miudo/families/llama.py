@@ -12,9 +12,20 @@ from typing import Any
 
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
 from miudo.errors import ModelFileError
-from miudo.families.family import ACTIVATIONS, Family, Values, hf_number, hf_token_ids, refuse
+from miudo.families.family import (
+    Family,
+    Values,
+    activation_name,
+    hf_activation,
+    hf_flag,
+    hf_number,
+    hf_token_ids,
+    hf_token_keys,
+    plain_float,
+    refuse_unknown,
+)
 
-__all__ = ["LLAMA", "gguf_reader", "gguf_writer", "is_uniform", "read_hf", "write_hf"]
+__all__ = ["LLAMA", "gguf_reader", "gguf_writer", "misfit", "read_hf", "write_hf"]
 
 HF_NAMES = {
     "embed.weight": "model.embed_tokens.weight",
@@ -50,25 +61,35 @@ GGUF_NAMES = {
     "norm.weight": "output_norm.weight",
     "head.weight": "output.weight",
 }
+_READ = frozenset({
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps",
+    "hidden_act", "attention_bias", "mlp_bias", "rope_theta", "rope_scaling", "rope_parameters",
+    "partial_rotary_factor",
+})  # fmt: skip
 
 
-def read_hf(values: Values, **fixed: Any) -> ModelConfig:
-    """Returns the config of a Llama-like config.json, old or new; `fixed` fields win."""
-    refuse(values, {"use_sliding_window": (False, None), "pretraining_tp": (1, None)})
+def read_hf(values: Values, also_read: frozenset[str] = frozenset(), **fixed: Any) -> ModelConfig:
+    """Returns the config of a Llama-like config.json, old or new; `fixed` fields win.
+
+    Raises ModelFileError naming the key for what this family does not compute.
+    """
+    layer_types = values.get("layer_types")
+    if isinstance(layer_types, list) and all(t == "full_attention" for t in layer_types):
+        also_read = also_read | {"layer_types"}
+    refuse_unknown(values, _READ | also_read)
     heads, d_model = hf_number(values, "num_attention_heads"), hf_number(values, "hidden_size")
-    activation = ACTIVATIONS.get(values.get("hidden_act", "silu"))
-    if activation is None:
-        raise ModelFileError(f"hidden_act {values['hidden_act']!r} is unknown", where="config.json")
     if heads < 1:
         raise ModelFileError(f"num_attention_heads is {heads}", where="config.json")
-    bias = bool(values.get("attention_bias", False))
+    bias = hf_flag(values, "attention_bias")
     chosen: dict[str, Any] = {
         "norm_eps": float(hf_number(values, "rms_norm_eps", 1e-6)),
-        "activation": activation,
+        "activation": hf_activation(values, "hidden_act", "silu"),
         "qkv_bias": bias,
         "o_bias": bias,
-        "mlp_bias": bool(values.get("mlp_bias", False)),
-        "tie_embeddings": bool(values.get("tie_word_embeddings", False)),
+        "mlp_bias": hf_flag(values, "mlp_bias"),
+        "tie_embeddings": hf_flag(values, "tie_word_embeddings"),
+        "head_dim": hf_number(values, "head_dim", d_model // heads),
         **hf_token_ids(values),
         **fixed,
     }
@@ -77,7 +98,6 @@ def read_hf(values: Values, **fixed: Any) -> ModelConfig:
         d_model=d_model,
         n_heads=heads,
         n_kv_heads=hf_number(values, "num_key_value_heads", heads),
-        head_dim=hf_number(values, "head_dim", d_model // heads),
         d_ff=hf_number(values, "intermediate_size"),
         rope_theta=_rope_theta(values),
         vocab_size=hf_number(values, "vocab_size"),
@@ -87,18 +107,19 @@ def read_hf(values: Values, **fixed: Any) -> ModelConfig:
 
 
 def _rope_theta(values: Values) -> float:
+    """Old files say `rope_theta` and `rope_scaling`, new ones one `rope_parameters`."""
     new, old = values.get("rope_parameters"), values.get("rope_scaling")
-    for scaling in (new, old):
+    for scaling in (new, old, {"partial_rotary_factor": values.get("partial_rotary_factor")}):
         if scaling is None:
             continue
         if not isinstance(scaling, dict):
             raise ModelFileError("rope parameters are no object", where="config.json")
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-        partial = scaling.get("partial_rotary_factor", 1.0)
-        if kind != "default" or partial != 1.0:
+        share = scaling.get("partial_rotary_factor")
+        if kind != "default" or share not in (None, 1.0):
             raise ModelFileError(
-                f"rotary scaling {kind!r} (share {partial}) is not computed by this miudo",
-                where="config.json",
+                f"rotary scaling {kind!r:.60} (share {share!r:.20}) is not computed by this miudo",
+                where="config.json: rope_scaling",
                 remedy="Use a model with plain rotary positions",
             )
     theta = (new or {}).get("rope_theta", values.get("rope_theta"))
@@ -108,7 +129,6 @@ def _rope_theta(values: Values) -> float:
 def write_hf(config: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
     """Returns config.json for a Llama-like model, readable by old and new programs."""
     layer = config.layers[0]
-    eos: Any = list(config.eos_ids) or None
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -123,18 +143,12 @@ def write_hf(config: ModelConfig, architecture: str, model_type: str) -> dict[st
         "rms_norm_eps": config.norm_eps,
         "rope_theta": layer.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": layer.rope_theta},
-        "hidden_act": _hf_activation(config.activation),
+        "hidden_act": activation_name(config.activation),
         "attention_bias": config.o_bias,
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": eos[0] if eos and len(eos) == 1 else eos,
-        "pad_token_id": config.pad_id,
+        **hf_token_keys(config),
     }
-
-
-def _hf_activation(activation: Activation) -> str:
-    return "gelu_pytorch_tanh" if activation is Activation.GELU_TANH else activation.value
 
 
 def gguf_reader(architecture: str, **fixed: Any) -> Callable[[Values, frozenset[str]], ModelConfig]:
@@ -143,18 +157,20 @@ def gguf_reader(architecture: str, **fixed: Any) -> Callable[[Values, frozenset[
     def read(keys: Values, names: frozenset[str]) -> ModelConfig:
         a, heads = architecture + ".", keys[f"{architecture}.attention.head_count"]
         d_model = keys[a + "embedding_length"]
-        if keys.get(a + "rope.scaling.type", "none") != "none":
-            raise ModelFileError("scaled rotary positions are not computed by this miudo")
+        head_dim = keys.get(a + "attention.key_length", d_model // heads)
+        for same in ("attention.value_length", "rope.dimension_count"):
+            if keys.get(a + same, head_dim) != head_dim:
+                raise ModelFileError(f"{a}{same} is {keys[a + same]!r:.20}, not {head_dim}")
         return ModelConfig.uniform(
             n_layers=keys[a + "block_count"],
             d_model=d_model,
             n_heads=heads,
             n_kv_heads=keys.get(a + "attention.head_count_kv", heads),
-            head_dim=keys.get(a + "attention.key_length", d_model // heads),
+            head_dim=head_dim,
             d_ff=keys[a + "feed_forward_length"],
-            rope_theta=float(keys.get(a + "rope.freq_base", 10000.0)),
+            rope_theta=plain_float(keys.get(a + "rope.freq_base", 10000.0)),
             max_positions=keys[a + "context_length"],
-            norm_eps=_plain(keys[a + "attention.layer_norm_rms_epsilon"]),
+            norm_eps=plain_float(keys[a + "attention.layer_norm_rms_epsilon"]),
             qkv_bias="blk.0.attn_q.bias" in names,
             o_bias="blk.0.attn_output.bias" in names,
             mlp_bias="blk.0.ffn_up.bias" in names,
@@ -164,11 +180,6 @@ def gguf_reader(architecture: str, **fixed: Any) -> Callable[[Values, frozenset[
         )
 
     return read
-
-
-def _plain(value: float) -> float:
-    """A float32 of a file as the decimal that was meant: 1e-5, not 9.99999974e-6."""
-    return float(f"{value:.7g}")
 
 
 def gguf_writer(architecture: str) -> Callable[[ModelConfig], dict[str, Any]]:
@@ -185,8 +196,8 @@ def gguf_writer(architecture: str) -> Callable[[ModelConfig], dict[str, Any]]:
             a + "attention.head_count_kv": layer.n_kv_heads,
             a + "attention.key_length": layer.head_dim,
             a + "attention.value_length": layer.v_head_dim,
-            a + "attention.layer_norm_rms_epsilon": config.norm_eps,
-            a + "rope.freq_base": layer.rope_theta,
+            a + "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+            a + "rope.freq_base": float(layer.rope_theta),
             a + "rope.dimension_count": layer.head_dim,
             a + "vocab_size": config.vocab_size,
         }
@@ -194,23 +205,44 @@ def gguf_writer(architecture: str) -> Callable[[ModelConfig], dict[str, Any]]:
     return write
 
 
-def is_uniform(config: ModelConfig) -> bool:
-    """Whether all layers are alike, rotary and full: what Llama-like files can say."""
+def misfit(config: ModelConfig, *, windows: bool = False, gguf: bool = False) -> str | None:
+    """Returns why Llama-like files cannot say `config`, None if they can.
+
+    `windows`: some layers may attend to a window. GGUF names no activation: SiLU is meant.
+    """
     first = config.layers[0]
-    return (
-        all(layer == first for layer in config.layers)
-        and config.norm is Norm.RMS
-        and config.position is Position.ROPE
-        and config.mlp is Mlp.GATED
-        and first.rotary
-        and first.window is None
-        and first.v_head_dim == first.head_dim
-    )
+    if config.norm is not Norm.RMS or config.position is not Position.ROPE:
+        return f"norm is {config.norm}, positions are {config.position}"
+    if config.mlp is not Mlp.GATED:
+        return "the feed-forward is not gated"
+    if gguf and config.activation is not Activation.SILU:
+        return f"the activation is {config.activation}"
+    for i, layer in enumerate(config.layers):
+        if (layer.n_heads, layer.n_kv_heads, layer.head_dim, layer.d_ff, layer.rope_theta) != (
+            (first.n_heads, first.n_kv_heads, first.head_dim, first.d_ff, first.rope_theta)
+        ):
+            return f"layer {i} differs from layer 0"
+        if layer.v_head_dim != layer.head_dim:
+            return f"layer {i} has value heads of another size"
+        if not layer.rotary:
+            return f"layer {i} has no rotation"
+        if layer.window is not None and not windows:
+            return f"layer {i} attends to a window"
+    return None
 
 
-def _expresses(config: ModelConfig) -> bool:
-    plain = config.qk_norm is QkNorm.NONE and config.qkv_bias == config.o_bias
-    return is_uniform(config) and plain
+def _misfit(config: ModelConfig) -> str | None:
+    if config.qk_norm is not QkNorm.NONE:
+        return "it has query and key norms"
+    if config.qkv_bias != config.o_bias:
+        return "biases on q, k, v and on the output go together"
+    return None
+
+
+def _hf_misfit(config: ModelConfig) -> str | None:
+    if config.d_model % config.layers[0].n_heads:  # transformers checks it, head_dim or not
+        return f"d_model {config.d_model} is no multiple of {config.layers[0].n_heads} heads"
+    return misfit(config) or _misfit(config)
 
 
 LLAMA = Family(
@@ -220,7 +252,8 @@ LLAMA = Family(
     gguf_architecture="llama",
     hf_names=HF_NAMES,
     gguf_names=GGUF_NAMES,
-    expresses=_expresses,
+    hf_misfit=_hf_misfit,
+    gguf_misfit=lambda c: misfit(c, gguf=True) or _misfit(c),
     config_from_hf=read_hf,
     config_to_hf=lambda config: write_hf(config, "LlamaForCausalLM", "llama"),
     config_from_gguf=gguf_reader("llama"),

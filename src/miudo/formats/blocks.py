@@ -34,10 +34,10 @@ def to_f32(tensor: StoredTensor) -> _FloatArray:
 
 
 def encode(array: _FloatArray, dtype: DType) -> StoredTensor:
-    """Returns `array` stored as `dtype`, rounded half to even.
+    """Returns `array` stored as `dtype`, rounded to nearest, F16 and BF16 ties to even.
 
-    Q8_0 (as in GGUF): a block's scale is its greatest magnitude / 127. Raises ConfigError if
-    rows are no whole blocks.
+    Q8_0, bit for bit as llama.cpp's reference: a block's scale is its greatest magnitude / 127,
+    ties go away from zero. Raises ConfigError if rows are no whole blocks.
     """
     if not dtype.fits(array.shape):
         raise ConfigError(f"rows of {array.shape[-1:]} values do not fit {dtype}")
@@ -65,5 +65,9 @@ def _q8_0(blocks: _FloatArray) -> npt.NDArray[np.uint8]:
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     out = np.empty((len(blocks), DType.Q8_0.block_bytes), dtype=np.uint8)
     out[:, :2] = scale.astype("<f2").view(np.uint8)
-    out[:, 2:] = np.rint(blocks * inverse).astype(np.int8).view(np.uint8)
+    scaled = blocks * inverse
+    whole = np.trunc(scaled)
+    # Adding 0.5 before cutting would round 0.49999997 up.
+    away = np.where(np.abs(scaled - whole) >= np.float32(0.5), np.sign(scaled), np.float32(0))
+    out[:, 2:] = (whole + away).astype(np.int8).view(np.uint8)
     return out.reshape(-1)

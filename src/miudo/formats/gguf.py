@@ -10,29 +10,47 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, ModelFileError
-from miudo.families import by_gguf, for_config
+from miudo.families import by_gguf, for_gguf
 from miudo.families.family import Family, Source, sources
 from miudo.files import atomic_write
-from miudo.formats.blocks import encode, to_f32
 from miudo.formats.gguf_reader import ArrayAt, Container, read_container
-from miudo.formats.gguf_tokenizer import tokenizer_keys, vocabulary
+from miudo.formats.gguf_tokenizer import check_agreement, rebuilt, tokenizer_keys
 from miudo.formats.gguf_writer import write_container
-from miudo.formats.layout import join, pad_to_uniform, pair_rows, split
+from miudo.formats.layout import canonical_weights, converted, join, pad_to_uniform, pair_rows
 from miudo.formats.model_file import ModelFile
 from miudo.formats.strict_json import parse_object
 from miudo.records import Record
-from miudo.tensors import DType, Role, StoredTensor, Weights, check_weights, tensor_table
+from miudo.tensors import (
+    DType,
+    Role,
+    StoredTensor,
+    TensorSpec,
+    Weights,
+    check_weights,
+    tensor_table,
+)
 
-__all__ = ["GgufReport", "read_gguf", "stored_as", "write_gguf"]
+__all__ = ["GgufReport", "read_gguf", "write_gguf"]
 
 # What no family's keys can say is written under this name, so that other readers refuse it.
 _OWN = "miudo"
 _SCHEMA = 1
+_WHOLE_TOKENIZER = "tokenizer.huggingface.json"
+_FILE_TYPES = {DType.F32: 0, DType.F16: 1, DType.Q8_0: 7, DType.BF16: 32}
+_INT32, _FLOAT32 = 5, 6  # the format's numbers of element types
+# Keys of an architecture that change nothing that its other keys do not say.
+_KNOWN_KEYS = frozenset({
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "attention.layer_norm_epsilon", "rope.freq_base", "rope.dimension_count",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +58,10 @@ class GgufReport:
     """What was written: type by tensor, tensors that did not fit the type asked for, sizes.
 
     `bits_per_weight` counts all tensors' bytes, scales included, over all parameters.
+    `architecture` is the name under which other programs know the file, "miudo" if none does.
     """
 
+    architecture: str
     dtypes: Mapping[str, DType]
     fallbacks: tuple[str, ...]
     notes: tuple[str, ...]
@@ -49,52 +69,62 @@ class GgufReport:
     size_bytes: int
 
 
-def stored_as(config: ModelConfig, weights: Weights, dtype: DType) -> dict[str, StoredTensor]:
-    """Returns `weights` stored as `dtype`; norms and biases stay F32.
-
-    A matrix whose rows do not fit the blocks, or that tolerates no such type, becomes F16.
-    Tensors that have the type already are shared.
-    """
-    chosen: dict[str, StoredTensor] = {}
-    for spec in tensor_table(config):
-        tensor, wanted = weights[spec.name], dtype
-        if spec.role in (Role.NORM, Role.BIAS):
-            wanted = DType.F32
-        elif dtype.block > 1 and not (spec.lowest is dtype and dtype.fits(spec.shape)):
-            wanted = DType.F16
-        same = tensor.dtype is wanted
-        chosen[spec.name] = tensor if same else encode(to_f32(tensor), wanted)
-    return chosen
-
-
-def write_gguf(path: Path, model: ModelFile, *, dtype: DType | None = None) -> GgufReport:
+def write_gguf(
+    path: Path, model: ModelFile, *, dtype: DType | None = None, languages: tuple[str, ...] = ()
+) -> GgufReport:
     """Writes `model` as one GGUF file, atomically, and reports which tensor got which type.
 
-    Without `dtype` every tensor keeps the type it has.
+    Without `dtype` every tensor keeps the type it has. Norms and biases are F32; a matrix
+    whose rows do not fit the blocks of `dtype`, or that tolerates no such type, becomes F16.
+    Raises ModelFileError for values that are not finite.
     """
+    check_weights(model.config, model.weights)
     config, weights, notes = pad_to_uniform(model.config, model.weights)
-    if for_config(config) is None:  # padding did not make it one that others know
+    family = for_gguf(config)
+    if family is None:  # padding did not make it one that others know
         config, weights, notes = model.config, model.weights, ()
-    check_weights(config, weights)
-    if dtype is not None:
-        weights = stored_as(config, weights, dtype)
-    family = for_config(config)
+    weights = {
+        spec.name: converted(
+            spec.name,
+            weights[spec.name],
+            _stored_type(spec, weights[spec.name].dtype if dtype is None else dtype),
+        )
+        for spec in tensor_table(config)
+    }
     tensors = _file_tensors(family, config, weights)
-    keys = _keys(family, config, model)
+    keys = _keys(family, config, model, languages) | {
+        "general.file_type": _FILE_TYPES[dtype or _usual_type(weights)]
+    }
     atomic_write(path, lambda file: write_container(file, keys, tensors))
-    parameters = sum(t.data.size * t.dtype.block // t.dtype.block_bytes for t in weights.values())
+    size = sum(t.data.size for t in weights.values())
     return GgufReport(
+        architecture=keys["general.architecture"],
         dtypes={name: t.dtype for name, t in weights.items()},
-        fallbacks=_fallbacks(config, weights, dtype),
+        fallbacks=tuple(n for n in _matrices(config) if dtype not in (None, weights[n].dtype)),
         notes=notes,
-        bits_per_weight=8 * sum(t.data.size for t in weights.values()) / parameters,
+        bits_per_weight=8 * size / sum(prod(t.shape) for t in weights.values()),
         size_bytes=path.stat().st_size,
     )
 
 
-def _fallbacks(config: ModelConfig, weights: Weights, dtype: DType | None) -> tuple[str, ...]:
-    matrices = [s.name for s in tensor_table(config) if s.role not in (Role.NORM, Role.BIAS)]
-    return tuple(n for n in matrices if dtype is not None and weights[n].dtype is not dtype)
+def _stored_type(spec: TensorSpec, wanted: DType) -> DType:
+    if spec.role in (Role.NORM, Role.BIAS):
+        return DType.F32
+    if wanted.block > 1 and not (spec.lowest is wanted and wanted.fits(spec.shape)):
+        return DType.F16
+    return wanted
+
+
+def _matrices(config: ModelConfig) -> list[str]:
+    return [s.name for s in tensor_table(config) if s.role not in (Role.NORM, Role.BIAS)]
+
+
+def _usual_type(weights: Weights) -> DType:
+    """The type of most bytes."""
+    sizes = dict.fromkeys(DType, 0)
+    for tensor in weights.values():
+        sizes[tensor.dtype] += tensor.data.size
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _file_tensors(
@@ -120,24 +150,30 @@ def _paired(
     return out
 
 
-def _keys(family: Family | None, config: ModelConfig, model: ModelFile) -> dict[str, Any]:
+def _keys(
+    family: Family | None, config: ModelConfig, model: ModelFile, languages: tuple[str, ...]
+) -> dict[str, Any]:
     record = model.record
     keys: dict[str, Any] = {
         "general.architecture": family.gguf_architecture if family else _OWN,
+        "general.type": "model",
         "general.name": record.name if record else "model",
         "general.quantization_version": 2,
         "miudo.schema": _SCHEMA,
-        "miudo.config": json.dumps(config.to_json(), separators=(",", ":")),
     }
+    if languages:
+        keys["general.languages"] = list(languages)
     if record is not None:
         keys["miudo.record"] = json.dumps(record.to_json(), separators=(",", ":"))
         if record.licence:
             keys["general.license"] = record.licence
     if family is not None:
         keys |= family.config_to_gguf(config)
+    else:
+        keys["miudo.config"] = json.dumps(config.to_json(), separators=(",", ":"))
     if model.tokenizer_json is not None:
         keys |= tokenizer_keys(model.tokenizer_json, config)
-        keys["tokenizer.huggingface.json"] = model.tokenizer_json.decode()
+        keys[_WHOLE_TOKENIZER] = model.tokenizer_json.decode()
     else:
         keys["tokenizer.ggml.model"] = "none"
     if model.chat_template is not None:
@@ -152,20 +188,26 @@ def read_gguf(path: Path) -> ModelFile:
     disagree, two tokenizers that disagree.
     """
     container = read_container(path)
-    architecture = container.keys.get("general.architecture")
-    if not isinstance(architecture, str):
+    architecture = _text_key(container, "general.architecture")
+    if architecture is None:
         raise ModelFileError("is missing", where=f"{path}: general.architecture")
-    family = None if architecture == _OWN else by_gguf(architecture)
-    config = _config(container, family)
+    try:
+        family = None if architecture == _OWN else by_gguf(architecture)
+        config = _own_config(container) if family is None else _config(container, family)
+    except ModelFileError as error:
+        where = f"{path}: {error.where}" if error.where else path
+        raise ModelFileError(error.what, where=where, remedy=error.remedy) from error
     if family is None:
-        weights: Weights = container.tensors
+        wanted = tuple(Source(spec.name, (spec.name,)) for spec in tensor_table(config))
+        weights = canonical_weights(wanted, container.tensors, config, path)
     else:
-        weights = _canonical(container, family, config)
-    check_weights(config, weights, where=path)
+        wanted = sources(config, family.gguf_names)
+        weights = canonical_weights(wanted, container.tensors, config, path)
+        weights = _paired(family, config, weights, inverse=True)
     return ModelFile(
         config=config,
-        weights={spec.name: weights[spec.name] for spec in tensor_table(config)},
-        tokenizer_json=_tokenizer(container),
+        weights=weights,
+        tokenizer_json=_tokenizer(container, config),
         chat_template=_text_key(container, "tokenizer.chat_template"),
         record=_record(container),
         architecture=architecture,
@@ -173,67 +215,51 @@ def read_gguf(path: Path) -> ModelFile:
     )
 
 
-def _config(container: Container, family: Family | None) -> ModelConfig:
-    own = _text_key(container, "miudo.config")
+def _own_config(container: Container) -> ModelConfig:
+    text = _text_key(container, "miudo.config")
+    if text is None:
+        raise ModelFileError("is missing", where="miudo.config")
     try:
-        said = None if own is None else ModelConfig.from_json(parse_object(own.encode(), "miudo"))
-        if family is None:
-            return _said(said, container)
-        read = family.config_from_gguf(
-            dict(container.keys) | _common(container), frozenset(container.tensors)
+        return ModelConfig.from_json(parse_object(text.encode(), "miudo.config"))
+    except ConfigError as error:
+        raise ModelFileError(error.what, where="miudo.config") from error
+
+
+def _config(container: Container, family: Family) -> ModelConfig:
+    keys, prefix = container.keys, family.gguf_architecture + "."
+    odd = [
+        f"{k} = {v!r:.40}"
+        for k, v in keys.items()
+        if k.startswith(prefix) and v not in (0, "none", "")
+        if k.removeprefix(prefix) not in _KNOWN_KEYS
+    ]
+    if odd:
+        raise ModelFileError(
+            f"says what this miudo does not compute: {', '.join(odd[:8])}",
+            remedy="This variant is not supported",
         )
+    try:
+        return family.config_from_gguf({**keys, **_common(container)}, frozenset(container.tensors))
     except KeyError as error:
-        raise ModelFileError(f"key {error} is missing", where=container.path) from error
-    except (ConfigError, TypeError, ZeroDivisionError) as error:
-        raise ModelFileError(f"keys describe no model ({error})", where=container.path) from error
-    if said is None:
-        return read
-    if said.layers != read.layers or said.d_model != read.d_model:
-        raise ModelFileError("miudo.config and the other keys disagree", where=container.path)
-    return said
-
-
-def _said(said: ModelConfig | None, container: Container) -> ModelConfig:
-    if said is None:
-        raise ModelFileError("is missing", where=f"{container.path}: miudo.config")
-    return said
+        raise ModelFileError(f"key {error} is missing") from error
+    except (ConfigError, TypeError, ValueError, ArithmeticError) as error:
+        raise ModelFileError(f"keys describe no model ({error})") from error
 
 
 def _common(container: Container) -> dict[str, Any]:
     """What all families need and other programs write in several ways."""
     keys, ids = container.keys, "tokenizer.ggml."
-    words = keys.get(ids + "tokens")
     embed = container.tensors.get("token_embd.weight")
-    eos = keys.get(ids + "eos_token_id")
-    vocab = (
-        embed.shape[0] if embed is not None else words.count if isinstance(words, ArrayAt) else 0
-    )
+    ends = [keys.get(f"{ids}{name}_token_id") for name in ("eos", "eot", "eom")]
+    if "miudo.eos_ids" in keys:
+        ends = container.numbers("miudo.eos_ids", {_INT32}).tolist()
+    begins = keys.get(ids + "add_bos_token") is not False
     return {
-        "vocab_size": vocab,
-        "bos_id": keys.get(ids + "bos_token_id"),
-        "eos_ids": () if eos is None else (eos,),
+        "vocab_size": 0 if embed is None else embed.shape[0],
+        "bos_id": keys.get(ids + "bos_token_id") if begins else None,
+        "eos_ids": tuple(dict.fromkeys(i for i in ends if i is not None)),
         "pad_id": keys.get(ids + "padding_token_id"),
     }
-
-
-def _canonical(container: Container, family: Family, config: ModelConfig) -> Weights:
-    wanted: tuple[Source, ...] = sources(config, family.gguf_names)
-    names = {s.name for s in wanted}
-    # Rotary tables that some writers add say nothing that the keys do not.
-    extra = sorted(container.tensors.keys() - names - {"rope_freqs.weight"})
-    wrong = [f"{n} is missing" for n in sorted(names - container.tensors.keys())]
-    wrong += [f"{n} is unknown" for n in extra]
-    shapes = {spec.name: spec.shape for spec in tensor_table(config)}
-    weights: dict[str, StoredTensor] = {}
-    for source in wanted:
-        if source.name in container.tensors:
-            try:
-                weights.update(split(source, container.tensors[source.name], shapes))
-            except ModelFileError as error:
-                wrong.append(f"{source.name} {error.what}")
-    if wrong:
-        raise ModelFileError("; ".join(wrong), where=container.path)
-    return _paired(family, config, weights, inverse=True)
 
 
 def _text_key(container: Container, key: str) -> str | None:
@@ -243,27 +269,39 @@ def _text_key(container: Container, key: str) -> str | None:
     return value
 
 
-def _tokenizer(container: Container) -> bytes | None:
-    whole = _text_key(container, "tokenizer.huggingface.json")
-    if whole is None:
-        return None
-    if "tokenizer.ggml.tokens" in container.keys:
-        words = container.strings("tokenizer.ggml.tokens")
-        parse_object(whole.encode(), f"{container.path}: tokenizer.huggingface.json")
-        texts = vocabulary(whole.encode())
-        odd = next((i for i, t in texts.items() if not 0 <= i < len(words) or words[i] != t), None)
-        if odd is not None:
+def _tokenizer(container: Container, config: ModelConfig) -> bytes | None:
+    ids, keys = "tokenizer.ggml.", container.keys
+    whole = _text_key(container, _WHOLE_TOKENIZER)
+    for key, kind in (("scores", _FLOAT32), ("token_type", _INT32)):
+        at = keys.get(ids + key)
+        if at is not None and (
+            not isinstance(at, ArrayAt) or (at.kind, at.count) != (kind, config.vocab_size)
+        ):
             raise ModelFileError(
-                f"its two tokenizers disagree about id {odd}",
-                where=container.path,
-                remedy="Write the file again from its source",
+                f"is not {config.vocab_size} values of type {kind}",
+                where=f"{container.path}: {ids}{key}",
             )
-    return whole.encode()
+    if ids + "tokens" not in keys:
+        return None if whole is None else whole.encode()
+    tokens = container.strings(ids + "tokens")
+    if len(tokens) != config.vocab_size:
+        raise ModelFileError(
+            f"has {len(tokens)} tokens, the model {config.vocab_size} rows",
+            where=f"{container.path}: {ids}tokens",
+        )
+    merges = container.strings(ids + "merges") if ids + "merges" in keys else None
+    if whole is not None:
+        check_agreement(whole.encode(), tokens, merges, container.path)
+        return whole.encode()
+    if keys.get(ids + "model") != "gpt2" or merges is None or ids + "token_type" not in keys:
+        return None
+    types = container.numbers(ids + "token_type", {_INT32}).tolist()
+    return rebuilt(keys.get(ids + "pre"), tokens, merges, types)
 
 
 def _record(container: Container) -> Record | None:
     text = _text_key(container, "miudo.record")
+    if text is None:
+        return None
     where = f"{container.path}: miudo.record"
-    return (
-        None if text is None else Record.from_json(parse_object(text.encode(), where), where=where)
-    )
+    return Record.from_json(parse_object(text.encode(), where), where=where)

@@ -63,9 +63,9 @@ class Container:
         cursor = _Cursor(self.data, self.path, LIMITS, at.offset)
         return [cursor.text(key) for _ in range(at.count)]
 
-    def numbers(self, key: str) -> npt.NDArray[np.generic]:
-        """Returns a number array; raises ModelFileError if `key` is none."""
-        at = self._array(key, set(_SCALARS))
+    def numbers(self, key: str, kinds: set[int]) -> npt.NDArray[np.generic]:
+        """Returns a number array; raises ModelFileError if its type is none of `kinds`."""
+        at = self._array(key, kinds)
         dtype = np.dtype("<" + _SCALARS[at.kind])
         return np.frombuffer(self.data, dtype=dtype, count=at.count, offset=at.offset)
 
@@ -108,7 +108,12 @@ class _Cursor:
 
     def text(self, what: str, limit: int | None = None) -> str:
         raw = self.text_bytes(what, self.limits.gguf_string_bytes if limit is None else limit)
-        return raw.decode("utf-8", errors="replace")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise ModelFileError(
+                f"{what} before byte {self.offset} is not UTF-8 ({error.reason})", where=self.path
+            ) from error
 
     def value(self, kind: int, what: str) -> Any:
         if kind in _SCALARS:
@@ -122,7 +127,8 @@ class _Cursor:
     def _array(self, what: str) -> ArrayAt:
         kind, count = self.scalar("I", what), self.scalar("Q", what)
         if count > self.limits.gguf_array_items:
-            raise ModelFileError(f"{what} has {count} items", where=self.path)
+            limit = self.limits.gguf_array_items
+            raise ModelFileError(f"{what} has {count} items, allowed {limit}", where=self.path)
         at = ArrayAt(kind, count, self.offset)
         if kind in _SCALARS:
             self.offset = self.skip(count * struct.calcsize("<" + _SCALARS[kind]), what)
@@ -163,6 +169,8 @@ def read_container(path: Path, limits: Limits = LIMITS) -> Container:
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise ModelFileError(f"alignment {alignment!r}", where=f"{path}: general.alignment")
     start = -(-cursor.offset // alignment) * alignment
+    if infos and start > size:
+        raise ModelFileError("ends before its tensors", where=path)
     return Container(path, keys, _place(infos, data, start, alignment, path), data)
 
 
@@ -174,7 +182,12 @@ def _read_head(cursor: _Cursor, limits: Limits) -> tuple[int, int]:
         )
     n_tensors, n_keys = cursor.scalar("Q", "tensor count"), cursor.scalar("Q", "key count")
     if n_tensors > limits.tensors or n_keys > limits.gguf_keys:
-        raise ModelFileError(f"{n_tensors} tensors and {n_keys} keys", where=cursor.path)
+        raise ModelFileError(
+            f"{n_tensors} tensors and {n_keys} keys, allowed {limits.tensors} and "
+            f"{limits.gguf_keys}",
+            where=cursor.path,
+            remedy="The file is damaged; fetch it again",
+        )
     return n_tensors, n_keys
 
 
@@ -221,14 +234,22 @@ def _place(
     infos: list[_Info], data: npt.NDArray[np.uint8], start: int, alignment: int, path: Path
 ) -> dict[str, StoredTensor]:
     end, found = 0, {}
-    for name, shape, dtype, offset in sorted(infos, key=lambda info: info[3]):
-        size = dtype.size_bytes(shape)
-        if offset % alignment or offset < end or start + offset + size > len(data):
+    for name, shape, dtype, offset in infos:
+        size, expected = dtype.size_bytes(shape), -(-end // alignment) * alignment
+        if offset != expected or start + offset + size > len(data):
             raise ModelFileError(
-                f"its {size} bytes at offset {offset} overlap, are misaligned or run past the end",
+                f"its {size} bytes lie at offset {offset} of {len(data) - start}, expected at "
+                f"{expected}",
                 where=f"{path}: tensor {name}",
                 remedy="The file is truncated or damaged; fetch it again",
             )
         end = offset + size
         found[name] = StoredTensor(dtype, shape, data[start + offset : start + end])
+    # Some writers pad the last tensor too, some do not; nothing else may follow.
+    if len(data) - start - end >= alignment:
+        raise ModelFileError(
+            f"{len(data) - start - end} bytes follow the last tensor",
+            where=path,
+            remedy="The file is damaged; fetch it again",
+        )
     return found

@@ -1,79 +1,121 @@
-"""A tokenizer as GGUF metadata, so that llama.cpp cuts text as miudo does.
+"""The tokenizer inside a GGUF file: `tokenizer.ggml.*` keys from a tokenizer.json, and back.
 
-For: byte-level BPE ("gpt2") and SentencePiece-like BPE with byte fallback ("llama").
-Not for: miudo's own reading, which takes the whole tokenizer.json from its own key.
-Read next: `miudo.text.tokenizer`.
+For: llama.cpp, which reads these keys alone; miudo reads the whole `tokenizer.huggingface.json`
+that travels beside them, and holds the two against each other.
+Not for: encoding text (`miudo.text.tokenizer`) or the container (`miudo.formats.gguf_reader`).
+Read next: `miudo.formats.gguf`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
+from miudo.formats.strict_json import parse_object
 
-__all__ = ["tokenizer_keys", "vocabulary"]
+__all__ = ["check_agreement", "rebuilt", "tokenizer_keys", "vocabulary"]
 
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_GPT2 = _BYTES | {"use_regex": True}
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [cut, _BYTES]}
+
+
+# llama.cpp cuts text into words by rules that it has under these names, and by no others.
+_WORD_RULES: Mapping[str, Mapping[str, Any]] = {
+    "gpt-2": _GPT2,
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2],
+    },
+    "qwen2": _split(_QWEN2),
+    "llama-bpe": _split(_LLAMA3),
+}
+# No program knows it: better refused than text cut in other places.
+_NO_RULE = "miudo-unnamed"
 
 
 def tokenizer_keys(tokenizer_json: bytes, config: ModelConfig) -> dict[str, Any]:
     """Returns the `tokenizer.ggml.*` keys for `tokenizer_json`; ids without a text are unused.
 
+    Words cut in a way that llama.cpp has no name for are marked so that it refuses the file.
     Raises ModelFileError for a tokenizer that is no BPE, or larger than the model's vocabulary.
     """
-    parsed = json.loads(tokenizer_json)
-    model = parsed.get("model", {})
-    if model.get("type") != "BPE":
-        raise ModelFileError(f"tokenizer of type {model.get('type')!r}, only BPE is written")
+    parsed = parse_object(tokenizer_json, "tokenizer.json")
+    model = parsed.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise ModelFileError("is no BPE, only that is written", where="tokenizer.json: model.type")
     texts = vocabulary(tokenizer_json)
     if texts and max(texts) >= config.vocab_size:
         raise ModelFileError(
-            f"tokenizer has id {max(texts)}, the model {config.vocab_size} words",
-            where="tokenizer.json",
+            f"has id {max(texts)}, the model {config.vocab_size} rows", where="tokenizer.json"
         )
-    special = {t["id"] for t in parsed.get("added_tokens", []) if t.get("special")}
+    added = {t["id"]: bool(t.get("special")) for t in parsed.get("added_tokens") or []}
+    unknown = model["vocab"].get(model.get("unk_token"))
     fallback = bool(model.get("byte_fallback"))
-    unknown = model.get("vocab", {}).get(model.get("unk_token"))
-    tokens, types = [], []
-    for i in range(config.vocab_size):
-        text = texts.get(i)
-        tokens.append(f"[unused{i}]" if text is None else text)
-        types.append(_type(i, text, special, unknown, fallback=fallback))
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
+    tokens = [texts.get(i, f"[PAD{i}]") for i in range(config.vocab_size)]
+    types = [
+        _type(texts.get(i), added.get(i), unknown=i == unknown, fallback=fallback)
+        for i in range(config.vocab_size)
+    ]
     keys: dict[str, Any] = {
         "tokenizer.ggml.model": "llama" if fallback else "gpt2",
-        "tokenizer.ggml.pre": "default" if fallback else "gpt-2",
+        "tokenizer.ggml.pre": "default" if fallback else _word_rule(parsed),
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
     }
+    merges = _merges(model)
     if fallback:
         keys["tokenizer.ggml.scores"] = _scores(tokens, merges)
-        keys["tokenizer.ggml.add_space_prefix"] = True
+        keys["tokenizer.ggml.add_space_prefix"] = _adds_space(parsed)
+        keys["tokenizer.ggml.remove_extra_whitespaces"] = False
     else:
         keys["tokenizer.ggml.merges"] = merges
     return keys | _special_keys(config, unknown)
 
 
 def vocabulary(tokenizer_json: bytes) -> dict[int, str]:
-    """Returns id to text, added tokens included."""
-    parsed = json.loads(tokenizer_json)
-    texts = {i: t for t, i in parsed.get("model", {}).get("vocab", {}).items()}
-    return texts | {t["id"]: t["content"] for t in parsed.get("added_tokens", [])}
+    """Returns id to text, added tokens included. Raises ModelFileError where there is none."""
+    parsed = parse_object(tokenizer_json, "tokenizer.json")
+    try:
+        vocab, added = parsed["model"]["vocab"], parsed.get("added_tokens") or []
+        pairs = (
+            vocab.items() if isinstance(vocab, dict) else ((p[0], i) for i, p in enumerate(vocab))
+        )
+        texts = {int(i): str(t) for t, i in pairs}
+        return texts | {int(t["id"]): str(t["content"]) for t in added}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ModelFileError(
+            f"has no readable vocabulary ({error})", where="tokenizer.json"
+        ) from error
 
 
-def _type(
-    i: int, text: str | None, special: set[int], unknown: int | None, *, fallback: bool
-) -> int:
+def _type(text: str | None, special: bool | None, *, unknown: bool, fallback: bool) -> int:
     if text is None:
         return _UNUSED
-    if i == unknown:
+    if unknown:
         return _UNKNOWN
-    if i in special:
-        return _CONTROL
+    if special is not None:
+        return _CONTROL if special else _USER_DEFINED
     is_byte = fallback and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
     return _BYTE if is_byte else _NORMAL
+
+
+def _merges(model: Mapping[str, Any]) -> list[str]:
+    return [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
@@ -84,14 +126,93 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     return [-float(rank.get(token, len(merges))) for token in tokens]
 
 
+def _adds_space(parsed: Mapping[str, Any]) -> bool:
+    """Whether a space is put before the text: two spellings of the same in tokenizer.json."""
+    normalizer, words = parsed.get("normalizer") or {}, parsed.get("pre_tokenizer") or {}
+    steps = [normalizer, *(normalizer.get("normalizers") or [])]
+    scheme = words.get("prepend_scheme", "never")
+    return any(s.get("type") == "Prepend" for s in steps) or scheme in ("first", "always")
+
+
+def _word_rule(parsed: Mapping[str, Any]) -> str:
+    found = _what_counts(parsed.get("pre_tokenizer"))
+    names = (name for name, rule in _WORD_RULES.items() if _what_counts(rule) == found)
+    return next(names, _NO_RULE)
+
+
+def _what_counts(rule: Any) -> Any:
+    """A pre-tokenizer without the field that changes offsets only, never ids."""
+    if isinstance(rule, dict):
+        return {k: _what_counts(v) for k, v in rule.items() if k != "trim_offsets"}
+    return [_what_counts(v) for v in rule] if isinstance(rule, list) else rule
+
+
 def _special_keys(config: ModelConfig, unknown: int | None) -> dict[str, Any]:
-    ids = {
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_ids[0] if config.eos_ids else None,
-        "padding_token_id": config.pad_id,
-        "unknown_token_id": unknown,
+    """Encoding adds no token in miudo; whoever runs a model that has a bos puts it in front."""
+    ends = dict(zip(("eos", "eot", "eom"), config.eos_ids, strict=False))
+    ids = {"bos": config.bos_id, "padding": config.pad_id, "unknown": unknown} | ends
+    keys: dict[str, Any] = {
+        f"tokenizer.ggml.{k}_token_id": v for k, v in ids.items() if v is not None
     }
-    keys: dict[str, Any] = {f"tokenizer.ggml.{k}": v for k, v in ids.items() if v is not None}
+    if len(config.eos_ids) > len(ends):  # the format has names for three
+        keys["miudo.eos_ids"] = list(config.eos_ids)
     keys["tokenizer.ggml.add_bos_token"] = config.bos_id is not None
     keys["tokenizer.ggml.add_eos_token"] = False
     return keys
+
+
+def check_agreement(
+    tokenizer_json: bytes, tokens: Sequence[str], merges: Sequence[str] | None, where: object
+) -> None:
+    """Raises ModelFileError if tokenizer.json and the `tokenizer.ggml` arrays map differently."""
+    texts = vocabulary(tokenizer_json)
+    for i, text in texts.items():
+        if not 0 <= i < len(tokens) or tokens[i] != text:
+            raise _disagree(f"id {i}", where)
+    odd = (i for i, token in enumerate(tokens) if i not in texts and token != f"[PAD{i}]")
+    if (extra := next(odd, None)) is not None:
+        raise _disagree(f"id {extra}", where)
+    if merges is not None and _merges(json.loads(tokenizer_json)["model"]) != list(merges):
+        raise _disagree("the merges", where)
+
+
+def _disagree(what: str, where: object) -> ModelFileError:
+    return ModelFileError(
+        f"its two tokenizers disagree about {what}",
+        where=f"{where}: tokenizer.huggingface.json",
+        remedy="Write the file again from its source",
+    )
+
+
+def rebuilt(
+    rule: object, tokens: Sequence[str], merges: Sequence[str], types: Sequence[int]
+) -> bytes | None:
+    """Returns a byte-level tokenizer.json made of another program's keys, None if unknown.
+
+    `rule` is `tokenizer.ggml.pre`, the name of how words are cut.
+    """
+    if rule not in _WORD_RULES or len(types) != len(tokens):
+        return None
+    special = {_CONTROL: True, _UNKNOWN: True, _USER_DEFINED: False, _UNUSED: True}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": i, "content": token, **plain, "special": special[kind]}
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in special
+    ]
+    model = {
+        "type": "BPE",
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": list(merges),
+        "ignore_merges": rule == "llama-bpe",
+    }
+    values = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if rule == "qwen2" else None,
+        "pre_tokenizer": _WORD_RULES[str(rule)],
+        "post_processor": None,
+        "decoder": _GPT2,
+        "model": model,
+    }
+    return json.dumps(values, ensure_ascii=False).encode()

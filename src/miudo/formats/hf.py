@@ -8,28 +8,36 @@ Read next: `miudo.families.llama` for the names, `miudo.formats.safetensors` for
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from miudo.errors import MissingError, ModelFileError
-from miudo.families import by_hf_config, for_config
-from miudo.families.family import Family, Source, sources
-from miudo.files import atomic_folder, open_regular, resolve_under, sha256_file, write_json
-from miudo.formats.blocks import encode, to_f32
-from miudo.formats.layout import join, pad_to_uniform, split
+from miudo.config import ModelConfig
+from miudo.errors import ConfigError, MissingError, ModelFileError
+from miudo.families import by_hf_config, for_config, misfits
+from miudo.families.family import Family, sources
+from miudo.files import (
+    atomic_folder,
+    open_regular,
+    resolve_under,
+    sha256_file,
+    write_json,
+)
+from miudo.formats.gguf_tokenizer import vocabulary
+from miudo.formats.layout import canonical_weights, converted, join, pad_to_uniform
 from miudo.formats.model_file import ModelFile
 from miudo.formats.safetensors import read_safetensors, write_safetensors
-from miudo.formats.strict_json import parse_object, read_object
+from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
-from miudo.records import Record
-from miudo.tensors import DType, StoredTensor, Weights, tensor_table
+from miudo.records import RECORD_FILE, Record
+from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["read_folder", "sources_of", "write_folder"]
+__all__ = ["read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
+_CONFIG_BYTES = 1 << 24
 
 
 def read_folder(folder: Path) -> ModelFile:
@@ -38,55 +46,89 @@ def read_folder(folder: Path) -> ModelFile:
     Raises MissingError or ModelFileError listing every tensor that is missing, foreign or
     misshapen. Nothing outside `folder` is read and no key that names code is followed.
     """
-    if not (folder / "config.json").exists():
+    values = _object(folder, "config.json", _CONFIG_BYTES)
+    if values is None:
         raise MissingError(
             "has no config.json", where=folder, remedy="Name the folder that holds the model"
         )
-    values = read_object(folder / "config.json", 1 << 24)
-    if "quantization_config" in values:
+    if values.get("quantization_config") is not None:
         raise ModelFileError(
             f"is quantised as {str(values['quantization_config'])[:80]}",
             where=folder / "config.json",
             remedy="Open the unquantised model, or its GGUF file",
         )
     family = by_hf_config(values)
-    config = family.config_from_hf(values)
-    stored = _normalised(_read_shards(folder), family)
-    if "lm_head.weight" in stored and not values.get("tie_word_embeddings", False):
-        config = dataclasses.replace(config, tie_embeddings=False)
+    tokenizer = _object(folder, "tokenizer_config.json", LIMITS.json_bytes) or {}
+    stored = _named(_read_shards(folder, family.hf_ignored), family)
+    config = _config(folder, family, values, tokenizer, has_head=_HEAD in stored)
+    if config.tie_embeddings:
+        stored.pop(_HEAD, None)  # a stray copy of the token table, which is what counts
+    wanted = sources(config, family.hf_names, family.hf_transposed)
     return ModelFile(
         config=config,
-        weights=_canonical(family, sources_of(family, config), stored, config, folder),
-        tokenizer_json=_optional_bytes(folder / "tokenizer.json"),
-        chat_template=_template(folder),
-        record=Record.read(folder),
+        weights=canonical_weights(wanted, stored, config, folder),
+        tokenizer_json=_bytes(folder, "tokenizer.json", LIMITS.json_bytes),
+        chat_template=_template(folder, tokenizer),
+        record=_record(folder),
         architecture=family.architectures[0],
         path=folder,
     )
 
 
-def sources_of(family: Family, config: Any) -> tuple[Source, ...]:
-    """Returns what a folder of `family` holds for `config`."""
-    return sources(config, family.hf_names, family.hf_transposed)
+def _config(
+    folder: Path,
+    family: Family,
+    values: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    *,
+    has_head: bool,
+) -> ModelConfig:
+    given = dict(values)
+    if given.get("tie_word_embeddings") is None:  # then the tensors decide
+        given["tie_word_embeddings"] = not has_head
+    generation = _object(folder, "generation_config.json", _CONFIG_BYTES) or {}
+    ends = [v if isinstance(v, list) else [v] for v in _both("eos_token_id", generation, values)]
+    flat = [i for several in ends for i in several if i is not None]
+    given["eos_token_id"] = [i for n, i in enumerate(flat) if i not in flat[:n]]
+    if tokenizer.get("add_bos_token") is False:  # an id is named, but nothing begins with it
+        given["bos_token_id"] = None
+    try:
+        return family.config_from_hf(given)
+    except ConfigError as error:
+        # Its own class would blame the user's flags.
+        raise ModelFileError(
+            error.what, where=folder / "config.json", remedy="The file is damaged or hostile"
+        ) from error
+    except ModelFileError as error:
+        raise ModelFileError(
+            error.what, where=folder / str(error.where), remedy=error.remedy
+        ) from error
 
 
-def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+def _both(key: str, *several: Mapping[str, Any]) -> list[Any]:
+    return [values.get(key) for values in several]
+
+
+def _read_shards(folder: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]:
     if (folder / _WEIGHTS).exists():
-        return read_safetensors(resolve_under(folder, _WEIGHTS))
-    if not (folder / _INDEX).exists():
+        return read_safetensors(resolve_under(folder, _WEIGHTS), skip=skip)
+    index = _object(folder, _INDEX, LIMITS.json_bytes)
+    if index is None:
         pickled = next(folder.glob("*.bin"), None)
         detail = f", only {pickled.name}, a pickle" if pickled else ""
         raise MissingError(f"has no {_WEIGHTS}{detail}", where=folder)
-    index = read_object(folder / _INDEX)
     listed = index.get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
         raise ModelFileError("weight_map is no map of names", where=folder / _INDEX)
+    wanted: dict[str, set[str]] = {}
+    for name, shard in listed.items():
+        if not name.endswith(skip or ("\0",)):
+            wanted.setdefault(shard, set()).add(name)
     found: dict[str, StoredTensor] = {}
-    for shard in sorted(set(listed.values())):
-        tensors = read_safetensors(resolve_under(folder, shard))
-        wanted = {name for name, file in listed.items() if file == shard}
-        if tensors.keys() != wanted:
-            odd = sorted(tensors.keys() ^ wanted)
+    for shard, names in sorted(wanted.items()):
+        tensors = read_safetensors(resolve_under(folder, shard), skip=skip)
+        if tensors.keys() != names:
+            odd = sorted(tensors.keys() ^ names)
             raise ModelFileError(
                 f"holds other tensors than the index says: {', '.join(odd[:5])}",
                 where=folder / shard,
@@ -96,73 +138,79 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _normalised(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
-    """With the family's prefix, and without buffers that mean nothing."""
-    kept = {n: t for n, t in stored.items() if not n.endswith(family.hf_ignored or ("\0",))}
-    head = "lm_head."
-    if any(n.startswith(family.hf_prefix) for n in kept):
-        return kept
-    return {n if n.startswith(head) else family.hf_prefix + n: t for n, t in kept.items()}
+def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
+    """With the family's prefix, which files of the bare model leave out."""
+    prefix = family.hf_prefix
+    if any(name.startswith(prefix) for name in stored):
+        return dict(stored)
+    return {name if name == _HEAD else prefix + name: t for name, t in stored.items()}
 
 
-def _canonical(
-    family: Family,
-    wanted: tuple[Source, ...],
-    stored: Mapping[str, StoredTensor],
-    config: Any,
-    folder: Path,
-) -> Weights:
-    names = {source.name for source in wanted}
-    # A tied model may carry the head all the same; the token table is what counts.
-    extra = sorted(n for n in stored if n not in names and n != "lm_head.weight")
-    wrong = [f"{n} is missing" for n in sorted(names) if n not in stored]
-    wrong += [f"{n} is unknown" for n in extra]
-    shapes = {spec.name: spec.shape for spec in tensor_table(config)}
-    weights: dict[str, StoredTensor] = {}
-    for source in wanted:
-        if source.name in stored:
-            try:
-                weights.update(split(source, stored[source.name], shapes))
-            except ModelFileError as error:
-                wrong.append(f"{source.name} {error.what}")
-    if wrong:
-        raise ModelFileError(
-            "; ".join(wrong), where=folder, remedy="Config and weights must be of one model"
-        )
-    return {name: weights[name] for name in shapes}
-
-
-def _optional_bytes(path: Path) -> bytes | None:
-    if not path.exists():
+def _bytes(folder: Path, name: str, limit: int) -> bytes | None:
+    """Returns the content of a file inside `folder`, None if there is none."""
+    path = folder / name
+    if not path.exists() and not path.is_symlink():
         return None
-    with open_regular(path) as file:
-        data = file.read(LIMITS.json_bytes + 1)
-    if len(data) > LIMITS.json_bytes:
-        raise ModelFileError(f"larger than {LIMITS.json_bytes} bytes", where=path)
+    with open_regular(resolve_under(folder, name)) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ModelFileError(f"larger than {limit} bytes", where=path)
     return data
 
 
-def _template(folder: Path) -> str | None:
-    alone = _optional_bytes(folder / "chat_template.jinja")
-    if alone is not None:
-        text: Any = alone.decode("utf-8", errors="replace")
-    else:
-        data = _optional_bytes(folder / "tokenizer_config.json")
-        text = None if data is None else parse_object(data, folder).get("chat_template")
-    if isinstance(text, list):  # several named templates: the default one
-        named = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}
-        text = named.get("default")
-    if text is not None and (not isinstance(text, str) or len(text) > LIMITS.template_bytes):
-        raise ModelFileError("chat template is no text of a sane size", where=folder)
+def _object(folder: Path, name: str, limit: int) -> dict[str, Any] | None:
+    data = _bytes(folder, name, limit)
+    return None if data is None else parse_object(data, folder / name)
+
+
+def _template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:
+    where = folder / "chat_template.jinja"
+    alone = _bytes(folder, where.name, LIMITS.template_bytes)
+    text: Any = tokenizer.get("chat_template")
+    try:
+        if alone is not None:
+            text = alone.decode()
+        if isinstance(text, list):  # several named templates: the default one
+            named = {str(t.get("name")): t.get("template") for t in text if isinstance(t, dict)}
+            text = named.get("default")
+        if text is None:
+            return None
+        if not isinstance(text, str) or len(text.encode()) > LIMITS.template_bytes:
+            raise ModelFileError("chat template is no text of a sane size", where=folder)
+    except UnicodeError as error:
+        raise ModelFileError(f"is not UTF-8 ({error})", where=where) from error
     return text
+
+
+def _record(folder: Path) -> Record | None:
+    values = _object(folder, RECORD_FILE, LIMITS.json_bytes)
+    return None if values is None else Record.from_json(values, where=folder / RECORD_FILE)
+
+
+def verify_folder(folder: Path) -> None:
+    """Raises ModelFileError naming a file whose hash is not the one in the folder's record.
+
+    Reads every byte, which opening does not. A folder without a record passes.
+    """
+    record = _record(folder)
+    for name, digest in (record.outputs if record is not None else {}).items():
+        path = resolve_under(folder, name)
+        if not path.is_file():
+            raise ModelFileError("is in the record and missing", where=path)
+        if sha256_file(path) != digest:
+            raise ModelFileError(
+                "is not the file of the record: another hash",
+                where=path,
+                remedy="Files of different saves were mixed; fetch them again",
+            )
 
 
 def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> tuple[str, ...]:
     """Writes `model` as a folder that `transformers` loads; returns notes on what was adapted.
 
     Unequal feed-forward widths are padded with zeros to the widest, which is exact. Raises
-    ModelFileError if no family's files can say what the config says, or for a block dtype.
-    The folder appears whole or not at all.
+    ModelFileError if no family's files can say what the config says, for a block dtype, and
+    for values that are not finite. The folder appears whole or not at all.
     """
     if dtype.block != 1:
         raise ModelFileError(f"a folder cannot hold {dtype}", where=path, remedy="Export to GGUF")
@@ -170,7 +218,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
     family = for_config(config)
     if family is None:
         raise ModelFileError(
-            "no family's config.json can describe this model",
+            f"no family's config.json can describe this model ({misfits(config)})",
             where=path,
             remedy="Export to GGUF: miudo reads it under the architecture 'miudo'",
         )
@@ -187,13 +235,10 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
 
 
 def _hf_tensors(
-    family: Family, config: Any, weights: Weights, dtype: DType
+    family: Family, config: ModelConfig, weights: Weights, dtype: DType
 ) -> Iterator[tuple[str, StoredTensor]]:
-    for source in sources_of(family, config):
-        parts = {
-            t: weights[t] if weights[t].dtype is dtype else encode(to_f32(weights[t]), dtype)
-            for t in source.targets
-        }
+    for source in sources(config, family.hf_names, family.hf_transposed):
+        parts = {name: converted(name, weights[name], dtype) for name in source.targets}
         yield source.name, join(source, parts)
 
 
@@ -205,6 +250,8 @@ def _write_text_side(folder: Path, model: ModelFile, values: Mapping[str, Any]) 
     ids = {k: values[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     known = {k: v for k, v in ids.items() if v is not None}
     write_json(folder / "generation_config.json", known)
+    if model.chat_template is not None:
+        (folder / "chat_template.jinja").write_bytes(model.chat_template.encode())
     if model.tokenizer_json is None:
         return
     (folder / "tokenizer.json").write_bytes(model.tokenizer_json)
@@ -213,15 +260,11 @@ def _write_text_side(folder: Path, model: ModelFile, values: Mapping[str, Any]) 
         "model_max_length": model.config.max_positions,
         "clean_up_tokenization_spaces": False,
     }
-    side |= _token_texts(model.tokenizer_json, known)
-    if model.chat_template is not None:
-        side["chat_template"] = model.chat_template
-    write_json(folder / "tokenizer_config.json", side)
+    write_json(folder / "tokenizer_config.json", side | _token_texts(model.tokenizer_json, known))
 
 
 def _token_texts(tokenizer_json: bytes, ids: Mapping[str, Any]) -> dict[str, str]:
     """bos_token and its like, as the tokenizer spells the ids."""
-    added = json.loads(tokenizer_json).get("added_tokens", [])
-    text = {t["id"]: t["content"] for t in added}
+    text = vocabulary(tokenizer_json)
     firsts = {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}
     return {k.removesuffix("_id"): text[v] for k, v in firsts.items() if v in text}

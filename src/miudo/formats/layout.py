@@ -20,7 +20,80 @@ from miudo.families.family import Source
 from miudo.formats.blocks import encode, to_f32
 from miudo.tensors import DType, StoredTensor, Weights, tensor_table
 
-__all__ = ["join", "pad_to_uniform", "pair_rows", "split"]
+__all__ = [
+    "canonical_weights",
+    "converted",
+    "is_finite",
+    "join",
+    "pad_to_uniform",
+    "pair_rows",
+    "split",
+]
+
+# Q8_0: the scale is a float16, and 127 of them the largest value.
+_LARGEST = {DType.F16: 65504.0, DType.Q8_0: 65504.0 * 127}
+
+
+def canonical_weights(
+    wanted: tuple[Source, ...], stored: Weights, config: ModelConfig, where: object
+) -> Weights:
+    """Returns the tensors of a file as the tensor table of `config` names and orders them.
+
+    Raises ModelFileError listing every tensor that is missing, unknown or misshapen.
+    """
+    names = {source.name for source in wanted}
+    wrong = [f"{n} is missing" for n in sorted(names - stored.keys())]
+    wrong += [f"{n} is unknown" for n in sorted(stored.keys() - names)]
+    shapes = {spec.name: spec.shape for spec in tensor_table(config)}
+    weights: dict[str, StoredTensor] = {}
+    for source in wanted:
+        if source.name in stored:
+            try:
+                weights.update(split(source, stored[source.name], shapes))
+            except ModelFileError as error:
+                wrong.append(f"{source.name} {error.what}")
+    if wrong:
+        raise ModelFileError(
+            "; ".join(wrong), where=where, remedy="Config and weights must be of one model"
+        )
+    return {name: weights[name] for name in shapes}
+
+
+def is_finite(tensor: StoredTensor) -> bool:
+    """Whether no value of `tensor` is NaN or infinite."""
+    # min and max pass NaN and infinity on, without an array of flags as large as the tensor.
+    low, high = _range(tensor)
+    return bool(np.isfinite(low) and np.isfinite(high))
+
+
+def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:
+    """Returns `tensor` as `dtype`. Raises ModelFileError for values that it cannot hold."""
+    low, high = _range(tensor)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ModelFileError(
+            "is not finite", where=f"tensor {name}", remedy="Repair the model: nothing was written"
+        )
+    if tensor.dtype is dtype:
+        return tensor
+    largest = max(-low, high)
+    if largest > _LARGEST.get(dtype, largest):
+        raise ModelFileError(
+            f"holds {largest}, the largest {dtype} is {_LARGEST[dtype]}",
+            where=f"tensor {name}",
+            remedy="Write the model as F32 or BF16",
+        )
+    return encode(to_f32(tensor), dtype)
+
+
+def _range(tensor: StoredTensor) -> tuple[float, float]:
+    if tensor.dtype is DType.Q8_0:  # quants are finite whatever they are; scales may not be
+        scales = tensor.data.reshape(-1, tensor.dtype.block_bytes)[:, :2]
+        values: npt.NDArray[np.generic] = np.ascontiguousarray(scales).view("<f2")
+    elif tensor.dtype is DType.F16:
+        values = tensor.data.view("<f2")
+    else:
+        values = to_f32(tensor)
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
 def split(
@@ -91,22 +164,26 @@ def pad_to_uniform(
 ) -> tuple[ModelConfig, Weights, tuple[str, ...]]:
     """Returns config and weights with every layer's d_ff as wide as the widest, and notes.
 
-    Exact: the added rows of `down` columns are zero, so they add nothing.
+    Exact: the added columns of `down` are zero, and zeros are zeros in every number type.
     """
-    widest = max(layer.d_ff for layer in config.layers)
-    narrow = [i for i, layer in enumerate(config.layers) if layer.d_ff < widest]
-    if not narrow:
+    widths = [layer.d_ff for layer in config.layers]
+    if len(set(widths)) == 1:
         return config, weights, ()
+    blocks = max(tensor.dtype.block for tensor in weights.values())
+    widest = -(-max(widths) // blocks) * blocks
     layers = tuple(dataclasses.replace(layer, d_ff=widest) for layer in config.layers)
     wide = dataclasses.replace(config, layers=layers)
     shapes = {spec.name: spec.shape for spec in tensor_table(wide)}
     padded = {name: _padded(tensor, shapes[name]) for name, tensor in weights.items()}
-    return wide, padded, (f"{len(narrow)} layers padded with zeros to d_ff {widest}",)
+    narrow = sum(width < widest for width in widths)
+    return wide, padded, (f"{narrow} layers padded with zeros to d_ff {widest}",)
 
 
 def _padded(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
     if tensor.shape == shape:
         return tensor
-    values = np.zeros(shape, dtype=np.float32)
-    values[tuple(slice(0, n) for n in tensor.shape)] = to_f32(tensor)
-    return encode(values, tensor.dtype if tensor.dtype.fits(shape) else DType.F16)
+    rows = tensor.data.reshape(-1, tensor.dtype.size_bytes(tensor.shape[-1:]))
+    n_rows = shape[0] if len(shape) > 1 else 1
+    grown = np.zeros((n_rows, tensor.dtype.size_bytes(shape[-1:])), dtype=np.uint8)
+    grown[: rows.shape[0], : rows.shape[1]] = rows
+    return StoredTensor(tensor.dtype, shape, grown.reshape(-1))

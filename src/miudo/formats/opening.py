@@ -7,12 +7,14 @@ Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
 from miudo.formats.gguf import read_gguf
 from miudo.formats.hf import read_folder
+from miudo.formats.layout import is_finite
 from miudo.formats.model_file import ModelFile
 
 __all__ = ["open_model"]
@@ -26,11 +28,29 @@ _FOREIGN = {
 }
 
 
-def open_model(path: Path) -> ModelFile:
+# Larger files are checked only when asked: it would read every page of the map.
+_CHECKED_BYTES = 64 << 20
+
+
+def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
     """Returns the model in a Hugging Face folder or a GGUF file, weights memory-mapped.
 
-    Raises MissingError if there is nothing at `path`, ModelFileError for anything else.
+    Weights that are not finite are warned of (looked for in models up to 64 MiB), or refused
+    with `strict_finite`. Raises MissingError if there is nothing at `path`, ModelFileError for
+    anything that is no whole and exact model.
     """
+    model = _open(path)
+    if strict_finite or sum(t.data.size for t in model.weights.values()) <= _CHECKED_BYTES:
+        odd = [name for name, tensor in model.weights.items() if not is_finite(tensor)]
+        if odd and strict_finite:
+            raise ModelFileError(f"not finite: {', '.join(odd)}", where=path)
+        if odd:
+            names = ", ".join(odd[:5])
+            warnings.warn(f"{path}: weights that are not finite: {names}", stacklevel=2)
+    return model
+
+
+def _open(path: Path) -> ModelFile:
     if path.is_dir():
         return read_folder(path)
     if not path.exists():

@@ -26,10 +26,17 @@ from miudo.tensors import DType, StoredTensor
 __all__ = ["read_safetensors", "write_safetensors"]
 
 _NAMES = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
+# All whole-byte types of the format: buffers that mean nothing may have any of them.
+_WIDTHS = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
+    "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
+}  # fmt: skip
 
 
-def read_safetensors(path: Path, limits: Limits = LIMITS) -> dict[str, StoredTensor]:
-    """Returns the tensors of the file at `path`, memory-mapped.
+def read_safetensors(
+    path: Path, limits: Limits = LIMITS, *, skip: tuple[str, ...] = ()
+) -> dict[str, StoredTensor]:
+    """Returns the tensors of the file at `path`, memory-mapped, but for names ending in `skip`.
 
     Raises ModelFileError naming tensor and field for anything that is not exactly a
     safetensors file: sizes are checked against the file before anything is allocated.
@@ -54,10 +61,22 @@ def read_safetensors(path: Path, limits: Limits = LIMITS) -> dict[str, StoredTen
         else:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             data = np.frombuffer(view, dtype=np.uint8)[start:]
-    return {n: StoredTensor(d, s, data[a:b]) for n, (d, s, a, b) in entries.items()}
+    kept = {name: e for name, e in entries.items() if not (skip and name.endswith(skip))}
+    return {
+        name: StoredTensor(_known_type(name, dtype, path), shape, data[a:b])
+        for name, (dtype, shape, a, b) in kept.items()
+    }
 
 
-_Entry = tuple[DType, tuple[int, ...], int, int]
+def _known_type(name: str, dtype: str, path: Path) -> DType:
+    if dtype not in _NAMES:
+        raise ModelFileError(
+            f"is {dtype}", where=f"{path}: tensor {name}", remedy="miudo reads F32, F16 and BF16"
+        )
+    return _NAMES[dtype]
+
+
+_Entry = tuple[str, tuple[int, ...], int, int]
 
 
 def _check_header(
@@ -66,6 +85,10 @@ def _check_header(
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ModelFileError("is not a map of strings", where=f"{path}: __metadata__")
+    if sum(map(len, metadata.values())) > limits.template_bytes:
+        raise ModelFileError(
+            f"is longer than {limits.template_bytes}", where=f"{path}: __metadata__"
+        )
     entries = {n: _entry(n, v, path, limits) for n, v in header.items() if n != "__metadata__"}
     if len(entries) > limits.tensors:
         raise ModelFileError(f"{len(entries)} tensors, allowed {limits.tensors}", where=path)
@@ -90,16 +113,14 @@ def _entry(name: str, value: Any, path: Path, limits: Limits) -> _Entry:
         raise ModelFileError(f"a name of {len(name)} characters", where=path)
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ModelFileError("needs dtype, shape and data_offsets", where=where)
-    dtype = _NAMES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
-    if dtype is None:
-        raise ModelFileError(
-            f"dtype {value['dtype']!r} is not read", where=where, remedy="Known: F32, F16, BF16"
-        )
+    dtype = value["dtype"]
+    if not isinstance(dtype, str) or dtype not in _WIDTHS:
+        raise ModelFileError(f"dtype {dtype!r:.60} is unknown", where=where)
     shape = _whole_numbers(value["shape"], where, "shape", limits.tensor_elements)
     offsets = _whole_numbers(value["data_offsets"], where, "data_offsets", 1 << 62)
     if len(shape) > limits.tensor_dims or prod(shape) > limits.tensor_elements:
         raise ModelFileError(f"shape {list(shape)} is too large", where=where)
-    if len(offsets) != 2 or offsets[1] - offsets[0] != dtype.size_bytes(shape):
+    if len(offsets) != 2 or offsets[1] - offsets[0] != prod(shape) * _WIDTHS[dtype]:
         raise ModelFileError(
             f"data_offsets {list(offsets)} do not fit {dtype} {list(shape)}", where=where
         )

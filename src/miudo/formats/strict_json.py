@@ -8,6 +8,7 @@ Read next: `miudo.formats.safetensors`.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
     """Returns the JSON object in `text`. Raises ModelFileError naming `where`."""
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole
+            text.decode(),  # left to itself, json takes UTF-16 and UTF-32 as well
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_whole,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"not valid JSON ({error})", where=where) from error
@@ -51,6 +56,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is no finite number")
+    return value
 
 
 def _whole(digits: str) -> int:
