@@ -73,7 +73,7 @@ def _read_hf(values: Values) -> ModelConfig:
 
 
 def _write_hf(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
+    layer, tanh = config.layers[0], config.activation is Activation.GELU_TANH
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -85,7 +85,7 @@ def _write_hf(config: ModelConfig) -> dict[str, Any]:
         "n_ctx": config.max_positions,
         "vocab_size": config.vocab_size,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": activation_name(config.activation),
+        "activation_function": "gelu_new" if tanh else activation_name(config.activation),
         "tie_word_embeddings": config.tie_embeddings,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,

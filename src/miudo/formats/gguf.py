@@ -20,7 +20,12 @@ from miudo.families import by_gguf, for_gguf
 from miudo.families.family import Family, Source, sources
 from miudo.files import atomic_write
 from miudo.formats.gguf_reader import ArrayAt, Container, read_container
-from miudo.formats.gguf_tokenizer import check_agreement, rebuilt, tokenizer_keys
+from miudo.formats.gguf_tokenizer import (
+    check_agreement,
+    rebuilt,
+    special_keys,
+    tokenizer_keys,
+)
 from miudo.formats.gguf_writer import write_container
 from miudo.formats.layout import canonical_weights, converted, join, pad_to_uniform, pair_rows
 from miudo.formats.model_file import ModelFile
@@ -171,6 +176,7 @@ def _keys(
         keys |= family.config_to_gguf(config)
     else:
         keys["miudo.config"] = json.dumps(config.to_json(), separators=(",", ":"))
+    keys |= special_keys(config)
     if model.tokenizer_json is not None:
         keys |= tokenizer_keys(model.tokenizer_json, config)
         keys[_WHOLE_TOKENIZER] = model.tokenizer_json.decode()

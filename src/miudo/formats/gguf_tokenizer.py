@@ -16,7 +16,7 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.formats.strict_json import parse_object
 
-__all__ = ["check_agreement", "rebuilt", "tokenizer_keys", "vocabulary"]
+__all__ = ["check_agreement", "rebuilt", "special_keys", "tokenizer_keys", "vocabulary"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
@@ -84,7 +84,9 @@ def tokenizer_keys(tokenizer_json: bytes, config: ModelConfig) -> dict[str, Any]
         keys["tokenizer.ggml.remove_extra_whitespaces"] = False
     else:
         keys["tokenizer.ggml.merges"] = merges
-    return keys | _special_keys(config, unknown)
+    if unknown is not None:
+        keys["tokenizer.ggml.unknown_token_id"] = unknown
+    return keys
 
 
 def vocabulary(tokenizer_json: bytes) -> dict[int, str]:
@@ -147,10 +149,13 @@ def _what_counts(rule: Any) -> Any:
     return [_what_counts(v) for v in rule] if isinstance(rule, list) else rule
 
 
-def _special_keys(config: ModelConfig, unknown: int | None) -> dict[str, Any]:
-    """Encoding adds no token in miudo; whoever runs a model that has a bos puts it in front."""
+def special_keys(config: ModelConfig) -> dict[str, Any]:
+    """Returns the keys that name begin, end and padding.
+
+    Encoding adds no token in miudo; whoever runs a model that has a bos puts it in front.
+    """
     ends = dict(zip(("eos", "eot", "eom"), config.eos_ids, strict=False))
-    ids = {"bos": config.bos_id, "padding": config.pad_id, "unknown": unknown} | ends
+    ids = {"bos": config.bos_id, "padding": config.pad_id} | ends
     keys: dict[str, Any] = {
         f"tokenizer.ggml.{k}_token_id": v for k, v in ids.items() if v is not None
     }
