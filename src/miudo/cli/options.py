@@ -14,8 +14,6 @@ from typing import Any
 
 import click
 
-from miudo.cli.settings import check_keys, parse_assignment, read_toml
-
 __all__ = ["Verb", "emit", "printable", "verb"]
 
 _GIVEN = "miudo.given"
@@ -59,7 +57,9 @@ class Verb(click.Command):
         extra = {k: v for k, v in _merged(ctx).items() if k not in options}
         if self.takes_settings:
             ctx.params["extra"] = extra
-        else:
+        elif extra:
+            from miudo.cli.settings import check_keys
+
             check_keys(extra, options - {"as_json"}, where="--config or --set")
         return super().invoke(ctx)
 
@@ -84,6 +84,8 @@ def printable(text: str) -> str:
 
 def _take_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
     if path is not None:
+        from miudo.cli.settings import read_toml
+
         values = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
         _given(ctx)["file"] = values
         _apply(ctx)
@@ -93,6 +95,8 @@ def _take_assignments(
     ctx: click.Context, parameter: click.Parameter, assignments: tuple[str, ...]
 ) -> None:
     for text in assignments:
+        from miudo.cli.settings import parse_assignment
+
         _given(ctx)["set"] = _over(_given(ctx).get("set", {}), parse_assignment(text))
     _apply(ctx)
 
