@@ -6,9 +6,6 @@ import pytest
 
 from miudo.engine.fake import FakeEngine
 from miudo.errors import MiudoError, UsageError
-
-pytest.importorskip("miudo.formats.model_file")
-
 from miudo.evaluate.bench import Bench, BenchSettings, bench_path, speed
 
 MakeEngine = Callable[..., FakeEngine]

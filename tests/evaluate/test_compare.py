@@ -12,12 +12,6 @@ import pytest
 
 from miudo.engine.fake import FakeEngine
 from miudo.errors import UsageError
-from miudo.protocol import Tokenizer
-from miudo.report import text_table
-from miudo.tensors import DType, StoredTensor, parameter_count, tensor_table
-
-pytest.importorskip("miudo.formats.model_file")
-
 from miudo.evaluate.bench import Bench, BenchSettings, speed
 from miudo.evaluate.compare import (
     CompareSettings,
@@ -26,6 +20,9 @@ from miudo.evaluate.compare import (
     comparison_table,
     size_on_disk,
 )
+from miudo.protocol import Tokenizer
+from miudo.report import text_table
+from miudo.tensors import DType, StoredTensor, parameter_count, tensor_table
 
 MakeEngine = Callable[..., FakeEngine]
 

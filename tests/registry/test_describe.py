@@ -3,15 +3,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from miudo.config import ModelConfig
 from miudo.records import Artefact, Measurement, Record
-from miudo.tensors import StoredTensor, parameter_count, tensor_table
-
-pytest.importorskip("miudo.formats.model_file")
-
 from miudo.registry.describe import describe, description_text, lineage_lines
+from miudo.tensors import StoredTensor, parameter_count, tensor_table
 
 CONFIG = ModelConfig.uniform(
     vocab_size=64, d_model=32, n_layers=3, n_heads=2, d_ff=64, max_positions=16, eos_ids=(0,)
