@@ -18,6 +18,7 @@ from miudo.tensors import tensor_table
 __all__ = [
     "Family",
     "Source",
+    "Values",
     "activation_name",
     "hf_activation",
     "hf_flag",

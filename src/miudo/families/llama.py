@@ -25,7 +25,16 @@ from miudo.families.family import (
     refuse_unknown,
 )
 
-__all__ = ["LLAMA", "gguf_reader", "gguf_writer", "misfit", "read_hf", "write_hf"]
+__all__ = [
+    "GGUF_NAMES",
+    "HF_NAMES",
+    "LLAMA",
+    "gguf_reader",
+    "gguf_writer",
+    "misfit",
+    "read_hf",
+    "write_hf",
+]
 
 HF_NAMES = {
     "embed.weight": "model.embed_tokens.weight",
