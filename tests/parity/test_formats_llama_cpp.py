@@ -1,0 +1,220 @@
+"""llama.cpp and its `gguf` package read what miudo writes, and mean the same by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.decoder.decoder import Decoder
+from miudo.formats import ModelFile, open_model
+from miudo.formats.blocks import encode, to_f32
+from miudo.formats.gguf import write_gguf
+from miudo.tensors import DType, StoredTensor
+from miudo.text.tokenizer import TextTokenizer, train_bpe
+
+xllamacpp = pytest.importorskip("xllamacpp")
+gguf = pytest.importorskip("gguf")
+pytestmark = pytest.mark.parity
+
+# llama.cpp computes in float32 here; its GELU is a table of float16 values.
+LOGPROB, LOGPROB_GELU = 1e-3, 2e-2
+# The issue's bound on equal most-probable ids at 8 bits.
+SAME_TOP = 0.995
+TEXTS = (
+    "Once upon a time, there was a little girl named Lily.",
+    "  two  spaces and\n\n newlines\t tabs  ",
+    "numbers 12345 and 3.14; don't stop, they'll see",
+    "São João: coração, ação! naïve café — “quoted”",
+    "emoji 👩‍👩‍👧 and 漢字 mixed",
+)
+
+
+def server(path: Path) -> Any:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = 512
+    params.n_parallel = 1
+    params.warmup = False
+    params.verbosity = -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return xllamacpp.Server(params)
+
+
+def continued(running: Any, prompt: Any, n: int) -> list[tuple[int, float]]:
+    """Greedy ids and their log-probabilities."""
+    request = {"prompt": prompt, "n_predict": n, "temperature": 0, "n_probs": 1, "ignore_eos": True}
+    answer = running.handle_completions(request)
+    content = answer["choices"][0]["logprobs"]["content"]
+    return [(token["id"], token["logprob"]) for token in content]
+
+
+def prompt_length(running: Any, text: str) -> int:
+    answer = running.handle_completions({"prompt": text, "n_predict": 1, "temperature": 0})
+    return int(answer["usage"]["prompt_tokens"])
+
+
+def expected(model: ModelFile, prompt: list[int], n: int) -> list[tuple[int, float]]:
+    """What `continued` must give: the end is never chosen."""
+    torch.set_num_threads(1)
+    decoder, ids, out = Decoder.from_weights(model.config, model.weights), list(prompt), []
+    for _ in range(n):
+        with torch.no_grad():
+            logits = decoder.logits(decoder(torch.tensor([ids]))[0, -1])
+        logprobs = torch.log_softmax(logits.double(), 0)
+        logits[list(model.config.eos_ids)] = -torch.inf
+        ids.append(int(logits.argmax()))
+        out.append((ids[-1], float(logprobs[ids[-1]])))
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return train_bpe([" ".join(TEXTS) * 3], vocab_size=320)
+
+
+SHAPE: dict[str, Any] = {
+    "n_layers": 3, "d_model": 64, "n_heads": 4, "d_ff": 96, "vocab_size": 320,
+    "max_positions": 512, "bos_id": 0, "eos_ids": (0,),
+}  # fmt: skip
+PLAIN = {
+    "norm": Norm.LAYER, "norm_bias": True, "position": Position.LEARNED, "mlp": Mlp.PLAIN,
+    "activation": Activation.GELU_TANH, "qkv_bias": True, "o_bias": True, "mlp_bias": True,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": SHAPE | {"n_kv_heads": 2},
+    "llama-untied": SHAPE | {"tie_embeddings": False, "rope_theta": 5e5},
+    "llama-biases": SHAPE | {"qkv_bias": True, "o_bias": True, "head_dim": 32},
+    "qwen2": SHAPE | {"n_kv_heads": 2, "qkv_bias": True},
+    "qwen3": SHAPE | {"n_kv_heads": 2, "qk_norm": QkNorm.HEAD, "head_dim": 32},
+    "gpt2": SHAPE | PLAIN,
+}
+
+
+@pytest.fixture(scope="module")
+def words() -> bytes:
+    """A tokenizer whose ids are all whole text: llama.cpp reports no half characters."""
+    vocab = {f"w{i}": i for i in range(320)}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    return json.dumps({"model": model, "pre_tokenizer": level, "decoder": level}).encode()
+
+
+@pytest.fixture
+def noisy(words: bytes) -> Callable[[str], ModelFile]:
+    def make(name: str) -> ModelFile:
+        config = ModelConfig.uniform(**CONFIGS[name])
+        decoder, generator = Decoder(config), torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for key, value in decoder.named_parameters():
+                is_norm = "norm" in key and key.endswith("weight")
+                spread = 0.25 if value.ndim > 1 else 0.3
+                value.normal_(1.0 if is_norm else 0.0, spread, generator=generator)
+        weights = decoder.to_weights()
+        return ModelFile(config, weights, words, None, None, name, None)
+
+    return make
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_greedy_ids(name: str, noisy: Callable[[str], ModelFile], tmp_path: Path) -> None:
+    model = noisy(name)
+    report = write_gguf(tmp_path / "model.gguf", model)
+    assert report.architecture == name.partition("-")[0]
+    prompt = [0, 17, 200, 5, 81, 300]
+    theirs = continued(server(tmp_path / "model.gguf"), prompt, 30)
+    ours = expected(model, prompt, 30)
+    assert [t for t, _ in theirs] == [t for t, _ in ours]
+    bound = LOGPROB_GELU if name == "gpt2" else LOGPROB
+    np.testing.assert_allclose([p for _, p in theirs], [p for _, p in ours], atol=bound)
+
+
+def test_text_is_cut_alike(
+    noisy: Callable[[str], ModelFile], tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(noisy("llama"), tokenizer_json=tokenizer.to_json())
+    write_gguf(tmp_path / "model.gguf", model)
+    running = server(tmp_path / "model.gguf")
+    for text in TEXTS:
+        assert prompt_length(running, text) == 1 + len(tokenizer.encode(text))
+
+
+def test_what_only_miudo_can_say_is_refused(
+    noisy: Callable[[str], ModelFile], tmp_path: Path
+) -> None:
+    model = noisy("llama")
+    model = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, activation=Activation.RELU)
+    )
+    assert write_gguf(tmp_path / "own.gguf", model).architecture == "miudo"
+    with pytest.raises(RuntimeError):
+        server(tmp_path / "own.gguf")
+
+
+def test_stories260k_tells_its_story(shared: Path, tmp_path: Path) -> None:
+    model = open_model(shared / "data" / "weights" / "stories260k")
+    write_gguf(tmp_path / "f32.gguf", model)
+    running = server(tmp_path / "f32.gguf")
+    theirs = continued(running, [1], 200)
+    assert [t for t, _ in theirs] == [t for t, _ in expected(model, [1], 200)]
+    assert model.tokenizer_json is not None
+    tokenizer = TextTokenizer.from_json(model.tokenizer_json)
+    text = tokenizer.decode([t for t, _ in theirs])
+    assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to")
+    # Not the text with "they'll": its pieces can be joined in two ways, of which tokenizer.json
+    # lists one, and SentencePiece's way, which llama.cpp follows, takes the other.
+    for given in (TEXTS[0], TEXTS[1], TEXTS[3], TEXTS[4]):
+        assert prompt_length(running, given) == 1 + len(tokenizer.encode(given))
+
+
+def test_stories260k_at_8_bits_has_the_same_top_id(shared: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    model = open_model(shared / "data" / "weights" / "stories260k")
+    report = write_gguf(tmp_path / "q8.gguf", model, dtype=DType.Q8_0)
+    assert report.fallbacks == tuple(f"layers.{i}.mlp.down.weight" for i in range(5))
+    running, small = server(tmp_path / "q8.gguf"), open_model(tmp_path / "q8.gguf")
+    ids = [1, *(t for t, _ in expected(small, [1], 200))]
+    theirs = [continued(running, ids[:n], 1)[0][0] for n in range(1, len(ids))]
+    assert np.mean(np.array(theirs) == np.array(ids[1:])) >= SAME_TOP
+
+
+def test_their_reader_sees_the_same_keys_and_tensors(
+    noisy: Callable[[str], ModelFile], tmp_path: Path
+) -> None:
+    model = noisy("qwen3")
+    write_gguf(tmp_path / "model.gguf", model, dtype=DType.Q8_0, languages=("en", "pt"))
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert reader.get_field("general.architecture").contents() == "qwen3"
+    assert reader.get_field("general.languages").contents() == ["en", "pt"]
+    assert reader.get_field("general.file_type").contents() == gguf.LlamaFileType.MOSTLY_Q8_0
+    assert reader.get_field("qwen3.attention.key_length").contents() == 32
+    assert len(reader.get_field("tokenizer.ggml.tokens").contents()) == 320
+    ours = open_model(tmp_path / "model.gguf")
+    theirs = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    for name, theirs_name in (("embed", "token_embd"), ("layers.2.attn.q", "blk.2.attn_q")):
+        values = to_f32(ours.weights[f"{name}.weight"])
+        np.testing.assert_array_equal(theirs[f"{theirs_name}.weight"], values)
+
+
+@pytest.mark.parametrize("dtype", [DType.Q8_0, DType.F16, DType.BF16])
+def test_their_rounding_is_ours_to_the_bit(dtype: DType) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((64, 256)) * 10.0 ** rng.integers(-6, 4, (64, 1))).astype("<f4")
+    values[0] = 0
+    values[1, :32] = np.arange(-16, 16)
+    values[2, :32] = (np.arange(32) + 0.5) * 127 / 127  # ties once the scale is 1
+    values[2, 0] = 127
+    theirs = gguf.quantize(values, gguf.GGMLQuantizationType[dtype.value])
+    np.testing.assert_array_equal(encode(values, dtype).data, theirs.view(np.uint8).reshape(-1))
+    back = gguf.dequantize(theirs, gguf.GGMLQuantizationType[dtype.value])
+    raw = StoredTensor(dtype, values.shape, theirs.view(np.uint8).reshape(-1))
+    np.testing.assert_array_equal(to_f32(raw), back)
