@@ -122,7 +122,10 @@ def run_demo(
     seconds = run_stages(way.stages(), out, dataclasses.asdict(settings), say)
     rows = rows_from_json(_read_json(way.comparison))
     samples = tuple(Sample(**values) for values in _read_json(way.samples)["samples"])
-    return DemoResult(way.report, way.gguf, rows, samples, seconds)
+    runs = {path.name: path for path in (way.teacher, way.student, way.twin)}
+    report = out / "report.html"
+    write_report(report, rows, samples, runs=runs, model=way.gguf)
+    return DemoResult(report, way.gguf, rows, samples, seconds)
 
 
 class _Way:
@@ -135,7 +138,6 @@ class _Way:
         self.teacher, self.student, self.twin = (out / n for n in ("teacher", "student", "twin"))
         self.gguf = out / "student.gguf"
         self.comparison, self.samples = out / "compare.json", out / "samples.json"
-        self.report = out / "report.html"
 
     def stages(self) -> list[Stage]:
         """Returns the way in order."""
@@ -150,7 +152,6 @@ class _Way:
             Stage("quantize", "store the student in 8 bits", self.gguf, self._quantize),
             Stage("compare", "compare on held-out text", self.comparison, self._compare),
             Stage("samples", "let it write", self.samples, self._samples),
-            Stage("report", "write the report", self.report, self._report),
         ]
 
     def _text(self) -> None:
@@ -196,12 +197,6 @@ class _Way:
     def _samples(self) -> None:
         made = write_samples(self.gguf, seed=self.settings.seed)
         write_json(self.samples, {"samples": [dataclasses.asdict(sample) for sample in made]})
-
-    def _report(self) -> None:
-        rows = rows_from_json(_read_json(self.comparison))
-        samples = [Sample(**values) for values in _read_json(self.samples)["samples"]]
-        runs = {path.name: path for path in (self.teacher, self.student, self.twin)}
-        write_report(self.report, rows, samples, runs=runs, model=self.gguf)
 
     def _train(self, out: Path, shape: Any, fit: FitSettings) -> None:
         if _begun(out):
