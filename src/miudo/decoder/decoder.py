@@ -10,6 +10,7 @@ Shapes: B batch, T positions, D d_model, V vocab_size. Parameters carry the name
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import numpy as np
@@ -67,6 +68,8 @@ class Decoder(nn.Module):
         self.norm = norm(config)
         tied = config.tie_embeddings
         self.head = None if tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        # A tied head is no module of its own that a hook could be hung on.
+        self.head_input: Callable[[Tensor], Tensor] | None = None
 
     def forward(
         self, ids: Tensor, *, cache: KVCache | None = None, capture: Capture | None = None
@@ -96,8 +99,11 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] for hidden [..., D]; a tied head is the token table."""
-        weight = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight)
+        if self.head is None:
+            rounded = hidden if self.head_input is None else self.head_input(hidden)
+            return F.linear(rounded, self.embed.weight)
+        out: Tensor = self.head(hidden)
+        return out
 
     def initialise(self, seed: int) -> None:
         """Fills every parameter from `seed`, in the order of the tensor table.
