@@ -27,7 +27,7 @@ from random import Random
 
 from miudo.errors import ConfigError
 
-__all__ = ["Grammar", "Scope"]
+__all__ = ["Grammar", "Noun", "Scope"]
 
 _SLOT = re.compile(r"\{([^{}]+)\}")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")

@@ -162,9 +162,7 @@ def _by_id(
     everything = {**vocab, **added}
     n = len(everything)
     if not 0 < n <= limits.vocab_size:
-        raise TokenizerError(
-            f"has {n} tokens, allowed 1 to {limits.vocab_size}", where=f"{where}: vocab"
-        )
+        raise TokenizerError(f"has {n} tokens, allowed 1 to {limits.vocab_size}", where=where)
     tokens: list[str | None] = [None] * n
     for token, number in everything.items():
         if type(number) is not int or number < 0:
@@ -233,8 +231,8 @@ def _check_patterns(values: Mapping[str, Any], where: object) -> None:
             regex = pattern.get("Regex") if isinstance(pattern, dict) else None
             if isinstance(regex, str) and len(regex) > _REGEX_CHARS:
                 raise TokenizerError(
-                    f"a pattern has {len(regex)} characters, the limit is {_REGEX_CHARS}",
-                    where=f"{where}: {part}",
+                    f"a pattern of {part} has {len(regex)} characters, the limit is {_REGEX_CHARS}",
+                    where=where,
                 )
 
 
