@@ -24,7 +24,7 @@ def round_to_int8(x: Tensor) -> Tensor:
 
     D must be a multiple of 32, as in every matrix that has 8-bit blocks.
     """
-    groups = x.float().unflatten(-1, (-1, GROUP))  # ... D/32 32
+    groups = x.float().reshape(*x.shape[:-1], -1, GROUP)  # ... D/32 32
     scale = groups.abs().amax(-1, keepdim=True) / 127.0
     inverse = torch.where(scale > 0, 1.0 / scale, torch.zeros_like(scale))
     return (torch.round(groups * inverse) * scale).flatten(-2)
