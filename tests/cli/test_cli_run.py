@@ -122,7 +122,7 @@ def test_raw_keeps_every_character_of_a_pipe(run: Runner) -> None:
 def test_a_model_with_a_template_chats(run: Runner) -> None:
     run.template = TEMPLATE
     assert run(str(run.model), "hi").exit_code == 0
-    assert run.prompt == [*_ids("(user)hi"), END, *_ids("(say)")]
+    assert run.prompt == [END, *_ids("(user)hi"), END, *_ids("(say)")]
 
 
 def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> None:

@@ -1,4 +1,4 @@
-"""One answer of a model: prompt ids from messages, and text events onto a terminal.
+"""One answer of a model: text events onto a terminal, with their timings.
 
 For: what a single answer and a conversation have in common.
 Not for: generating (`miudo.engine.generate`).
@@ -19,27 +19,9 @@ from miudo.cli.options import emit, printable
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
     from miudo.evaluate.loading import LoadedModel
-    from miudo.protocol import Message, TextEvent
+    from miudo.protocol import TextEvent
 
-__all__ = ["answer", "prompt_ids"]
-
-
-def prompt_ids(loaded: LoadedModel, messages: Sequence[Message], *, raw: bool) -> list[int]:
-    """Returns the ids to start from: the chat template's, or with `raw` the plain text's.
-
-    A model without a template continues the last message as it is.
-    """
-    from miudo.evaluate.perplexity import start_id
-
-    template = loaded.model.chat_template
-    if raw or template is None:
-        start = start_id(loaded.model.config)
-        first = [] if start is None else [start]
-        return first + loaded.tokenizer.encode(messages[-1].content)
-    from miudo.text.chat import ChatTemplate, encode_chat
-
-    chat = ChatTemplate(template, variables=_special_texts(loaded))
-    return encode_chat(loaded.tokenizer, chat, messages)
+__all__ = ["answer"]
 
 
 def answer(
@@ -73,14 +55,6 @@ def answer(
     if sys.stderr.isatty():
         click.secho(_timings_line(last.usage, timings), dim=True, err=True)
     return text
-
-
-def _special_texts(loaded: LoadedModel) -> dict[str, str]:
-    """Returns the tokens that templates of other makers name."""
-    config = loaded.model.config
-    ids = {"bos_token": config.bos_id, "eos_token": next(iter(config.eos_ids), None)}
-    texts = {number: text for text, number in loaded.tokenizer.special_ids.items()}
-    return {name: texts[number] for name, number in ids.items() if number in texts}
 
 
 def _timings(usage: Any, first_s: float, rest_s: float) -> dict[str, float]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from miudo.cli.answering import answer, prompt_ids
+from miudo.cli.answering import answer
 from miudo.errors import RequestError
 from miudo.protocol import Message
+from miudo.text.prompt import prompt_ids
 
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
@@ -57,8 +58,10 @@ def _turn(
     raw: bool,
 ) -> None:
     messages.append(Message("user", line))
+    template = None if raw else loaded.model.chat_template
     try:
-        said = answer(loaded, prompt_ids(loaded, messages, raw=raw), settings, as_json=False)
+        ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
+        said = answer(loaded, ids, settings, as_json=False)
     except KeyboardInterrupt:
         messages.pop()
         click.secho("\n(stopped)", dim=True, err=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.answering import answer, prompt_ids
+from miudo.cli.answering import answer
 from miudo.cli.options import verb
 from miudo.errors import UsageError
 
@@ -71,8 +71,11 @@ def run(
     if not text.strip() and not raw:
         raise UsageError("the prompt is empty", remedy="Give a prompt, or --raw to start from none")
     from miudo.protocol import Message
+    from miudo.text.prompt import prompt_ids
 
-    ids = prompt_ids(loaded, [Message("user", text)], raw=raw)
+    template = None if raw else loaded.model.chat_template
+    messages = [Message("user", text)]
+    ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
     answer(loaded, ids, settings, as_json=as_json)
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miudo.engine.generate import GenerateSettings, generate
-from miudo.evaluate.loading import LoadedModel, load_model
-from miudo.evaluate.perplexity import start_id
+from miudo.evaluate.loading import load_model
 from miudo.protocol import Message, SamplingSettings
-from miudo.text.chat import ChatTemplate, encode_chat
+from miudo.text.prompt import prompt_ids
 
 __all__ = ["PROMPTS", "Sample", "write_samples"]
 
@@ -46,18 +45,9 @@ def write_samples(model: Path, *, seed: int, max_tokens: int = 60) -> list[Sampl
     )
     samples = []
     for label, prompt, chat in PROMPTS:
-        ids = _ids(loaded, prompt, chat=chat)
+        template = loaded.model.chat_template if chat else None
+        messages = [Message("user", prompt)]
+        ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
         events = generate(loaded.engine, loaded.tokenizer, ids, settings)
         samples.append(Sample(label, prompt, "".join(event.text for event in events)))
     return samples
-
-
-def _ids(loaded: LoadedModel, prompt: str, *, chat: bool) -> list[int]:
-    template = loaded.model.chat_template
-    start = start_id(loaded.model.config)
-    first = [] if start is None else [start]
-    if chat and template is not None:
-        return first + encode_chat(
-            loaded.tokenizer, ChatTemplate(template), [Message("user", prompt)]
-        )
-    return first + loaded.tokenizer.encode(prompt)

@@ -1,0 +1,48 @@
+"""The ids that generation starts from: a chat's, or a plain text's.
+
+For: one rule for command line, server and samples about templates and the first id.
+Not for: rendering (`miudo.text.chat`) or generating (`miudo.engine.generate`).
+Read next: `miudo.text.chat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from miudo.config import ModelConfig
+from miudo.protocol import Message
+from miudo.text.tokenizer import TextTokenizer
+
+__all__ = ["prompt_ids"]
+
+
+def prompt_ids(
+    tokenizer: TextTokenizer,
+    messages: Sequence[Message],
+    config: ModelConfig,
+    *,
+    template: str | None,
+) -> list[int]:
+    """Returns the ids of `messages` through `template`; without one, of the last one's text.
+
+    They begin with the model's bos id where it has one and the template wrote none. Raises
+    RequestError and TokenizerError as `encode_chat` does.
+    """
+    if template is None:
+        ids = tokenizer.encode(messages[-1].content)
+    else:
+        # Jinja is imported for templates alone: plain text starts without it.
+        from miudo.text.chat import ChatTemplate, encode_chat
+
+        chat = ChatTemplate(template, variables=_special_texts(tokenizer, config))
+        ids = encode_chat(tokenizer, chat, messages)
+    if config.bos_id is None or ids[:1] == [config.bos_id]:
+        return ids
+    return [config.bos_id, *ids]
+
+
+def _special_texts(tokenizer: TextTokenizer, config: ModelConfig) -> dict[str, str]:
+    """Returns the tokens that templates of other makers name."""
+    ids = {"bos_token": config.bos_id, "eos_token": next(iter(config.eos_ids), None)}
+    texts = {number: text for text, number in tokenizer.special_ids.items()}
+    return {name: texts[number] for name, number in ids.items() if number in texts}
