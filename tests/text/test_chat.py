@@ -178,7 +178,7 @@ def test_a_template_that_must_not_be_compiled_is_refused(source: str) -> None:
 def test_rendering_opens_starts_and_imports_nothing() -> None:
     program = f"""
         import sys
-        import jinja2.debug  # loaded when a template first fails
+        import encodings.unicode_escape, jinja2.debug  # what Jinja loads at need
         from miudo.errors import MiudoError
         from miudo.text.chat import ChatTemplate
         ChatTemplate("{{{{ messages|tojson }}}}").render([{{"role": "user", "content": "x"}}])
