@@ -143,11 +143,12 @@ class _Cursor:
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if offset + 8 > end:
+                offset = end + 1
                 break
             offset += 8 + unpack(memory, offset)[0]
-        self.offset = min(offset, end)
-        if count and offset > end:
-            self.skip(1 + offset - end, what)
+        if offset > end:
+            self.skip(end + 1, what)  # says where, and that the file ends too soon
+        self.offset = offset
 
 
 def read_container(path: Path, limits: Limits = LIMITS) -> Container:

@@ -89,9 +89,9 @@ def tokenizer_keys(tokenizer_json: bytes, config: ModelConfig) -> dict[str, Any]
     return keys
 
 
-def vocabulary(tokenizer_json: bytes) -> dict[int, str]:
+def vocabulary(tokenizer_json: bytes, where: object = "tokenizer.json") -> dict[int, str]:
     """Returns id to text, added tokens included. Raises ModelFileError where there is none."""
-    parsed = parse_object(tokenizer_json, "tokenizer.json")
+    parsed = parse_object(tokenizer_json, where)
     try:
         vocab, added = parsed["model"]["vocab"], parsed.get("added_tokens") or []
         pairs = (
@@ -100,9 +100,7 @@ def vocabulary(tokenizer_json: bytes) -> dict[int, str]:
         texts = {int(i): str(t) for t, i in pairs}
         return texts | {int(t["id"]): str(t["content"]) for t in added}
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelFileError(
-            f"has no readable vocabulary ({error})", where="tokenizer.json"
-        ) from error
+        raise ModelFileError(f"has no readable vocabulary ({error})", where=where) from error
 
 
 def _type(text: str | None, special: bool | None, *, unknown: bool, fallback: bool) -> int:
@@ -170,7 +168,8 @@ def check_agreement(
     tokenizer_json: bytes, tokens: Sequence[str], merges: Sequence[str] | None, where: object
 ) -> None:
     """Raises ModelFileError if tokenizer.json and the `tokenizer.ggml` arrays map differently."""
-    texts = vocabulary(tokenizer_json)
+    where = f"{where}: tokenizer.huggingface.json"
+    texts = vocabulary(tokenizer_json, where)
     for i, text in texts.items():
         if not 0 <= i < len(tokens) or tokens[i] != text:
             raise _disagree(f"id {i}", where)
@@ -184,7 +183,7 @@ def check_agreement(
 def _disagree(what: str, where: object) -> ModelFileError:
     return ModelFileError(
         f"its two tokenizers disagree about {what}",
-        where=f"{where}: tokenizer.huggingface.json",
+        where=where,
         remedy="Write the file again from its source",
     )
 

@@ -1,0 +1,414 @@
+"""GGUF files: the whole model in one file, and back with the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from miudo.config import Activation, ModelConfig
+from miudo.errors import ModelFileError, ResourceError
+from miudo.formats import ModelFile, open_model
+from miudo.formats.blocks import to_f32
+from miudo.formats.gguf import write_gguf
+from miudo.formats.gguf_reader import read_container
+from miudo.formats.gguf_tokenizer import rebuilt, tokenizer_keys
+from miudo.formats.gguf_writer import write_container
+from miudo.formats.hf import write_folder
+from miudo.tensors import DType, StoredTensor
+from miudo.text.tokenizer import TextTokenizer, train_bpe
+
+Make = Callable[..., ModelFile]
+Same = Callable[[ModelFile, ModelFile], None]
+Tokenizer = Callable[..., bytes]
+
+
+def keys_of(path: Path) -> dict[str, Any]:
+    return dict(read_container(path).keys)
+
+
+def rewritten(path: Path, model: ModelFile, **changes: Any) -> Path:
+    """Writes `model`, then again with other keys; None takes a key out."""
+    write_gguf(path, model)
+    container = read_container(path)
+    keys: dict[str, Any] = {}
+    for key, value in container.keys.items():
+        if isinstance(value, str | int | float | bool):
+            keys[key] = value
+        elif value.kind == 8:
+            keys[key] = container.strings(key)
+        else:
+            keys[key] = container.numbers(key, {5, 6}).tolist()
+    for key, value in changes.items():
+        keys[key.replace("__", ".")] = value
+    other = path.with_name("changed.gguf")
+    tensors = list(container.tensors.items())
+    with other.open("wb") as file:
+        write_container(file, {k: v for k, v in keys.items() if v is not None}, tensors)
+    return other
+
+
+def test_a_file_holds_the_whole_model(
+    any_model: ModelFile, tmp_path: Path, assert_same_weights: Same
+) -> None:
+    report = write_gguf(tmp_path / "m.gguf", any_model)
+    assert report.architecture == any_model.architecture.partition("-")[0]
+    found = open_model(tmp_path / "m.gguf")
+    for field in ("config", "tokenizer_json", "chat_template", "record"):
+        assert getattr(found, field) == getattr(any_model, field), field
+    assert_same_weights(found, any_model)
+
+
+def test_folder_to_file_to_folder_gives_the_same_bytes(
+    any_model: ModelFile, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "one", any_model)
+    write_gguf(tmp_path / "m.gguf", open_model(tmp_path / "one"))
+    write_folder(tmp_path / "two", open_model(tmp_path / "m.gguf"))
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        one, two = (tmp_path / n / name for n in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+def test_llama_rows_are_paired_and_others_are_not(make_model: Make, tmp_path: Path) -> None:
+    """Row 1 of a head of 8 is the partner of row 0, which lies 4 rows on in folders."""
+    for name, second in (("llama", 4), ("qwen2", 1)):
+        model = make_model(name)
+        write_gguf(tmp_path / "m.gguf", model)
+        stored = to_f32(read_container(tmp_path / "m.gguf").tensors["blk.0.attn_q.weight"])
+        rows = to_f32(model.weights["layers.0.attn.q.weight"])
+        np.testing.assert_array_equal(stored[0], rows[0])
+        np.testing.assert_array_equal(stored[1], rows[second])
+
+
+@pytest.mark.parametrize("dtype", DType)
+def test_types_and_the_report(make_model: Make, tmp_path: Path, dtype: DType) -> None:
+    report = write_gguf(tmp_path / "m.gguf", make_model("gpt2"), dtype=dtype)
+    found = open_model(tmp_path / "m.gguf")
+    assert report.dtypes == {name: t.dtype for name, t in found.weights.items()}
+    assert report.dtypes["norm.weight"] is report.dtypes["layers.0.attn.q.bias"] is DType.F32
+    assert report.dtypes["layers.0.mlp.up.weight"] is dtype
+    # A table of positions is read one row at a time; it tolerates no less than F16.
+    assert report.fallbacks == (("position.weight",) if dtype is DType.Q8_0 else ())
+    assert report.size_bytes == (tmp_path / "m.gguf").stat().st_size
+    stored = sum(t.data.size for t in found.weights.values())
+    values = sum(np.prod(t.shape) for t in found.weights.values())
+    assert report.bits_per_weight == pytest.approx(8 * stored / values)
+
+
+def test_rows_that_are_no_whole_blocks_stay_f16(make_model: Make, tmp_path: Path) -> None:
+    model = make_model(d_ff=172)
+    report = write_gguf(tmp_path / "m.gguf", model, dtype=DType.Q8_0)
+    assert report.fallbacks == tuple(f"layers.{i}.mlp.down.weight" for i in range(2))
+    assert {report.dtypes[name] for name in report.fallbacks} == {DType.F16}
+
+
+def test_eight_bits_go_through_unchanged(
+    make_model: Make, tmp_path: Path, assert_same_weights: Same
+) -> None:
+    write_gguf(tmp_path / "one.gguf", make_model("llama-biases"), dtype=DType.Q8_0)
+    first = open_model(tmp_path / "one.gguf")
+    write_gguf(tmp_path / "two.gguf", first)
+    assert_same_weights(open_model(tmp_path / "two.gguf"), first)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+def test_unequal_widths_are_padded(unequal_model: ModelFile, tmp_path: Path) -> None:
+    report = write_gguf(tmp_path / "m.gguf", unequal_model)
+    assert report.notes == ("1 layers padded with zeros to d_ff 64",)
+    found = open_model(tmp_path / "m.gguf")
+    assert [layer.d_ff for layer in found.config.layers] == [64, 64]
+    up = to_f32(found.weights["layers.1.mlp.up.weight"])
+    np.testing.assert_array_equal(up[:33], to_f32(unequal_model.weights["layers.1.mlp.up.weight"]))
+    assert not up[33:].any()
+
+
+def test_padding_of_8_bit_tensors_keeps_their_blocks(make_model: Make, tmp_path: Path) -> None:
+    """Blocks of zeros are added; a width of 100 is rounded up so that no block is cut."""
+    whole = make_model()
+    write_gguf(tmp_path / "q.gguf", whole, dtype=DType.Q8_0)
+    stored = open_model(tmp_path / "q.gguf")
+    layers = tuple(
+        dataclasses.replace(layer, d_ff=w)
+        for layer, w in zip(stored.config.layers, (64, 100), strict=True)
+    )
+    weights = dict(stored.weights)
+    for part, shape in (("gate", (100, 32)), ("up", (100, 32)), ("down", (32, 100))):
+        name = f"layers.1.mlp.{part}.weight"
+        weights[name] = StoredTensor.from_f32(np.ones(shape, dtype="<f4"))
+    config = dataclasses.replace(stored.config, layers=layers)
+    write_gguf(tmp_path / "m.gguf", dataclasses.replace(stored, config=config, weights=weights))
+    found = open_model(tmp_path / "m.gguf")
+    assert [layer.d_ff for layer in found.config.layers] == [128, 128]
+    down = to_f32(found.weights["layers.0.mlp.down.weight"])
+    np.testing.assert_array_equal(down[:, :64], to_f32(weights["layers.0.mlp.down.weight"]))
+    assert not down[:, 64:].any()
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "another activation": {"activation": Activation.RELU},
+    "a window": {"window": 8},
+    "an output bias alone": {"o_bias": True},
+}
+
+
+@pytest.mark.parametrize("changes", OWN.values(), ids=OWN)
+def test_what_no_program_knows_is_written_under_our_name(
+    make_model: Make, tmp_path: Path, changes: dict[str, Any], assert_same_weights: Same
+) -> None:
+    model = make_model(**changes)
+    assert write_gguf(tmp_path / "m.gguf", model).architecture == "miudo"
+    found = open_model(tmp_path / "m.gguf")
+    assert found.config == model.config
+    assert_same_weights(found, model)
+
+
+def test_layers_that_differ_in_heads_are_written_under_our_name(
+    make_model: Make, tmp_path: Path
+) -> None:
+    model = make_model()
+    layers = (model.config.layers[0], dataclasses.replace(model.config.layers[1], rotary=False))
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, layers=layers))
+    assert write_gguf(tmp_path / "m.gguf", model).architecture == "miudo"
+    assert open_model(tmp_path / "m.gguf").config == model.config
+
+
+def test_keys_that_other_programs_read(make_model: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model(), dtype=DType.Q8_0, languages=("en", "pt"))
+    keys = keys_of(tmp_path / "m.gguf")
+    wanted = {
+        "general.architecture": "llama", "general.name": "tiny", "general.license": "CC0-1.0",
+        "general.file_type": 7, "general.quantization_version": 2, "miudo.schema": 1,
+        "llama.block_count": 2, "llama.attention.head_count_kv": 2,
+        "llama.rope.dimension_count": 8, "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 1, "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+    }  # fmt: skip
+    assert {key: keys.get(key) for key in wanted} == wanted
+    container = read_container(tmp_path / "m.gguf")
+    tokens = container.strings("tokenizer.ggml.tokens")
+    types = container.numbers("tokenizer.ggml.token_type", {5}).tolist()
+    assert tokens[:4] == ["<|end|>", "<|pad|>", "</s>", "a"]
+    assert tokens[-1] == "[PAD39]"
+    assert types == [3] * 3 + [1] * 12 + [5] * 25
+    assert container.strings("tokenizer.ggml.merges") == ["a b", "Ġ a", "Ġ ab"]
+    assert container.strings("general.languages") == ["en", "pt"]
+
+
+def test_more_ends_than_the_format_has_names_for(make_model: Make, tmp_path: Path) -> None:
+    model = make_model(eos_ids=(5, 3, 9, 1))
+    write_gguf(tmp_path / "m.gguf", model)
+    assert open_model(tmp_path / "m.gguf").config.eos_ids == (5, 3, 9, 1)
+
+
+RULES: dict[str, tuple[Any, str]] = {
+    "GPT-2": ({"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}, "gpt-2"),
+    "a space in front": (
+        {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True},
+        "miudo-unnamed",
+    ),
+    "digits apart": (
+        {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            ],
+        },
+        "smollm",
+    ),
+    "none": (None, "miudo-unnamed"),
+    "another": ({"type": "Whitespace"}, "miudo-unnamed"),
+}
+
+
+@pytest.mark.parametrize(("rule", "name"), RULES.values(), ids=RULES)
+def test_words_are_cut_by_a_named_rule_or_the_file_is_marked(
+    make_model: Make, make_tokenizer: Tokenizer, rule: Any, name: str
+) -> None:
+    keys = tokenizer_keys(make_tokenizer(pre_tokenizer=rule), make_model().config)
+    assert keys["tokenizer.ggml.pre"] == name
+
+
+def test_pieces_with_byte_fallback(shared: Path, tmp_path: Path) -> None:
+    model = open_model(shared / "data" / "weights" / "stories260k")
+    write_gguf(tmp_path / "m.gguf", model)
+    container = read_container(tmp_path / "m.gguf")
+    tokens = container.strings("tokenizer.ggml.tokens")
+    types = container.numbers("tokenizer.ggml.token_type", {5}).tolist()
+    scores = container.numbers("tokenizer.ggml.scores", {6}).tolist()
+    assert container.keys["tokenizer.ggml.model"] == "llama"
+    assert container.keys["tokenizer.ggml.add_space_prefix"] is True
+    assert types[:4] == [2, 3, 3, 6]  # <unk>, <s>, </s>, <0x00>
+    assert types[tokens.index("▁the")] == 1
+    # In tokenizer.json "▁ t" is the first merge, "h e" the second.
+    assert [scores[tokens.index(t)] for t in ("▁t", "he")] == [0, -1]
+
+
+def test_another_programs_byte_level_tokenizer_is_rebuilt(tmp_path: Path) -> None:
+    text = "Once upon a time, in 1999, there was a café. " * 3
+    ours = train_bpe([text], vocab_size=300)
+    values = json.loads(ours.to_json())
+    tokens = list(ours.tokens)
+    merges = [" ".join(m) for m in values["model"]["merges"]]
+    types = [3] * len(ours.special_ids) + [1] * (len(tokens) - len(ours.special_ids))
+    data = rebuilt("gpt-2", tokens, merges, types)
+    assert data is not None
+    again = TextTokenizer.from_json(data)
+    for given in (text, "  new\n\nlines <|end|> 3.14 ação"):
+        assert again.encode(given) == ours.encode(given)
+        assert again.decode(again.encode(given)) == given
+    assert again.special_ids == ours.special_ids
+    assert rebuilt("some-other", tokens, merges, types) is None
+
+
+def test_a_file_without_the_whole_tokenizer_has_a_rebuilt_one(
+    make_model: Make, tmp_path: Path
+) -> None:
+    path = rewritten(tmp_path / "m.gguf", make_model(), tokenizer__huggingface__json=None)
+    data = open_model(path).tokenizer_json
+    assert data is not None
+    assert json.loads(data)["model"]["merges"] == ["a b", "Ġ a", "Ġ ab"]
+
+
+DISAGREEMENTS: dict[str, tuple[str, Any, str]] = {
+    "a token": ("tokens", lambda old: [*old[:5], "zz", *old[6:]], "id 5"),
+    "a token too many": ("tokens", lambda old: [*old[:-1], "zz"], "id 39"),
+    "merges": ("merges", lambda old: old[::-1], "merges"),
+    "number of tokens": ("tokens", lambda old: old[:-1], "39 tokens"),
+    "scores as bytes": ("scores", lambda _: [1] * 40, "type 6"),
+    "scores too few": ("scores", lambda _: [0.5] * 39, "40 values"),
+    "types too few": ("token_type", lambda old: old[:-1], "40 values"),
+    "types as text": ("token_type", lambda _: "x", "40 values"),
+}
+
+
+@pytest.mark.parametrize(("key", "edit", "word"), DISAGREEMENTS.values(), ids=DISAGREEMENTS)
+def test_two_tokenizers_that_disagree(
+    make_model: Make, tmp_path: Path, key: str, edit: Any, word: str
+) -> None:
+    model = make_model()
+    write_gguf(tmp_path / "m.gguf", model)
+    container, name = read_container(tmp_path / "m.gguf"), f"tokenizer.ggml.{key}"
+    if key in ("tokens", "merges"):
+        old: Any = container.strings(name)
+    else:
+        old = container.numbers(name, {5}).tolist() if name in container.keys else None
+    path = rewritten(tmp_path / "m.gguf", model, **{name: edit(old)})
+    with pytest.raises(ModelFileError, match=word):
+        open_model(path)
+
+
+KEYS: dict[str, tuple[str, Any, str]] = {
+    "no architecture": ("general.architecture", None, "general.architecture"),
+    "another architecture": ("general.architecture", "gemma2", "gemma2"),
+    "architecture of a number": ("general.architecture", 3, "no text"),
+    "a missing key": ("llama.block_count", None, "llama.block_count"),
+    "experts": ("llama.expert_count", 8, "llama.expert_count = 8"),
+    "scaled rotation": ("llama.rope.scaling.type", "yarn", "scaling"),
+    "a window": ("llama.attention.sliding_window", 128, "sliding_window"),
+    "part of a head turned": ("llama.rope.dimension_count", 4, "dimension_count"),
+    "values of another size": ("llama.attention.value_length", 4, "value_length"),
+    "absurd layers": ("llama.block_count", 10**9, "n_layers"),
+    "no heads": ("llama.attention.head_count", 0, "no model"),
+    "heads as text": ("llama.attention.head_count", "4", "no model"),
+    "heads by layer": ("llama.attention.head_count", [4, 4], "no model"),
+    "epsilon as text": ("llama.attention.layer_norm_rms_epsilon", "x", "no model"),
+    "other sizes than the tensors": ("llama.feed_forward_length", 65, r"\[65, 32\]"),
+    "an end outside": ("tokenizer.ggml.eos_token_id", 40, "eos_ids"),
+    "ends as numbers": ("miudo.eos_ids", [1.5], "miudo.eos_ids"),
+    "a template of a number": ("tokenizer.chat_template", 3, "chat_template"),
+    "a record that is none": ("miudo.record", "{}", "schema"),
+    "a record of no JSON": ("miudo.record", "x", "JSON"),
+    "a tokenizer of no JSON": ("tokenizer.huggingface.json", "x", "JSON"),
+    "a tokenizer of no vocabulary": ("tokenizer.huggingface.json", "{}", "vocabulary"),
+}
+
+
+@pytest.mark.parametrize(("key", "value", "word"), KEYS.values(), ids=KEYS)
+def test_keys_that_cannot_be(
+    make_model: Make, tmp_path: Path, key: str, value: Any, word: str
+) -> None:
+    path = rewritten(tmp_path / "m.gguf", make_model(), **{key: value})
+    with pytest.raises(ModelFileError, match=word) as caught:
+        open_model(path)
+    assert str(path) in str(caught.value)
+
+
+def test_our_own_architecture_needs_its_config(make_model: Make, tmp_path: Path) -> None:
+    model = make_model(window=4)
+    for text in (None, "x", "{}", json.dumps(model.config.to_json() | {"surprise": 1})):
+        path = rewritten(tmp_path / "m.gguf", model, miudo__config=text)
+        with pytest.raises(ModelFileError, match=r"miudo\.config"):
+            open_model(path)
+
+
+def test_tensors_that_are_missing_or_unknown_are_all_named(
+    make_model: Make, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model())
+    container = read_container(tmp_path / "m.gguf")
+    tensors = dict(container.tensors)
+    del tensors["output_norm.weight"]
+    # Holds the factors of a scaled rotation: to ignore it would be to compute something else.
+    tensors["rope_freqs.weight"] = StoredTensor.from_f32(np.ones(4, dtype="<f4"))
+    keys = {k: v for k, v in container.keys.items() if isinstance(v, str | int | float)}
+    with (tmp_path / "x.gguf").open("wb") as file:
+        write_container(file, keys, list(tensors.items()))
+    with pytest.raises(ModelFileError) as caught:
+        open_model(tmp_path / "x.gguf")
+    assert "output_norm.weight is missing; rope_freqs.weight is unknown" in str(caught.value)
+
+
+def test_a_model_that_cannot_be_written_leaves_no_file(make_model: Make, tmp_path: Path) -> None:
+    model = make_model()
+    bad = np.ones(32, dtype="<f4")
+    bad[3] = np.nan
+    weights = {**model.weights, "norm.weight": StoredTensor.from_f32(bad)}
+    broken = dataclasses.replace(model, weights=weights)
+    small = dataclasses.replace(model, config=ModelConfig.uniform(
+        n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64, vocab_size=10, max_positions=24
+    ))  # fmt: skip
+    for unwritable in (broken, small):
+        with pytest.raises(ModelFileError):
+            write_gguf(tmp_path / "m.gguf", unwritable, dtype=DType.Q8_0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_larger_than_the_model(
+    make_model: Make, make_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    vocab = {f"w{i}": i for i in range(41)}
+    data = make_tokenizer(model={"type": "BPE", "vocab": vocab, "merges": []}, added_tokens=[])
+    with pytest.raises(ModelFileError, match="id 40, the model 40 rows"):
+        write_gguf(tmp_path / "m.gguf", dataclasses.replace(make_model(), tokenizer_json=data))
+
+
+def test_no_space_left_leaves_no_file(make_model: Make, tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(ResourceError):
+            write_gguf(tmp_path / "m.gguf", make_model())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_content_is_named_for_what_it_is(tmp_path: Path) -> None:
+    for content, word in ((b"PK\x03\x04", "zip"), (b"\x80\x04\x95", "pickle"), (b"", "no model")):
+        (tmp_path / "model.gguf").write_bytes(content)
+        with pytest.raises(ModelFileError, match=word):
+            open_model(tmp_path / "model.gguf")
