@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from miudo.cli.counter import Counter
 from miudo.cli.options import emit, verb
 
 __all__ = ["compare", "evaluate"]
@@ -62,7 +63,15 @@ def evaluate(  # noqa: PLR0913 - one parameter an option
     path = _path(model)
     loaded = load_model(path, engine=engine, threads=threads, activations=activations)  # type: ignore[arg-type]
     documents = read_texts(data, max_bytes=max_bytes)
-    found = perplexity(loaded.engine, loaded.tokenizer, documents, context=context, stride=stride)
+    with Counter("tokens") as counter:
+        found = perplexity(
+            loaded.engine,
+            loaded.tokenizer,
+            documents,
+            context=context,
+            stride=stride,
+            progress=counter.show,
+        )
     start = "none" if found.start is None else f"id {found.start}"
     text = (
         f"perplexity     {found.ppl:.4f} ± {found.ppl_error:.4f} (one standard error)\n"
