@@ -19,10 +19,10 @@ from miudo.errors import ConfigError, ModelFileError
 from miudo.families import by_gguf, for_gguf
 from miudo.families.family import Family, Source, sources
 from miudo.files import atomic_write
-from miudo.formats.gguf_reader import ArrayAt, Container, read_container
+from miudo.formats.gguf_reader import INT32, Container, read_container
 from miudo.formats.gguf_tokenizer import (
-    check_agreement,
-    rebuilt,
+    WHOLE_TOKENIZER,
+    read_tokenizer,
     special_keys,
     tokenizer_keys,
 )
@@ -46,9 +46,7 @@ __all__ = ["GgufReport", "read_gguf", "write_gguf"]
 # What no family's keys can say is written under this name, so that other readers refuse it.
 _OWN = "miudo"
 _SCHEMA = 1
-_WHOLE_TOKENIZER = "tokenizer.huggingface.json"
 _FILE_TYPES = {DType.F32: 0, DType.F16: 1, DType.Q8_0: 7, DType.BF16: 32}
-_INT32, _FLOAT32 = 5, 6  # the format's numbers of element types
 # Keys of an architecture that change nothing that its other keys do not say.
 _KNOWN_KEYS = frozenset({
     "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size",
@@ -179,7 +177,7 @@ def _keys(
     keys |= special_keys(config)
     if model.tokenizer_json is not None:
         keys |= tokenizer_keys(model.tokenizer_json, config)
-        keys[_WHOLE_TOKENIZER] = model.tokenizer_json.decode()
+        keys[WHOLE_TOKENIZER] = model.tokenizer_json.decode()
     else:
         keys["tokenizer.ggml.model"] = "none"
     if model.chat_template is not None:
@@ -194,7 +192,7 @@ def read_gguf(path: Path) -> ModelFile:
     disagree, two tokenizers that disagree.
     """
     container = read_container(path)
-    architecture = _text_key(container, "general.architecture")
+    architecture = container.text("general.architecture")
     if architecture is None:
         raise ModelFileError("is missing", where=f"{path}: general.architecture")
     try:
@@ -213,8 +211,8 @@ def read_gguf(path: Path) -> ModelFile:
     return ModelFile(
         config=config,
         weights=weights,
-        tokenizer_json=_tokenizer(container, config),
-        chat_template=_text_key(container, "tokenizer.chat_template"),
+        tokenizer_json=read_tokenizer(container, config.vocab_size),
+        chat_template=container.text("tokenizer.chat_template"),
         record=_record(container),
         architecture=architecture,
         path=path,
@@ -222,7 +220,7 @@ def read_gguf(path: Path) -> ModelFile:
 
 
 def _own_config(container: Container) -> ModelConfig:
-    text = _text_key(container, "miudo.config")
+    text = container.text("miudo.config")
     if text is None:
         raise ModelFileError("is missing", where="miudo.config")
     try:
@@ -258,7 +256,7 @@ def _common(container: Container) -> dict[str, Any]:
     embed = container.tensors.get("token_embd.weight")
     ends = [keys.get(f"{ids}{name}_token_id") for name in ("eos", "eot", "eom")]
     if "miudo.eos_ids" in keys:
-        ends = container.numbers("miudo.eos_ids", {_INT32}).tolist()
+        ends = container.numbers("miudo.eos_ids", {INT32}).tolist()
     begins = keys.get(ids + "add_bos_token") is not False
     return {
         "vocab_size": 0 if embed is None else embed.shape[0],
@@ -268,45 +266,8 @@ def _common(container: Container) -> dict[str, Any]:
     }
 
 
-def _text_key(container: Container, key: str) -> str | None:
-    value = container.keys.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ModelFileError("is no text", where=f"{container.path}: {key}")
-    return value
-
-
-def _tokenizer(container: Container, config: ModelConfig) -> bytes | None:
-    ids, keys = "tokenizer.ggml.", container.keys
-    whole = _text_key(container, _WHOLE_TOKENIZER)
-    for key, kind in (("scores", _FLOAT32), ("token_type", _INT32)):
-        at = keys.get(ids + key)
-        if at is not None and (
-            not isinstance(at, ArrayAt) or (at.kind, at.count) != (kind, config.vocab_size)
-        ):
-            raise ModelFileError(
-                f"is not {config.vocab_size} values of type {kind}",
-                where=f"{container.path}: {ids}{key}",
-            )
-    if ids + "tokens" not in keys:
-        return None if whole is None else whole.encode()
-    tokens = container.strings(ids + "tokens")
-    if len(tokens) != config.vocab_size:
-        raise ModelFileError(
-            f"has {len(tokens)} tokens, the model {config.vocab_size} rows",
-            where=f"{container.path}: {ids}tokens",
-        )
-    merges = container.strings(ids + "merges") if ids + "merges" in keys else None
-    if whole is not None:
-        check_agreement(whole.encode(), tokens, merges, container.path)
-        return whole.encode()
-    if keys.get(ids + "model") != "gpt2" or merges is None or ids + "token_type" not in keys:
-        return None
-    types = container.numbers(ids + "token_type", {_INT32}).tolist()
-    return rebuilt(keys.get(ids + "pre"), tokens, merges, types)
-
-
 def _record(container: Container) -> Record | None:
-    text = _text_key(container, "miudo.record")
+    text = container.text("miudo.record")
     if text is None:
         return None
     where = f"{container.path}: miudo.record"

@@ -14,9 +14,20 @@ from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
+from miudo.formats.gguf_reader import FLOAT32, INT32, ArrayAt, Container
 from miudo.formats.strict_json import parse_object
 
-__all__ = ["check_agreement", "rebuilt", "special_keys", "tokenizer_keys", "vocabulary"]
+__all__ = [
+    "WHOLE_TOKENIZER",
+    "read_tokenizer",
+    "rebuilt",
+    "special_keys",
+    "tokenizer_keys",
+    "vocabulary",
+]
+
+WHOLE_TOKENIZER = "tokenizer.huggingface.json"
+"""The key under which a tokenizer.json travels whole."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
@@ -58,7 +69,7 @@ def tokenizer_keys(tokenizer_json: bytes, config: ModelConfig) -> dict[str, Any]
     model = parsed.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise ModelFileError("is no BPE, only that is written", where="tokenizer.json: model.type")
-    texts = vocabulary(tokenizer_json)
+    texts = _texts(parsed, "tokenizer.json")
     if texts and max(texts) >= config.vocab_size:
         raise ModelFileError(
             f"has id {max(texts)}, the model {config.vocab_size} rows", where="tokenizer.json"
@@ -91,7 +102,10 @@ def tokenizer_keys(tokenizer_json: bytes, config: ModelConfig) -> dict[str, Any]
 
 def vocabulary(tokenizer_json: bytes, where: object = "tokenizer.json") -> dict[int, str]:
     """Returns id to text, added tokens included. Raises ModelFileError where there is none."""
-    parsed = parse_object(tokenizer_json, where)
+    return _texts(parse_object(tokenizer_json, where), where)
+
+
+def _texts(parsed: Mapping[str, Any], where: object) -> dict[int, str]:
     try:
         vocab, added = parsed["model"]["vocab"], parsed.get("added_tokens") or []
         pairs = (
@@ -164,19 +178,20 @@ def special_keys(config: ModelConfig) -> dict[str, Any]:
     return keys
 
 
-def check_agreement(
+def _check_agreement(
     tokenizer_json: bytes, tokens: Sequence[str], merges: Sequence[str] | None, where: object
 ) -> None:
     """Raises ModelFileError if tokenizer.json and the `tokenizer.ggml` arrays map differently."""
-    where = f"{where}: tokenizer.huggingface.json"
-    texts = vocabulary(tokenizer_json, where)
+    where = f"{where}: {WHOLE_TOKENIZER}"
+    parsed = parse_object(tokenizer_json, where)
+    texts = _texts(parsed, where)
     for i, text in texts.items():
         if not 0 <= i < len(tokens) or tokens[i] != text:
             raise _disagree(f"id {i}", where)
     odd = (i for i, token in enumerate(tokens) if i not in texts and token != f"[PAD{i}]")
     if (extra := next(odd, None)) is not None:
         raise _disagree(f"id {extra}", where)
-    if merges is not None and _merges(json.loads(tokenizer_json)["model"]) != list(merges):
+    if merges is not None and _merges(parsed["model"]) != list(merges):
         raise _disagree("the merges", where)
 
 
@@ -186,6 +201,41 @@ def _disagree(what: str, where: object) -> ModelFileError:
         where=where,
         remedy="Write the file again from its source",
     )
+
+
+def read_tokenizer(container: Container, vocab_size: int) -> bytes | None:
+    """Returns the file's tokenizer.json, rebuilt where another program wrote none, or None.
+
+    Raises ModelFileError for arrays of another type or length than `vocab_size`, and for two
+    tokenizers that disagree.
+    """
+    ids, keys = "tokenizer.ggml.", container.keys
+    whole = container.text(WHOLE_TOKENIZER)
+    for key, kind in (("scores", FLOAT32), ("token_type", INT32)):
+        at = keys.get(ids + key)
+        if at is not None and (
+            not isinstance(at, ArrayAt) or (at.kind, at.count) != (kind, vocab_size)
+        ):
+            raise ModelFileError(
+                f"is not {vocab_size} values of type {kind}",
+                where=f"{container.path}: {ids}{key}",
+            )
+    if ids + "tokens" not in keys:
+        return None if whole is None else whole.encode()
+    tokens = container.strings(ids + "tokens")
+    if len(tokens) != vocab_size:
+        raise ModelFileError(
+            f"has {len(tokens)} tokens, the model {vocab_size} rows",
+            where=f"{container.path}: {ids}tokens",
+        )
+    merges = container.strings(ids + "merges") if ids + "merges" in keys else None
+    if whole is not None:
+        _check_agreement(whole.encode(), tokens, merges, container.path)
+        return whole.encode()
+    if keys.get(ids + "model") != "gpt2" or merges is None or ids + "token_type" not in keys:
+        return None
+    types = container.numbers(ids + "token_type", {INT32}).tolist()
+    return rebuilt(keys.get(ids + "pre"), tokens, merges, types)
 
 
 def rebuilt(

@@ -3,7 +3,7 @@
 For: fused query-key-value matrices, `[in, out]` matrices, GGUF's rotary row order, and layers
 of unequal width made uniform for programs that know only uniform ones.
 Not for: names (`miudo.families`).
-Read next: `miudo.formats.hf`, `miudo.formats.gguf_read`.
+Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 """
 
 from __future__ import annotations
