@@ -56,11 +56,13 @@ def test_text_table_aligns_words_left_and_numbers_right() -> None:
 
 def test_a_page_escapes_everything_it_is_given(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>&'
-    section = Section(evil, [evil], Table([evil], [[evil]], caption=evil), samples=[(evil, evil)])
+    section = Section(
+        evil, [evil], Table([evil], [[evil]], caption=evil), samples=[(evil, evil)], code=evil
+    )
     html_report(evil, [section], tmp_path / "r.html", subtitle=evil)
     parsed = _parsed(tmp_path / "r.html")
     assert "script" not in parsed.tags
-    assert parsed.words.count(evil) == 10
+    assert parsed.words.count(evil) == 11
 
 
 def test_a_page_loads_nothing_and_knows_dark(tmp_path: Path) -> None:

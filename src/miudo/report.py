@@ -33,6 +33,7 @@ __all__ = [
 
 _INK = "#010203"
 """Drawn by matplotlib, replaced by `currentColor`: a plot then follows the page's light or dark."""
+_FEW_POINTS = 12
 _COLOURS = ("#2f81f7", "#e5743b", "#22a06b", "#a371f7", "#d4a72c", "#e0529c")
 
 
@@ -48,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One part of a page: paragraphs, then table, plot, and text shown as it is.
+    """One part of a page: paragraphs, then table, plot, samples (label, text), and `code`.
 
     `svg` must come from `svg_plot`: it alone is not escaped.
     """
@@ -58,6 +59,7 @@ class Section:
     table: Table | None = None
     svg: str | None = None
     samples: Sequence[tuple[str, str]] = ()
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    dashed: bool = False
+    thin: bool = False
 
 
 def text_table(table: Table) -> str:
@@ -139,7 +141,7 @@ def _loss_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> list[Line]:
         ]
         if points:
             x, y = zip(*points, strict=True)
-            lines.append(Line(f"{name} {label}".strip(), x, y, dashed=key == "loss"))
+            lines.append(Line(f"{name} {label}".strip(), x, y, thin=key == "loss"))
     return lines
 
 
@@ -156,9 +158,11 @@ def _figure(lines: Sequence[Line], x: str, y: str) -> Any:
             line.y,
             label=line.label,
             color=_COLOURS[names.index(_base(line.label)) % len(_COLOURS)],
-            linestyle="-",
-            linewidth=0.9 if line.dashed else 1.8,
-            alpha=0.55 if line.dashed else 1.0,
+            linewidth=0.9 if line.thin else 1.8,
+            alpha=0.6 if line.thin else 1.0,
+            # A short run has few points, perhaps one: a line alone would not be seen.
+            marker="o" if len(line.x) <= _FEW_POINTS else None,
+            markersize=3.5,
         )
     axes.set_xlabel(x, color=_INK)
     axes.set_ylabel(y, color=_INK)
@@ -192,6 +196,8 @@ def _section(section: Section) -> str:
         parts.append(f"<figure>{section.svg}</figure>")
     for label, sample in section.samples:
         parts.append(f"<h3>{_text(label)}</h3><blockquote>{_text(sample)}</blockquote>")
+    if section.code:
+        parts.append(f"<pre>{_text(section.code)}</pre>")
     return f"<section>{''.join(parts)}</section>"
 
 
@@ -201,11 +207,11 @@ def _table(table: Table) -> str:
         inside = (f"<{tag}{m}>{_text(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
         return f"<tr>{''.join(inside)}</tr>"
 
-    caption = f"<caption>{_text(table.caption)}</caption>" if table.caption else ""
+    caption = f'<p class="caption">{_text(table.caption)}</p>' if table.caption else ""
     body = "".join(row(cells, "td") for cells in table.rows)
     head = row(table.headers, "th")
-    inside = f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{inside}</div>'
+    inside = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{inside}</div>{caption}'
 
 
 def _text(value: str) -> str:
@@ -237,24 +243,26 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-bottom: .3rem;
   border-bottom: 1px solid var(--line); }
 h3 { font-size: .95rem; margin: 1.25rem 0 .25rem; color: var(--soft); font-weight: 600; }
-p { margin: .5rem 0; max-width: 46rem; }
-.subtitle, caption { color: var(--soft); }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; min-width: 100%; }
-caption { text-align: left; caption-side: bottom; padding-top: .5rem; font-size: .85rem; }
-th, td { padding: .45rem .7rem; text-align: left; border-bottom: 1px solid var(--line);
+p { margin: .5rem 0; max-width: 52rem; }
+.subtitle, .caption { color: var(--soft); }
+.caption { font-size: .85rem; }
+.scroll { overflow-x: auto; margin: 1rem 0 .5rem; }
+table { border-collapse: collapse; font-size: .85rem; min-width: 100%; }
+th, td { padding: .45rem .5rem; text-align: left; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { font-weight: 600; background: var(--band); white-space: normal; vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 tbody tr:hover { background: var(--band); }
 figure { margin: 1rem 0; }
 figure svg { width: 100%; height: auto; max-width: 52rem; }
-blockquote { margin: .25rem 0; padding: .6rem .9rem; background: var(--band);
+pre { margin: 1rem 0; padding: .75rem .9rem; background: var(--band); overflow-x: auto;
+  border-radius: 6px; font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+blockquote { margin: .25rem 0; max-width: 52rem; padding: .6rem .9rem; background: var(--band);
   border-left: 3px solid var(--accent); border-radius: 0 6px 6px 0; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 """

@@ -118,7 +118,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     """Returns the rows as a table for people, with the conditions in its caption."""
     headers = (
         "model", "size", "parameters", "bits/weight", "perplexity", "bits/byte",
-        "KL (nats)", "same top-1", "prompt tok/s", "new tok/s", "peak memory", "energy/token",
+        "KL (nats)", "same top-1", "prompt tok/s", "new tok/s", "peak memory", "energy / token",
     )  # fmt: skip
     cells = [
         (

@@ -92,7 +92,9 @@ def _tree(record: Record, first: str, rest: str) -> Iterator[str]:
 
 def _measurement(m: Measurement) -> str:
     mark = "~" if m.estimate else ""
-    return f"{m.name} {mark}{m.value:,.6g} {m.unit} ({m.method})"
+    value = f"{m.value:,.0f}" if m.value == int(m.value) else f"{m.value:,.6g}"
+    unit = "" if m.unit == "1" else f" {m.unit}"  # a count has no unit
+    return f"{m.name} {mark}{value}{unit} ({m.method})"
 
 
 def _config_lines(config: ModelConfig) -> list[str]:

@@ -35,12 +35,17 @@ def write_report(
     """
     record = open_model(model).record
     metrics = {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()}
+    # What the student minimises holds its teacher's part: no loss on a text to compare with.
+    metrics["student"] = [{**row, "loss": None} for row in metrics["student"]]
     sections = [
         Section("What came out", _summary(rows)),
         Section("Side by side", table=comparison_table(rows)),
         Section(
             "Learning",
-            ["Thick lines: loss on held-out text. Thin lines: loss on the text being learned."],
+            [
+                "Thick lines: loss on held-out text. Thin lines: loss on the text being learned, "
+                "for those that learn from the text alone."
+            ],
             svg=loss_svg(metrics),
         ),
         Section(
@@ -84,6 +89,6 @@ def _summary(rows: Sequence[Row]) -> list[str]:
 
 def _origin(record: Record) -> Section:
     machine = [(name, value) for name, value in record.environment.items()]
-    table = Table(["", "here"], machine, text_columns=frozenset({0, 1}))
-    lineage = [("Newest first", "\n".join(lineage_lines(record)))]
-    return Section("How it came to be", table=table, samples=lineage)
+    table = Table(["made with", ""], machine, text_columns=frozenset({0, 1}))
+    lineage = "\n".join(lineage_lines(record))
+    return Section("How it came to be", table=table, code=lineage)
