@@ -40,7 +40,13 @@ def test_the_whole_way_ends_in_a_table_a_page_and_lines_and_goes_on_where_it_sto
     assert names == ["teacher", "student", "student 8-bit", "twin from scratch"]
     assert len(made["samples"]) == 4
     page = (out / "report.html").read_text()
-    for word in ("<svg", "synthetic", "twin from scratch", "How it came to be", "Certa"):
+    for word in (
+        "<svg",
+        "synthetic",
+        "twin from scratch",
+        "How it came to be",
+        "Numa segunda-feira",
+    ):
         assert word in page
     record = open_model(out / "student.gguf").record
     assert record is not None

@@ -18,10 +18,10 @@ from miudo.text.prompt import prompt_ids
 __all__ = ["PROMPTS", "Sample", "write_samples"]
 
 PROMPTS = (
-    ("English story", "One morning", False),
-    ("Portuguese story", "Certa manhã", False),
-    ("English request", "Turn on the light in the kitchen.", True),
-    ("Portuguese request", "Acenda a luz da cozinha.", True),
+    ("English story", "On a Sunday in April, Clara", False),
+    ("Portuguese story", "Numa segunda-feira de dezembro, Clara", False),
+    ("English customer", "Hello, Jasmine here. My blender has not arrived.", True),
+    ("Portuguese customer", "Boa noite, aqui é Hilda. Pedi um quadro, mas veio uma caneca.", True),
 )
 """(label, prompt, whether it goes through the chat template)."""
 
