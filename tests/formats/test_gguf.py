@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from miudo.config import Activation, ModelConfig
-from miudo.errors import ModelFileError, ResourceError
+from miudo.errors import ModelFileError, ResourceError, TokenizerError
 from miudo.formats import ModelFile, open_model
 from miudo.formats.blocks import to_f32
 from miudo.formats.gguf import write_gguf
@@ -390,6 +390,36 @@ def test_a_tokenizer_larger_than_the_model(
     data = make_tokenizer(model={"type": "BPE", "vocab": vocab, "merges": []}, added_tokens=[])
     with pytest.raises(ModelFileError, match="id 40, the model 40 rows"):
         write_gguf(tmp_path / "m.gguf", dataclasses.replace(make_model(), tokenizer_json=data))
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "no model": {"model": None},
+    "a vocabulary with a gap": {"model": {"type": "BPE", "vocab": {"a": 0, "b": 2}}},
+    "merges of numbers": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [1, 2]}},
+    "an unknown token of a list": {"model": {"type": "BPE", "vocab": {"a": 0}, "unk_token": []}},
+    "a vocabulary of a list": {"model": {"type": "BPE", "vocab": [["a", 0]]}},
+    "pieces with probabilities": {"model": {"type": "Unigram", "vocab": [["a", 0.5]]}},
+    "added tokens of text": {"added_tokens": "x"},
+    "an added token without an id": {"added_tokens": [{"content": "x"}]},
+    "no decoder": {"decoder": None},
+}
+
+
+@pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN)
+def test_a_broken_tokenizer_is_refused_and_nothing_is_written(
+    make_model: Make, make_tokenizer: Tokenizer, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    if "model" in changes:
+        changes = {"added_tokens": []} | changes
+    model = dataclasses.replace(make_model(), tokenizer_json=make_tokenizer(**changes))
+    with pytest.raises((ModelFileError, TokenizerError)):
+        write_gguf(tmp_path / "m.gguf", model)
+    assert list(tmp_path.iterdir()) == []
+    for value in (json.dumps(json.loads(make_tokenizer(**changes))), "[]"):
+        path = rewritten(tmp_path / "m.gguf", make_model(), **{"tokenizer.huggingface.json": value})
+        if "decoder" not in changes or value == "[]":  # its vocabulary is the same
+            with pytest.raises(ModelFileError):
+                open_model(path)
 
 
 def test_no_space_left_leaves_no_file(make_model: Make, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Read next: `miudo.formats.gguf`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.formats.gguf_reader import FLOAT32, INT32, ArrayAt, Container
 from miudo.formats.strict_json import parse_object
+from miudo.text.tokenizer_json import TokenizerFacts, parse_tokenizer_json
 
 __all__ = [
     "WHOLE_TOKENIZER",
@@ -29,6 +31,7 @@ __all__ = [
 WHOLE_TOKENIZER = "tokenizer.huggingface.json"
 """The key under which a tokenizer.json travels whole."""
 
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -63,40 +66,35 @@ def tokenizer_keys(tokenizer_json: bytes, config: ModelConfig) -> dict[str, Any]
     """Returns the `tokenizer.ggml.*` keys for `tokenizer_json`; ids without a text are unused.
 
     Words cut in a way that llama.cpp has no name for are marked so that it refuses the file.
-    Raises ModelFileError for a tokenizer that is no BPE, or larger than the model's vocabulary.
+    Raises TokenizerError for a tokenizer that cannot be, ModelFileError for one that is no BPE,
+    or larger than the model's vocabulary.
     """
+    facts = parse_tokenizer_json(tokenizer_json, where="tokenizer.json")
     parsed = parse_object(tokenizer_json, "tokenizer.json")
-    model = parsed.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+    if parsed["model"].get("type", "BPE") != "BPE":
         raise ModelFileError("is no BPE, only that is written", where="tokenizer.json: model.type")
-    texts = _texts(parsed, "tokenizer.json")
-    if texts and max(texts) >= config.vocab_size:
+    extra = config.vocab_size - len(facts.tokens)
+    if extra < 0:
         raise ModelFileError(
-            f"has id {max(texts)}, the model {config.vocab_size} rows", where="tokenizer.json"
+            f"has id {len(facts.tokens) - 1}, the model {config.vocab_size} rows",
+            where="tokenizer.json",
         )
-    added = {t["id"]: bool(t.get("special")) for t in parsed.get("added_tokens") or []}
-    unknown = model["vocab"].get(model.get("unk_token"))
-    fallback = bool(model.get("byte_fallback"))
-    tokens = [texts.get(i, f"[PAD{i}]") for i in range(config.vocab_size)]
-    types = [
-        _type(texts.get(i), added.get(i), unknown=i == unknown, fallback=fallback)
-        for i in range(config.vocab_size)
-    ]
+    padding = [f"[PAD{len(facts.tokens) + i}]" for i in range(extra)]
+    merges = _merges(parsed["model"])
     keys: dict[str, Any] = {
-        "tokenizer.ggml.model": "llama" if fallback else "gpt2",
-        "tokenizer.ggml.pre": "default" if fallback else _word_rule(parsed),
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.model": "gpt2" if facts.byte_level else "llama",
+        "tokenizer.ggml.pre": _word_rule(parsed) if facts.byte_level else "default",
+        "tokenizer.ggml.tokens": [*facts.tokens, *padding],
+        "tokenizer.ggml.token_type": [*_types(facts), *[_UNUSED] * extra],
     }
-    merges = _merges(model)
-    if fallback:
-        keys["tokenizer.ggml.scores"] = _scores(tokens, merges)
-        keys["tokenizer.ggml.add_space_prefix"] = _adds_space(parsed)
-        keys["tokenizer.ggml.remove_extra_whitespaces"] = False
-    else:
+    if facts.byte_level:
         keys["tokenizer.ggml.merges"] = merges
-    if unknown is not None:
-        keys["tokenizer.ggml.unknown_token_id"] = unknown
+    else:
+        keys["tokenizer.ggml.scores"] = _scores([*facts.tokens, *padding], merges)
+        keys["tokenizer.ggml.add_space_prefix"] = facts.adds_space
+        keys["tokenizer.ggml.remove_extra_whitespaces"] = False
+    if facts.unk_id is not None:
+        keys["tokenizer.ggml.unknown_token_id"] = facts.unk_id
     return keys
 
 
@@ -117,19 +115,23 @@ def _texts(parsed: Mapping[str, Any], where: object) -> dict[int, str]:
         raise ModelFileError(f"has no readable vocabulary ({error})", where=where) from error
 
 
-def _type(text: str | None, special: bool | None, *, unknown: bool, fallback: bool) -> int:
-    if text is None:
-        return _UNUSED
-    if unknown:
-        return _UNKNOWN
-    if special is not None:
-        return _CONTROL if special else _USER_DEFINED
-    is_byte = fallback and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-    return _BYTE if is_byte else _NORMAL
+def _types(facts: TokenizerFacts) -> list[int]:
+    types = [_NORMAL] * len(facts.tokens)
+    for i, text in enumerate(facts.tokens):
+        if facts.byte_fallback and _BYTE_TOKEN.fullmatch(text):
+            types[i] = _BYTE
+    for text, i in facts.added.items():
+        types[i] = _CONTROL if text in facts.special else _USER_DEFINED
+    if facts.unk_id is not None:
+        types[facts.unk_id] = _UNKNOWN
+    return types
 
 
 def _merges(model: Mapping[str, Any]) -> list[str]:
-    return [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+    try:
+        return [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+    except TypeError as error:
+        raise ModelFileError("model.merges are no pairs", where="tokenizer.json") from error
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
@@ -138,14 +140,6 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     for i, merge in enumerate(merges):
         rank.setdefault(merge.replace(" ", ""), i)
     return [-float(rank.get(token, len(merges))) for token in tokens]
-
-
-def _adds_space(parsed: Mapping[str, Any]) -> bool:
-    """Whether a space is put before the text: two spellings of the same in tokenizer.json."""
-    normalizer, words = parsed.get("normalizer") or {}, parsed.get("pre_tokenizer") or {}
-    steps = [normalizer, *(normalizer.get("normalizers") or [])]
-    scheme = words.get("prepend_scheme", "never")
-    return any(s.get("type") == "Prepend" for s in steps) or scheme in ("first", "always")
 
 
 def _word_rule(parsed: Mapping[str, Any]) -> str:
