@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from miudo.train.progress import Progress, Silent, StepReport
 from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
+from miudo.train.speed import compiled_blocks, kept_memory, kept_threads, short_attention
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
-from miudo.train.stepper import Stepper, StepResult, Tokens, compiled_blocks
+from miudo.train.stepper import Stepper, StepResult, Tokens
 from miudo.train.timing import decide
 
 __all__ = ["FitResult", "Sampler", "fit"]
@@ -90,11 +91,13 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     with ExitStack() as stack:
         folder = stack.enter_context(locked_run_folder(out))
         stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(kept_memory())
+        stack.enter_context(short_attention(decoder, settings))
         run = _Run(folder, Stepper(decoder, data, settings, loss), held_out, sampler)
         run.progress = progress or Silent()
         start = folder.step_to_resume(resume=resume, step=from_step)
         plan = run.begin() if start is None else run.go_on(start)
-        stack.enter_context(_threads(plan.threads))
+        stack.enter_context(kept_threads(plan.threads))
         request = stack.enter_context(stop_request())
         if plan.compiled and run.counters.step < plan.steps:
             stack.enter_context(compiled_blocks(decoder))
@@ -277,14 +280,3 @@ def _check(decoder: Decoder, data: Tokens, settings: FitSettings) -> None:
             f"{settings.batch_size}",
             remedy="Give more text, or a smaller --batch-size or --length",
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Sums are cut by thread: another number of them gives other last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,8 +10,6 @@ Shapes: B batch_size, T length.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,10 +25,7 @@ from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
 from miudo.train.settings import FitSettings, Precision
 
-__all__ = ["StepResult", "Stepper", "Tokens", "compiled_blocks"]
-
-_RECOMPILE_LIMIT = 512
-"""Shapes of block one process may compile: every pruned layer may have its own."""
+__all__ = ["StepResult", "Stepper", "Tokens"]
 
 
 class Tokens(Protocol):
@@ -128,27 +123,6 @@ class Stepper:
                 remedy="Pack the text with the model's own tokenizer",
             )
         return torch.from_numpy(ids).to(self.device)
-
-
-@contextmanager
-def compiled_blocks(decoder: Decoder) -> Iterator[None]:
-    """Compiles each block for as long as the `with` lasts.
-
-    One block is compiled and the others, being alike, use its code: seconds, where the whole
-    decoder takes a minute, at the same speed. Table and head stay eager: the compiled table
-    gradient adds in an order that hangs on threads, and a run must resume to the bit.
-    """
-    limits = {"recompile_limit": _RECOMPILE_LIMIT, "accumulated_recompile_limit": 4096}
-    with torch._dynamo.config.patch(limits):
-        for block in decoder.layers:
-            block.compile(dynamic=False)
-        try:
-            yield
-        finally:
-            for block in decoder.layers:
-                # What Module.compile sets; it has no inverse. Left on, every generation step
-                # with a cache would compile again.
-                block._compiled_call_impl = None
 
 
 def _out_of_memory(error: Exception) -> bool:

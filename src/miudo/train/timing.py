@@ -14,7 +14,8 @@ import torch
 
 from miudo.train.plan import Plan, make_plan, wants_compile
 from miudo.train.settings import Compile
-from miudo.train.stepper import Stepper, compiled_blocks
+from miudo.train.speed import compiled_blocks
+from miudo.train.stepper import Stepper
 
 __all__ = ["decide"]
 

@@ -1,0 +1,113 @@
+"""What makes steps fast on a processor; each is a context that is undone when the run ends.
+
+For: compiled blocks, attention of short rows as plain products, memory kept between steps.
+Not for: what a step computes (`miudo.train.stepper`). `docs/log.md` has what each is worth.
+Read next: `miudo.train.loop`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from miudo.decoder.decoder import Decoder
+from miudo.train.settings import FitSettings
+
+__all__ = ["compiled_blocks", "kept_memory", "kept_threads", "short_attention"]
+
+_RECOMPILE_LIMIT = 512
+"""Shapes of block one process may compile: every pruned layer may have its own."""
+
+_SHORT = 512
+_SCORES = 1 << 24
+"""Positions, and attention scores a layer (32 MB of bf16), up to which they are kept whole."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_TRIM_BYTES, _MMAP_BYTES = 64 << 20, 32 << 20
+"""What glibc's own thresholds grow to in a process that has freed large blocks."""
+_KEPT_BYTES = (1 << 31) - 1
+
+
+@contextmanager
+def compiled_blocks(decoder: Decoder) -> Iterator[None]:
+    """Compiles each block for as long as the `with` lasts.
+
+    One block is compiled and the others, being alike, use its code: seconds, where the whole
+    decoder takes a minute, at the same speed. Table and head stay eager: the compiled table
+    gradient adds in an order that hangs on threads, and a run must resume to the bit.
+    """
+    import torch._dynamo.config as dynamo  # takes a second: only where one compiles
+    import torch._functorch.config as functorch
+
+    limits = {"recompile_limit": _RECOMPILE_LIMIT, "accumulated_recompile_limit": 4096}
+    # PyTorch keys this cache by the graph before attention is taken apart: it would give the
+    # code of the other kind of attention (`short_attention`).
+    one_cache = functorch.patch(enable_autograd_cache=False)
+    with dynamo.patch(limits), one_cache:
+        for block in decoder.layers:
+            block.compile(dynamic=False)
+        try:
+            yield
+        finally:
+            for block in decoder.layers:
+                # What Module.compile sets; it has no inverse. Left on, every generation step
+                # with a cache would compile again.
+                block._compiled_call_impl = None
+
+
+@contextmanager
+def short_attention(decoder: Decoder, settings: FitSettings) -> Iterator[None]:
+    """Lets attention over short rows run as plain matrix products, if its scores fit.
+
+    PyTorch's fused kernel for processors saves memory at twice the time of its backward pass.
+    """
+    heads = max(layer.n_heads for layer in decoder.config.layers)
+    scores = settings.batch_size * heads * settings.length**2
+    on_cpu = decoder.embed.weight.device.type == "cpu"
+    if not on_cpu or settings.length > _SHORT or scores > _SCORES:
+        yield
+        return
+    # Named for CUDA, read on every device: without it bf16 would be widened to float32.
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keeps freed memory in the process: each step allocates the same blocks again.
+
+    Otherwise glibc gives large blocks back and the kernel clears their pages anew, step after
+    step. Does nothing where the C library is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def kept_threads(count: int) -> Iterator[None]:
+    """Computes with `count` threads: sums are cut by thread, and so are their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
