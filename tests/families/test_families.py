@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
 from miudo.errors import ModelFileError
 from miudo.families import FAMILIES, by_gguf, by_hf_config, for_config, for_gguf, misfits
-from miudo.families.family import sources
+from miudo.families.family import plain_float, sources
 from miudo.tensors import tensor_table
 
 LLAMA: dict[str, Any] = {
@@ -235,3 +236,21 @@ def test_a_tensor_without_a_place_is_named() -> None:
     config = ModelConfig.uniform(**(SHAPE | {"qk_norm": QkNorm.HEAD}))
     with pytest.raises(ModelFileError, match="q_norm"):
         sources(config, by_gguf("llama").gguf_names)
+
+
+@pytest.mark.parametrize("meant", [1e-5, 1e-6, 10000.0, 500000.0, 3e-7, 0.1, 0.0])
+def test_a_float32_is_the_decimal_that_was_meant(meant: float) -> None:
+    assert plain_float(float(np.float32(meant))) == meant
+
+
+def test_a_float32_keeps_every_bit() -> None:
+    bits = np.random.default_rng(3).integers(0, 0x7F800000, 2000, dtype=np.uint32)
+    for value in bits.view(np.float32):
+        assert np.float32(plain_float(float(value))) == value
+
+
+def test_a_number_that_is_no_float32_is_kept() -> None:
+    assert plain_float(1 / 3) == 1 / 3
+    assert plain_float(1e300) == 1e300
+    with pytest.raises(TypeError):
+        plain_float(True)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from miudo.config import Activation, ModelConfig
 from miudo.errors import ModelFileError
 from miudo.tensors import tensor_table
@@ -223,4 +225,8 @@ def plain_float(value: Any) -> float:
     """
     if not isinstance(value, float | int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.100} is not a number")
-    return float(f"{value:.7g}")
+    given = float(value)
+    with np.errstate(over="ignore"):
+        single = np.float32(given)
+    # numpy prints the fewest digits that read back as the same float32.
+    return float(str(single)) if float(single) == given else given
