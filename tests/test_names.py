@@ -109,3 +109,8 @@ def test_any_text_gives_a_safe_reference_or_a_typed_error(text: str) -> None:
         assert not reference.name.startswith(".")
     else:
         reference.path.exists()  # a path that the system can be asked about
+
+
+def test_a_long_text_is_no_error_of_the_system() -> None:
+    assert parse_reference("word " * 200) == LocalRef(Path("word " * 200))
+    assert isinstance(parse_reference("a" * 90), StoreRef)

@@ -140,10 +140,14 @@ void layer_norm(const float* x, const float* weight, const float* bias, std::siz
 
 void quantize(const float* x, std::size_t k, std::int8_t* quants, float* scales) {
   for (std::size_t g = 0; g < k / kGroup; ++g, x += kGroup, quants += kGroup) {
-    F8 most = set1(0.0f);
-    for (std::size_t i = 0; i < kGroup; i += 8) most = max(abs(load(x + i)), most);
+    F8 most = set1(0.0f), poison = set1(0.0f);
+    for (std::size_t i = 0; i < kGroup; i += 8) {
+      most = max(abs(load(x + i)), most);
+      poison = fma(load(x + i), set1(0.0f), poison);
+    }
     const float scale = max_lanes(most) / 127.0f;
-    scales[g] = scale;
+    // Bytes cannot hold NaN: the scale carries it, or a broken model would give numbers.
+    scales[g] = scale + sum_lanes(poison);
     // A scale of 0 (all zero, or so small that the division underflows) gives zeros.
     const F8 by = set1(scale > 0.0f ? scale : 1.0f);
     for (std::size_t i = 0; i < kGroup; i += 8) {
@@ -159,15 +163,19 @@ double logsumexp(const float* x, std::size_t n) {
   for (std::size_t i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
   constexpr std::size_t kStretch = 512;  // floats hold a short sum, a double the sum of sums
   double total = 0.0;
+  F8 poison = set1(0.0f);  // NaN if any logit is: comparisons and exp8 would hide it
   for (std::size_t start = 0; start < n; start += kStretch) {
     const std::size_t end = start + kStretch < n ? start + kStretch : n;
     F8 lanes = set1(0.0f);
     std::size_t i = start;
-    for (; i + 8 <= end; i += 8) lanes = add(lanes, exp8(sub(load(x + i), set1(top))));
+    for (; i + 8 <= end; i += 8) {
+      lanes = add(lanes, exp8(sub(load(x + i), set1(top))));
+      poison = fma(load(x + i), set1(0.0f), poison);
+    }
     total += static_cast<double>(sum_lanes(lanes));
     for (; i < end; ++i) total += ::exp(static_cast<double>(x[i]) - static_cast<double>(top));
   }
-  return static_cast<double>(top) + ::log(total);
+  return static_cast<double>(top) + ::log(total) + static_cast<double>(sum_lanes(poison));
 }
 
 }  // namespace

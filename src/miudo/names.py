@@ -61,7 +61,7 @@ def parse_reference(text: str) -> ModelRef:
         return LocalRef(Path(text).expanduser())
     name, colon, tag = text.partition(":")
     if _NAME.fullmatch(name) and (not colon or _NAME.fullmatch(tag)):
-        return LocalRef(Path(text)) if Path(text).exists() else StoreRef(name, tag or "latest")
+        return LocalRef(Path(text)) if os.path.exists(text) else StoreRef(name, tag or "latest")
     if len(text) < 4096 and text.strip():
         return LocalRef(Path(text))
     raise _refused(text)

@@ -35,6 +35,7 @@ __all__ = [
     "Want",
     "check_batch",
     "check_ids",
+    "check_top_k",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -264,7 +265,15 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
     """Raises RequestError for no ids, or ids outside the vocabulary."""
     if not len(ids):
         raise RequestError("no ids to take in", remedy="Give at least one id")
+    if not all(isinstance(i, int | np.integer) for i in ids):
+        raise RequestError("ids are no whole numbers", remedy="Give what the tokenizer gave")
     low, high = min(ids), max(ids)
     if low < 0 or high >= config.vocab_size:
         bad = low if low < 0 else high
         raise RequestError(f"id {bad} is outside the vocabulary of {config.vocab_size}")
+
+
+def check_top_k(config: ModelConfig, top_k: int) -> None:
+    """Raises RequestError for a top_k below 0 or above the vocabulary."""
+    if not 0 <= top_k <= config.vocab_size:
+        raise RequestError(f"top_k is {top_k}, allowed 0 to {config.vocab_size}")

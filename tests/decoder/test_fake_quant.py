@@ -22,6 +22,14 @@ def test_rounding_by_hand() -> None:
     assert float(rounded[0, 3:32].abs().max()) == 0.0
 
 
+def test_exact_halves_and_tiny_scales_round_as_the_engine_does() -> None:
+    x = torch.zeros(1, 32)
+    x[0, 0], x[0, 1], x[0, 2] = 889.0, 157.5, 164.5  # scale 7: 22.5 and 23.5 go to even
+    torch.testing.assert_close(round_to_int8(x)[0, :3], torch.tensor([889.0, 154.0, 168.0]))
+    tiny = torch.full((1, 32), 1e-39)  # 1 / scale would overflow
+    assert torch.isfinite(round_to_int8(tiny)).all()
+
+
 def test_every_quantised_matrix_is_rounded_before() -> None:
     matrices = [s.name for s in tensor_table(CONFIG) if s.role not in (Role.NORM, Role.BIAS)]
     ids = torch.arange(32)[None]

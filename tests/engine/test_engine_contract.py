@@ -163,8 +163,22 @@ def test_unknown_and_repeated_conversations_are_refused(engine: Engine) -> None:
 
 
 def test_a_mask_that_forbids_everything_is_refused(engine: Engine) -> None:
+    first, second = engine.open(), engine.open()
+    none = np.zeros(97, dtype=np.bool_)
     with pytest.raises(RequestError, match="no id can be drawn"):
-        engine.step([SeqWork(engine.open(), [1], mask=np.zeros(97, dtype=np.bool_))])
+        engine.step([SeqWork(first, [1]), SeqWork(second, [1], mask=none)])
+    assert (engine.length(first), engine.length(second)) == (0, 0)
+
+
+@pytest.mark.parametrize("top_k", [-1, 98])
+def test_top_k_outside_the_vocabulary_is_refused(engine: Engine, top_k: int) -> None:
+    with pytest.raises(RequestError, match="top_k"):
+        engine.score([1, 2], top_k=top_k)
+
+
+def test_ids_that_are_no_whole_numbers_are_refused(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="whole numbers"):
+        engine.step([SeqWork(engine.open(), [2.7])])  # type: ignore[list-item]
 
 
 def test_all_positions_can_be_used_and_no_more(engine: Engine) -> None:

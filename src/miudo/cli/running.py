@@ -8,6 +8,7 @@ Read next: `miudo.cli.answering`; `miudo.cli.conversing` for the loop on a termi
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,4 +123,4 @@ def _path(model: str | None) -> Path:
 
 
 def _is_prompt(text: str) -> bool:
-    return any(c.isspace() for c in text) and not Path(text[:4000]).exists()
+    return any(c.isspace() for c in text) and not os.path.exists(text)

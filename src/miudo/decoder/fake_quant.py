@@ -2,7 +2,7 @@
 
 For: the decoder that the int8 path must equal, and training that knows of the rounding.
 Not for: weights (`miudo.compress.quantize`).
-Read next: `native/kernels/matmul_inl.h`, the same rule in C++.
+Read next: `native/kernels/vector_inl.h`, the same rule in C++.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def round_to_int8(x: Tensor) -> Tensor:
     """
     groups = x.float().reshape(*x.shape[:-1], -1, GROUP)  # ... D/32 32
     scale = groups.abs().amax(-1, keepdim=True) / 127.0
-    inverse = torch.where(scale > 0, 1.0 / scale, torch.zeros_like(scale))
-    return (torch.round(groups * inverse) * scale).flatten(-2)
+    # Divided, not multiplied by the inverse: on exact halves the two differ.
+    steps = torch.round(groups / torch.where(scale > 0, scale, torch.ones_like(scale)))
+    return (steps.clamp(-127, 127) * scale).flatten(-2)
 
 
 def round_activations(decoder: Decoder, quantised: Collection[str]) -> Decoder:

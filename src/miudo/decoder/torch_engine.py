@@ -19,7 +19,16 @@ from miudo.decoder.attention import Capture
 from miudo.decoder.cache import KVCache
 from miudo.decoder.decoder import Decoder
 from miudo.errors import RequestError
-from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want, check_batch, check_ids
+from miudo.protocol import (
+    FloatArray,
+    Scores,
+    SeqWork,
+    StepOut,
+    Want,
+    check_batch,
+    check_ids,
+    check_top_k,
+)
 from miudo.sampling import log_softmax_at, sample
 
 __all__ = ["TorchEngine"]
@@ -76,12 +85,19 @@ class TorchEngine:
         for work in batch:
             if work.adapter is not None:
                 raise RequestError(f"no adapter named {work.adapter!r} was given to this engine")
-        return [self._step(work) for work in batch]
+        lengths = [self.length(work.conversation) for work in batch]
+        try:
+            return [self._step(work) for work in batch]
+        except BaseException:
+            for work, length in zip(batch, lengths, strict=True):
+                self.truncate(work.conversation, length)
+            raise
 
     @torch.inference_mode()
     def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
         """Scores ids[1:] in chunks, in a conversation of its own."""
         check_ids(self.config, ids)
+        check_top_k(self.config, top_k)
         if len(ids) > self.config.max_positions:
             raise RequestError(f"{len(ids)} ids, the model has {self.config.max_positions}")
         cache = KVCache(self.config)

@@ -73,7 +73,13 @@ class FakeEngine:
     def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
         """Takes in every item's ids and returns tokens and logits; no insides."""
         check_batch(self._config, {k: len(v) for k, v in self._ids.items()}, batch)
-        return [self._step(work) for work in batch]
+        lengths = [self.length(work.conversation) for work in batch]
+        try:
+            return [self._step(work) for work in batch]
+        except BaseException:
+            for work, length in zip(batch, lengths, strict=True):
+                self.truncate(work.conversation, length)
+            raise
 
     def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
         """Scores ids[1:]; raises RequestError for top_k, which it does not keep."""

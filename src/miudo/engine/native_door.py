@@ -86,7 +86,10 @@ def _raise(error: RuntimeError) -> NoReturn:
 def id_array(config: ModelConfig, ids: Sequence[int]) -> _IntArray:
     """Returns `ids` [T]. Raises RequestError for none, or one outside the vocabulary."""
     try:
-        wide = np.asarray(ids, dtype=np.int64).reshape(-1)
+        given = np.asarray(ids)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise TypeError(f"{given.dtype} given")
+        wide = given.astype(np.int64).reshape(-1)
     except (OverflowError, TypeError, ValueError) as error:
         raise RequestError(f"ids are no whole numbers ({error})") from error
     if not wide.size:

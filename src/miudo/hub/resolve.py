@@ -7,6 +7,7 @@ Read next: `miudo.names`, `miudo.formats`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from miudo.errors import MissingError
@@ -20,7 +21,7 @@ _EMBEDDED = Path(__file__).parent / "embedded"
 def resolve(reference: ModelRef) -> Path:
     """Returns the path of the model. Raises MissingError saying what to do if there is none."""
     if isinstance(reference, LocalRef):
-        if not reference.path.exists():
+        if not os.path.exists(reference.path):  # a name too long is no error here
             raise MissingError("no such file or folder", where=reference.path, remedy=_CURE)
         return reference.path
     if isinstance(reference, HubRef):

@@ -86,7 +86,7 @@ def mean_loss(
     rows = max(1, chunk_logits // weight.shape[0])
     with torch.autocast(kind, enabled=False):
         loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, targets, rows, gradient or chunk_gradient
+            hidden, weight, targets, rows, gradient or chunk_gradient, torch.is_grad_enabled()
         )
     return loss
 
@@ -128,8 +128,9 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         rows: int,
         gradient_of: ChunkGradient,
+        gradients: bool,  # needs_input_grad is True even under no_grad
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
+        wanted = gradients
         cast = weight.to(hidden.dtype)  # V D
         of_hidden = torch.empty_like(hidden) if wanted else None  # N D
         of_weight = torch.zeros_like(weight) if wanted else None  # V D
@@ -151,4 +152,4 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
         factor = outer[0] / ctx.count
-        return of_hidden * factor, of_weight * factor, None, None, None
+        return of_hidden * factor, of_weight * factor, None, None, None, None
