@@ -12,7 +12,7 @@ import pytest
 
 from miudo.config import ModelConfig, Position
 from miudo.data.pipeline import PrepareSettings
-from miudo.errors import CheckpointError, ConfigError, MissingError, UsageError
+from miudo.errors import CheckpointError, ConfigError, MissingError, TrainingError, UsageError
 from miudo.files import sha256_file
 from miudo.formats import open_model
 from miudo.presets import load_preset
@@ -20,6 +20,7 @@ from miudo.records import Record
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.pretrain import TrainJob, resume, train
 from miudo.train.progress import Silent
+from miudo.train.run_folder import locked_run_folder
 
 TEXTS = [
     f"The {a} {b} went to the {c} and saw a {d} there.\n"
@@ -105,7 +106,7 @@ def test_a_preset_sets_the_vocabulary(done: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_started_twice(done: Path) -> None:
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="holds a run, saved"):
         train(job(done / "text.jsonl", done / "out"))
 
 
@@ -114,6 +115,51 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
         resume(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": 9}')
     with pytest.raises(CheckpointError, match="schema 9"):
+        resume(tmp_path)
+
+
+def test_a_second_trainer_leaves_the_first_ones_files(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    (out / "data" / "manifest.json").write_text("of the first")
+    (out / "run.json").write_text("of the first")
+    with locked_run_folder(out):
+        with pytest.raises(TrainingError, match="another run trains"):
+            train(job(done / "text.jsonl", out))
+        with pytest.raises(TrainingError, match="another run trains"):
+            resume(out)
+    assert (out / "run.json").read_text() == "of the first"
+    assert [path.name for path in (out / "data").iterdir()] == ["manifest.json"]
+    assert (out / "data" / "manifest.json").read_text() == "of the first"
+
+
+def test_a_model_that_lies_there_is_not_replaced(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "out" / "model", tmp_path / "model")
+    with pytest.raises(UsageError, match="holds a model already"):
+        train(job(done / "text.jsonl", tmp_path))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, TypeError])
+def test_a_fault_of_training_is_not_blamed_on_the_runs_file(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    shutil.copytree(done / "out", tmp_path / "out")
+
+    def fault(*_: Any, **__: Any) -> None:
+        raise error("a fault")
+
+    monkeypatch.setattr("miudo.train.pretrain.fit", fault)
+    with pytest.raises(error, match="a fault"):
+        resume(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"schema": 1}', '{"schema": 1, "data": 3}', "[" * 9999]
+)
+def test_a_damaged_runs_file_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(CheckpointError, match="cannot be read"):
         resume(tmp_path)
 
 

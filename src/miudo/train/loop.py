@@ -30,7 +30,7 @@ from miudo.train.progress import Progress, Silent, StepReport
 from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
-from miudo.train.speed import compiled_blocks, kept_memory, kept_threads, short_attention
+from miudo.train.speed import compiled_steps, kept_memory, kept_threads, short_attention
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
 from miudo.train.stepper import Stepper, StepResult, Tokens
 from miudo.train.timing import decide
@@ -68,7 +68,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     decoder: Decoder,
     data: Tokens,
     settings: FitSettings,
-    out: Path,
+    out: Path | RunFolder,
     *,
     loss: Loss = cross_entropy,
     held_out: Tokens | None = None,
@@ -78,6 +78,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     from_step: int | None = None,
 ) -> FitResult:
     """Trains `decoder` in place, writing checkpoints, metrics and a loss plot into `out`.
+
+    A RunFolder is one whose lock the caller holds already.
 
     With `resume` it goes on from the newest checkpoint (or `from_step`) and ends with the
     same weights as a run that was never broken; a run that had ended returns at once.
@@ -89,7 +91,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     """
     _check(decoder, data, settings)
     with ExitStack() as stack:
-        folder = stack.enter_context(locked_run_folder(out))
+        folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(kept_memory())
         stack.enter_context(short_attention(decoder, settings))
@@ -99,9 +101,9 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
         plan = run.begin() if start is None else run.go_on(start)
         stack.enter_context(kept_threads(plan.threads))
         request = stack.enter_context(stop_request())
-        if plan.compiled and run.counters.step < plan.steps:
-            stack.enter_context(compiled_blocks(decoder))
         decoder.train()
+        if plan.compiled and run.counters.step < plan.steps:
+            stack.enter_context(compiled_steps(run.stepper, plan))
         run.take_steps(plan, request)
         return run.end(plan)
 

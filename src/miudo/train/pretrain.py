@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
@@ -25,7 +25,7 @@ from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.generate import GenerateSettings, generate
-from miudo.errors import CheckpointError, ConfigError, MissingError, UsageError
+from miudo.errors import CheckpointError, ConfigError, MissingError
 from miudo.families import for_config
 from miudo.families.family import Family
 from miudo.files import open_regular, sha256_file, write_json
@@ -38,9 +38,9 @@ from miudo.protocol import SamplingSettings
 from miudo.records import Artefact, Measurement, Record
 from miudo.tensors import parameter_count
 from miudo.text.tokenizer import TextTokenizer
-from miudo.train.checkpoint import checkpoint_steps
 from miudo.train.loop import FitResult, Sampler, fit
 from miudo.train.progress import Progress, Silent
+from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 
 __all__ = ["SCHEMA", "Pretrained", "TrainJob", "config_for", "resume", "sample_writer", "train"]
@@ -79,6 +79,32 @@ class Pretrained:
     record: Record
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What run.json holds, parsed."""
+
+    data: Path
+    data_sha256: str
+    shape: str | None
+    config: ModelConfig
+    settings: FitSettings
+    chat_template: str | None
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Raises the errors of wrong kinds and values for what is no order."""
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"schema {values['schema']}, this miudo reads {SCHEMA}")
+        return cls(
+            data=Path(values["data"]),
+            data_sha256=values["data_sha256"],
+            shape=values["shape"],
+            config=ModelConfig.from_json(values["config"]),
+            settings=FitSettings.from_json(values["settings"]),
+            chat_template=values["chat_template"],
+        )
+
+
 def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
     """Trains a new model and writes it into `job.out`.
 
@@ -86,22 +112,22 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
     ConfigError for a shape that no known file format can hold.
     """
     progress = progress or Silent()
-    _refuse_run(job.out)
-    data = _data(job, progress)
-    config = config_for(job.shape, data)
-    _family(config)  # now, not after hours of training
-    order = {
-        "schema": SCHEMA,
-        "data": str(data.folder.resolve()),
-        "data_sha256": sha256_file(data.folder / MANIFEST_FILE),
-        "shape": job.shape if isinstance(job.shape, str) else None,
-        "config": config.to_json(),
-        "settings": job.settings.to_json(),
-        "chat_template": job.chat_template,
-    }
-    job.out.mkdir(parents=True, exist_ok=True)
-    write_json(job.out / _RUN_FILE, order)
-    return _run(job.out, order, progress, going_on=False)
+    # Now, not after hours of packing and training.
+    _family(load_preset(job.shape) if isinstance(job.shape, str) else job.shape)
+    with locked_run_folder(job.out) as folder:
+        folder.check_free()
+        data = _data(job, progress)
+        order = {
+            "schema": SCHEMA,
+            "data": str(data.folder.resolve()),
+            "data_sha256": sha256_file(data.folder / MANIFEST_FILE),
+            "shape": job.shape if isinstance(job.shape, str) else None,
+            "config": config_for(job.shape, data).to_json(),
+            "settings": job.settings.to_json(),
+            "chat_template": job.chat_template,
+        }
+        write_json(job.out / _RUN_FILE, order)
+        return _run(folder, _Order.read(order), progress, going_on=False)
 
 
 def resume(
@@ -114,15 +140,14 @@ def resume(
     path = out / _RUN_FILE
     if not path.exists():
         raise MissingError("holds no run", where=out, remedy="Start one without --resume")
-    with open_regular(path, CheckpointError) as file:
-        text = file.read(LIMITS.json_bytes)
-    try:
-        order = json.loads(text)
-        if order["schema"] != SCHEMA:
-            raise ValueError(f"schema {order['schema']}, this miudo reads {SCHEMA}")
-        return _run(out, order, progress or Silent(), going_on=True, from_step=from_step)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot be read ({error})", where=path) from error
+    with locked_run_folder(out) as folder:
+        with open_regular(path, CheckpointError) as file:
+            text = file.read(LIMITS.json_bytes)
+        try:
+            order = _Order.read(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"cannot be read ({error})", where=path) from error
+        return _run(folder, order, progress or Silent(), going_on=True, from_step=from_step)
 
 
 def config_for(shape: str | ModelConfig, data: DataSet) -> ModelConfig:
@@ -153,14 +178,6 @@ def sample_writer(tokenizer: TextTokenizer, seed: int, end_id: int) -> Sampler:
     return write
 
 
-def _refuse_run(out: Path) -> None:
-    """Before hours of packing, not after."""
-    if checkpoint_steps(out / "checkpoints"):
-        raise UsageError(
-            "holds a run already", where=out, remedy="Go on with --resume, or choose another folder"
-        )
-
-
 def _data(job: TrainJob, progress: Progress) -> DataSet:
     if len(job.inputs) == 1 and (Path(job.inputs[0]) / MANIFEST_FILE).is_file():
         data = DataSet.open(Path(job.inputs[0]))
@@ -185,16 +202,15 @@ def _data(job: TrainJob, progress: Progress) -> DataSet:
 
 
 def _run(
-    out: Path,
-    order: dict[str, Any],
+    folder: RunFolder,
+    order: _Order,
     progress: Progress,
     *,
     going_on: bool,
     from_step: int | None = None,
 ) -> Pretrained:
-    settings = FitSettings.from_json(order["settings"])
-    config = ModelConfig.from_json(order["config"])
-    data = DataSet.open(Path(order["data"]))
+    out, settings, config = folder.path, order.settings, order.config
+    data = DataSet.open(order.data)
     tokenizer = data.tokenizer()
     decoder = Decoder(config)
     decoder.initialise(settings.seed)
@@ -203,7 +219,7 @@ def _run(
             decoder,
             data.open_split("train"),
             settings,
-            out,
+            folder,
             held_out=_held_out(data, settings),
             progress=progress,
             sampler=sample_writer(tokenizer, settings.seed, data.end_id),
@@ -215,7 +231,7 @@ def _run(
         config=config,
         weights=decoder.to_weights(),
         tokenizer_json=tokenizer.to_json(),
-        chat_template=order["chat_template"],
+        chat_template=order.chat_template,
         record=record,
         architecture=_family(config).architectures[0],
         path=None,
@@ -243,13 +259,12 @@ def _held_out(data: DataSet, settings: FitSettings) -> PackedTokens | None:
 
 def _record(
     out: Path,
-    order: dict[str, Any],
+    order: _Order,
     data: DataSet,
     result: FitResult,
     metered: Sequence[Measurement],
 ) -> Record:
-    settings = FitSettings.from_json(order["settings"])
-    config = ModelConfig.from_json(order["config"])
+    settings, config = order.settings, order.config
     parent = Record.read(data.folder)
     counted = {
         "parameters": parameter_count(config),
@@ -271,9 +286,9 @@ def _record(
     return Record(
         verb="train",
         name=out.name,
-        settings={**order["settings"], "shape": order["shape"], "plan": plan},
+        settings={**settings.to_json(), "shape": order.shape, "plan": plan},
         seed=settings.seed,
-        inputs=(Artefact("data", str(data.folder), order["data_sha256"]),),
+        inputs=(Artefact("data", str(data.folder), order.data_sha256),),
         measurements=(*found, *metered),
         parents=() if parent is None else (parent,),
         notes=("synthetic text: written by a program, not by people",)

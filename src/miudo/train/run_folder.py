@@ -75,6 +75,16 @@ class RunFolder:
             )
         return step if step is not None else steps[-1] if steps else None
 
+    def check_free(self) -> None:
+        """Raises UsageError where a run or a model lies already."""
+        self.step_to_resume(resume=False)
+        if (self.path / "model").exists():
+            raise UsageError(
+                "holds a model already",
+                where=self.path,
+                remedy="Choose another folder, or delete the model",
+            )
+
     def check_room(self, checkpoint_bytes: int, keep: int) -> None:
         """Raises ResourceError if the disk is read-only, or too full for `keep` checkpoints.
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from miudo.decoder.decoder import Decoder
+from miudo.train.plan import Plan
 from miudo.train.settings import FitSettings
+from miudo.train.stepper import Stepper
 
-__all__ = ["compiled_blocks", "kept_memory", "kept_threads", "short_attention"]
+__all__ = ["compiled_blocks", "compiled_steps", "kept_memory", "kept_threads", "short_attention"]
 
 _RECOMPILE_LIMIT = 512
 """Shapes of block one process may compile: every pruned layer may have its own."""
@@ -57,6 +59,26 @@ def compiled_blocks(decoder: Decoder) -> Iterator[None]:
                 # What Module.compile sets; it has no inverse. Left on, every generation step
                 # with a cache would compile again.
                 block._compiled_call_impl = None
+
+
+@contextmanager
+def compiled_steps(stepper: Stepper, plan: Plan) -> Iterator[None]:
+    """Compiles what `stepper` runs, by one step that is rehearsed and not taken.
+
+    A run killed while it compiled leaves half a file in PyTorch's cache, on which the next one
+    would fail for ever: this sitting then compiles into a new cache of its own.
+    """
+    from torch._inductor.exc import InductorError
+    from torch._inductor.utils import fresh_cache
+
+    with compiled_blocks(stepper.decoder), ExitStack() as stack:
+        try:
+            stepper.rehearse(plan)
+        except InductorError:
+            torch._dynamo.reset()
+            stack.enter_context(fresh_cache())
+            stepper.rehearse(plan)
+        yield
 
 
 @contextmanager

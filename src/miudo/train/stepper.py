@@ -96,6 +96,15 @@ class Stepper:
             )
         return StepResult(value, norm, applied=True, parts=parts)
 
+    def rehearse(self, plan: Plan) -> None:
+        """Computes the first step's gradients and forgets them, so that all is compiled."""
+        random = torch.get_rng_state()
+        try:
+            self._gradients(0, plan)
+        finally:
+            torch.set_rng_state(random)
+            self.optimizers.forget_gradients()
+
     def _gradients(self, step: int, plan: Plan) -> tuple[float, dict[str, float]]:
         count = self.settings.accumulate
         loss = compiled(self.loss) if plan.compiled else self.loss

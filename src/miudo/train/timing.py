@@ -14,7 +14,7 @@ import torch
 
 from miudo.train.plan import Plan, make_plan, wants_compile
 from miudo.train.settings import Compile
-from miudo.train.speed import compiled_blocks
+from miudo.train.speed import compiled_steps
 from miudo.train.stepper import Stepper
 
 __all__ = ["decide"]
@@ -60,7 +60,7 @@ def _seconds_a_step(stepper: Stepper, *, compiled: bool) -> float:
     plan = make_plan(stepper.settings, steps=_PLAN_STEPS, compiled=compiled)
     with ExitStack() as stack:
         if compiled:
-            stack.enter_context(compiled_blocks(stepper.decoder))
+            stack.enter_context(compiled_steps(stepper, plan))
         for step in range(_WARM):
             stepper.take(step, plan)
         started = time.perf_counter()
