@@ -109,6 +109,39 @@ def test_rows_that_are_no_whole_blocks_stay_f16(make_model: Make, tmp_path: Path
     assert {report.dtypes[name] for name in report.fallbacks} == {DType.F16}
 
 
+@pytest.mark.parametrize("dtype", [DType.Q8_0, DType.F16])
+def test_values_beyond_float16_stay_f32(make_model: Make, tmp_path: Path, dtype: DType) -> None:
+    # 127 float16 scales reach 1e6, but nothing of the rest of such a block would be left.
+    model, name = make_model(), "layers.1.mlp.up.weight"
+    values = to_f32(model.weights[name]).copy()
+    values[3, 4] = -1e6
+    weights = {**model.weights, name: StoredTensor.from_f32(values)}
+    model = dataclasses.replace(model, weights=weights)
+    report = write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
+    assert report.fallbacks == (name,)
+    assert report.dtypes[name] is DType.F32
+    np.testing.assert_array_equal(to_f32(open_model(tmp_path / "m.gguf").weights[name]), values)
+
+
+def test_large_eight_bit_values_are_kept_as_they_are_and_never_made_infinite(
+    make_model: Make, tmp_path: Path, assert_same_weights: Same
+) -> None:
+    model = make_model()
+    write_gguf(tmp_path / "one.gguf", model, dtype=DType.Q8_0)
+    first = open_model(tmp_path / "one.gguf")
+    name = "layers.1.mlp.up.weight"
+    data = first.weights[name].data.copy()
+    data[:2] = np.array([1000], dtype="<f2").view(np.uint8)  # a scale: values up to 127,000
+    weights = {**first.weights, name: dataclasses.replace(first.weights[name], data=data)}
+    first = dataclasses.replace(first, weights=weights)
+    write_gguf(tmp_path / "two.gguf", first)
+    assert_same_weights(open_model(tmp_path / "two.gguf"), first)
+    report = write_gguf(tmp_path / "three.gguf", first, dtype=DType.F16)
+    assert report.dtypes[name] is DType.F32
+    with pytest.raises(ModelFileError, match="up"):
+        write_folder(tmp_path / "folder", first, dtype=DType.F16)
+
+
 def test_eight_bits_go_through_unchanged(
     make_model: Make, tmp_path: Path, assert_same_weights: Same
 ) -> None:

@@ -27,7 +27,14 @@ from miudo.formats.gguf_tokenizer import (
     tokenizer_keys,
 )
 from miudo.formats.gguf_writer import write_container
-from miudo.formats.layout import canonical_weights, converted, join, pad_to_uniform, pair_rows
+from miudo.formats.layout import (
+    canonical_weights,
+    converted,
+    join,
+    pad_to_uniform,
+    pair_rows,
+    stored_dtype,
+)
 from miudo.formats.model_file import ModelFile
 from miudo.formats.strict_json import parse_object
 from miudo.records import Record
@@ -35,7 +42,6 @@ from miudo.tensors import (
     DType,
     Role,
     StoredTensor,
-    TensorSpec,
     Weights,
     check_weights,
     tensor_table,
@@ -78,7 +84,8 @@ def write_gguf(
     """Writes `model` as one GGUF file, atomically, and reports which tensor got which type.
 
     Without `dtype` every tensor keeps the type it has. Norms and biases are F32; a matrix
-    whose rows do not fit the blocks of `dtype`, or that tolerates no such type, becomes F16.
+    whose rows do not fit the blocks of `dtype`, or that tolerates no such type, becomes F16,
+    one with values beyond float16's range F32.
     Raises ModelFileError for values that are not finite.
     """
     check_weights(model.config, model.weights)
@@ -90,7 +97,7 @@ def write_gguf(
         spec.name: converted(
             spec.name,
             weights[spec.name],
-            _stored_type(spec, weights[spec.name].dtype if dtype is None else dtype),
+            stored_dtype(spec, weights[spec.name], dtype or weights[spec.name].dtype)[0],
         )
         for spec in tensor_table(config)
     }
@@ -108,14 +115,6 @@ def write_gguf(
         bits_per_weight=8 * size / sum(prod(t.shape) for t in weights.values()),
         size_bytes=path.stat().st_size,
     )
-
-
-def _stored_type(spec: TensorSpec, wanted: DType) -> DType:
-    if spec.role in (Role.NORM, Role.BIAS):
-        return DType.F32
-    if wanted.block > 1 and not (spec.lowest is wanted and wanted.fits(spec.shape)):
-        return DType.F16
-    return wanted
 
 
 def _matrices(config: ModelConfig) -> list[str]:

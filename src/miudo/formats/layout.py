@@ -18,7 +18,7 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.families.family import Source
 from miudo.formats.blocks import encode, to_f32
-from miudo.tensors import DType, StoredTensor, Weights, tensor_table
+from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
 
 __all__ = [
     "canonical_weights",
@@ -28,10 +28,10 @@ __all__ = [
     "pad_to_uniform",
     "pair_rows",
     "split",
+    "stored_dtype",
 ]
 
-# Q8_0: the scale is a float16, and 127 of them the largest value.
-_LARGEST = {DType.F16: 65504.0, DType.Q8_0: 65504.0 * 127}
+_LARGEST_F16 = 65504.0
 
 
 def canonical_weights(
@@ -66,6 +66,28 @@ def is_finite(tensor: StoredTensor) -> bool:
     return bool(np.isfinite(low) and np.isfinite(high))
 
 
+def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple[DType, str]:
+    """Returns the type in which a file holds a tensor, and why it is not the wanted one.
+
+    The one rule for every writer: norms and biases are F32, rows that `wanted` does not fit or
+    that tolerate no blocks F16, and values beyond float16's range F32.
+    """
+    if spec.lowest is DType.F32:
+        return DType.F32, ""  # norms and biases: few bytes, much harm
+    dtype, why = wanted, ""
+    if wanted.block > 1 and spec.lowest is not wanted:
+        dtype, why = DType.F16, f"a {spec.role} table does not tolerate {wanted}"
+    elif not wanted.fits(spec.shape):
+        dtype = DType.F16
+        why = f"rows of {spec.shape[-1]} are no whole blocks of {wanted.block}"
+    # An F16 tensor would become infinite, and one such value leaves nothing of the rest of its
+    # block. What lies so already is kept: its values are what they are.
+    safe = (tensor.dtype, DType.F32, DType.BF16)
+    if dtype not in safe and _largest(tensor) > _LARGEST_F16:
+        return DType.F32, "it holds values beyond float16's range"
+    return dtype, why
+
+
 def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:
     """Returns `tensor` as `dtype`. Raises ModelFileError for values that it cannot hold."""
     low, high = _range(tensor)
@@ -75,17 +97,22 @@ def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:
         )
     if tensor.dtype is dtype:
         return tensor
-    largest = max(-low, high)
-    if largest > _LARGEST.get(dtype, largest):
+    if dtype is DType.F16 and (largest := _largest(tensor)) > _LARGEST_F16:
         raise ModelFileError(
-            f"holds {largest}, the largest {dtype} is {_LARGEST[dtype]}",
+            f"holds {largest}, the largest {dtype} is {_LARGEST_F16}",
             where=f"tensor {name}",
             remedy="Write the model as F32 or BF16",
         )
     return encode(to_f32(tensor), dtype)
 
 
+def _largest(tensor: StoredTensor) -> float:
+    values = to_f32(tensor)
+    return max(-float(values.min()), float(values.max())) if values.size else 0.0
+
+
 def _range(tensor: StoredTensor) -> tuple[float, float]:
+    """Bounds that are finite if all values are; for Q8_0 those of its scales."""
     if tensor.dtype is DType.Q8_0:  # quants are finite whatever they are; scales may not be
         scales = tensor.data.reshape(-1, tensor.dtype.block_bytes)[:, :2]
         values: npt.NDArray[np.generic] = np.ascontiguousarray(scales).view("<f2")

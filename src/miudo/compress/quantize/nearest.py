@@ -11,18 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from miudo.compress.method import Report, check_finite, describe
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
 from miudo.formats.blocks import encode, to_f32
-from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
+from miudo.formats.layout import stored_dtype
+from miudo.tensors import DType, StoredTensor, Weights, tensor_table
 
 __all__ = ["NearestRounding", "stored_weights"]
-
-_LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class NearestRounding:
         dtypes: dict[str, DType] = {}
         notes = []
         for spec in tensor_table(decoder.config):
-            dtypes[spec.name], why = _choose(spec, weights[spec.name], self.dtype)
+            dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], self.dtype)
             if why:
                 notes.append(f"{spec.name} is {dtypes[spec.name]}: {why}")
         rounded = {
@@ -84,19 +82,3 @@ def stored_weights(decoder: Decoder, report: Report) -> Weights:
         name: encode(to_f32(tensor), dtypes.get(name, DType.F32))
         for name, tensor in decoder.to_weights().items()
     }
-
-
-def _choose(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple[DType, str]:
-    """Returns the type for a tensor, and why it is not the wanted one."""
-    if spec.lowest is DType.F32:
-        return DType.F32, ""  # norms and biases: few bytes, much harm
-    # Scales are float16: beyond its range a block, or an F16 tensor, would become infinite.
-    if wanted is not DType.BF16 and float(np.abs(to_f32(tensor)).max()) > _LARGEST_F16:
-        return DType.F32, "it holds values beyond float16's range"
-    if wanted is not DType.Q8_0:
-        return wanted, ""
-    if spec.lowest is not DType.Q8_0:
-        return DType.F16, f"a {spec.role} table does not tolerate {wanted}"
-    if not wanted.fits(spec.shape):
-        return DType.F16, f"rows of {spec.shape[-1]} are no whole blocks of {wanted.block}"
-    return wanted, ""
