@@ -26,6 +26,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "open_regular",
+    "refuse_inputs",
     "resolve_under",
     "sha256_file",
     "sync_folder",
@@ -113,6 +114,16 @@ def open_regular(path: Path, error: type[MiudoError] = ModelFileError) -> IO[byt
         os.close(descriptor)
         raise error("is not a regular file", where=path, remedy="Name a file")
     return os.fdopen(descriptor, "rb")
+
+
+def refuse_inputs(out: Path, *inputs: Path | None) -> None:
+    """Raises UsageError if writing `out` would replace one of `inputs`, or a folder it is in."""
+    target = out.resolve()
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(target):
+            raise UsageError(
+                "would overwrite what it is made from", where=path, remedy="Give another --out"
+            )
 
 
 def resolve_under(root: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from miudo.errors import UsageError
-from miudo.files import sha256_file
+from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import write_folder
 from miudo.formats.opening import open_model
@@ -44,8 +44,7 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
     if (out.suffix == ".gguf") != (to == "gguf"):
         cure = "a name that ends in .gguf" if to == "gguf" else "a folder's name"
         raise UsageError(f"does not fit --to {to}", where=out, remedy=f"Give {cure}")
-    if out.resolve() == model.resolve():
-        raise UsageError("would overwrite the model itself", where=out, remedy="Give another name")
+    refuse_inputs(out, model)
     if to == "hf" and out.exists() and not (out / "config.json").is_file():
         raise UsageError("is there and holds no model", where=out, remedy="Give another name")
     found = open_model(model)

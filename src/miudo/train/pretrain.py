@@ -291,6 +291,7 @@ def _record(
         inputs=(Artefact("data", str(data.folder), order.data_sha256),),
         measurements=(*found, *metered),
         parents=() if parent is None else (parent,),
+        licence=None if parent is None else parent.licence,
         notes=("synthetic text: written by a program, not by people",)
         if data.manifest["synthetic"]
         else (),
