@@ -20,6 +20,7 @@ from miudo.evaluate.compare import (
     comparison_table,
     size_on_disk,
 )
+from miudo.evaluate.divergence import Divergence, divergence
 from miudo.protocol import Tokenizer
 from miudo.report import text_table
 from miudo.tensors import DType, StoredTensor, parameter_count, tensor_table
@@ -82,6 +83,23 @@ def test_every_model_gets_a_row_and_the_first_is_the_reference(
     assert first.parameters == parameter_count(make_engine().config)
     assert first.bits_per_weight == 32.0
     assert len(said) == 9
+
+
+def test_the_first_model_is_not_measured_against_itself(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs: list[tuple[Any, Any]] = []
+
+    def counted(first: Any, second: Any, ids: Any, **options: Any) -> Divergence:
+        pairs.append((first, second))
+        return divergence(first, second, ids, **options)
+
+    monkeypatch.setattr("miudo.evaluate.compare.divergence", counted)
+    documents = ["abcabcjjjihg", "bca"]
+    first, second = compare([models["first"], models["second"]], documents, CompareSettings())
+    assert len(pairs) == 1
+    assert second.divergence is not None
+    assert first.divergence == Divergence(0.0, 0.0, 1.0, second.divergence.positions)
 
 
 def test_the_table_and_the_json_hold_every_number_with_its_method(models: dict[str, Path]) -> None:

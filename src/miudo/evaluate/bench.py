@@ -4,8 +4,8 @@ For: tokens per second for prompt and generation, as medians of several runs.
 Not for: comparing with other programs (`benchmarks/`), or quality.
 Read next: `miudo.evaluate.compare`, `miudo.meter`.
 
-`python -m miudo.evaluate.bench REQUEST.json` is the child process of `bench_path`: a peak of
-memory belongs to a process, so each model gets one of its own.
+`python -m miudo.evaluate.bench REQUEST`, REQUEST being JSON text, is the child process of
+`bench_path`: a peak of memory belongs to a process, so each model gets one of its own.
 """
 
 from __future__ import annotations

@@ -178,6 +178,8 @@ def _distance(
     if sizes[0] != sizes[1]:
         return None, f"its vocabulary has {sizes[1]} ids, the first model's {sizes[0]}"
     ids = (document_ids(text, model.tokenizer, model.model.config) for text in documents)
+    if model is first:  # itself: two passes over the text would tell nothing
+        return Divergence(0.0, 0.0, 1.0, positions=sum(map(len, ids))), None
     return divergence(first.engine, model.engine, ids, context=context), None
 
 
