@@ -45,9 +45,11 @@ def load_model(
     """
     model = open_model(path)
     if model.tokenizer_json is None:
-        raise TokenizerError(
-            "the model has no tokenizer", where=path, remedy="Put its tokenizer.json beside it"
-        )
+        if path.is_dir():
+            cure = "Put its tokenizer.json into the folder"
+        else:  # nothing beside a .gguf is read
+            cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
+        raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
     tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
     return LoadedModel(path, model, _engine(model, engine, threads, activations), tokenizer)
 
