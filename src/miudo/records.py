@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +21,15 @@ from miudo.errors import ModelFileError
 from miudo.files import open_regular, write_json
 from miudo.limits import LIMITS
 
-__all__ = ["RECORD_FILE", "SCHEMA", "Artefact", "Measurement", "Record", "environment"]
+__all__ = [
+    "RECORD_FILE",
+    "SCHEMA",
+    "Artefact",
+    "Measurement",
+    "Record",
+    "environment",
+    "shared_licence",
+]
 
 SCHEMA = 1
 RECORD_FILE = "record.json"
@@ -138,6 +146,12 @@ def _check_kinds(record: Record) -> None:
     for name, value, kind in kinds:
         if not isinstance(value, kind) and not (kind is float and type(value) is int):
             raise TypeError(f"{name} holds {str(value)[:50]!r}, not a {kind.__name__}")
+
+
+def shared_licence(records: Iterable[Record | None]) -> str | None:
+    """Returns the licence that all `records` state, None where they differ or one has none."""
+    stated = {None if record is None else record.licence for record in records}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def test_the_whole_way_is_recorded(source: Path, tmp_path: Path) -> None:
     record = Record.read(tmp_path / "out")
     assert record is not None
     counted = {m.name: m.value for m in record.measurements}
-    assert (record.verb, record.seed) == ("prepare", 1)
+    assert (record.verb, record.seed, record.name) == ("prepare", 1, "out")
+    assert record.licence is None  # the source states none
     assert (counted["clean.documents"], counted["duplicates.exact"]) == (52, 1)
     assert counted["clean.characters_removed"] == 1
     assert counted["train.tokens"] == data.tokens("train")
@@ -57,6 +59,30 @@ def test_the_tokenizer_learns_nothing_from_held_out_text(tmp_path: Path) -> None
     assert data.tokenizer().fingerprint == expected.fingerprint
 
 
+def test_the_tokenizer_learns_nothing_from_the_one_held_out_of_few(tmp_path: Path) -> None:
+    texts = [f"word{i} " * 30 for i in range(4)]
+    share = 1e-6  # of four documents none falls below it: the lowest is held out
+    lowest = min(texts, key=lambda text: hold_out(text.strip(), 1))
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(t.strip() for t in texts))
+    settings = replace(SETTINGS, pack=PackSettings(held_out=share, seed=1))
+    data = prepare([tmp_path / "a.txt"], tmp_path / "out", settings=settings)
+    assert data.documents("held_out") == 1
+    expected = train_bpe([t.strip() for t in texts if t != lowest], vocab_size=400)
+    assert data.tokenizer().fingerprint == expected.fingerprint
+
+
+def test_no_folder_stands_without_its_record(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Record, "write", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], tmp_path / "out", settings=SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_given_tokenizer_is_used(source: Path, tmp_path: Path) -> None:
     tokenizer = train_bpe(["cats and dogs"], vocab_size=270)
     data = prepare([source], tmp_path / "out", tokenizer=tokenizer, settings=SETTINGS)
@@ -71,6 +97,7 @@ def test_the_sample_stays_labelled_synthetic(tmp_path: Path) -> None:
     assert record is not None
     assert record.notes[0].startswith("synthetic")
     assert [p.verb for p in record.parents] == ["sample"]
+    assert record.licence == record.parents[0].licence == "Apache-2.0"
     ids = data.open_split()._window(0, data.tokens("train") - 1)
     assert {1, 2, 3} & set(ids.tolist())  # chats are framed by special tokens
 

@@ -20,11 +20,11 @@ from miudo.data.packed import MANIFEST_FILE, SCHEMA, TOKENIZER_FILE, DataSet
 from miudo.data.sources import Document
 from miudo.errors import ConfigError, DataError
 from miudo.files import atomic_folder, atomic_write, sha256_file, write_json
-from miudo.records import Artefact
+from miudo.records import Artefact, Record
 from miudo.text.chat import DEFAULT_TEMPLATE, ChatTemplate, encode_chat
 from miudo.text.tokenizer import DEFAULT_SPECIALS, TextTokenizer
 
-__all__ = ["Origin", "PackSettings", "hold_out", "pack"]
+__all__ = ["Origin", "PackSettings", "held_out_limit", "hold_out", "pack"]
 
 # What ends a document where no end token is named: the first of these that the tokenizer has.
 _END_TOKENS = (
@@ -55,10 +55,14 @@ class PackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where documents come from: source files with hashes; whether a program wrote them."""
+    """Where documents come from: source files with hashes; whether a program wrote them.
+
+    `record` makes the folder's record from the finished data; the folder appears with it.
+    """
 
     sources: tuple[Artefact, ...] = ()
     synthetic: bool = False
+    record: Callable[[DataSet], Record] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,25 @@ def hold_out(text: str, seed: int) -> float:
     """
     digest = hashlib.sha256(seed.to_bytes(8, "little") + text.encode()).digest()
     return float(int.from_bytes(digest[:6], "little")) * 2.0**-48
+
+
+def held_out_limit(ranks: Iterable[float], share: float) -> float:
+    """Returns the rank below which documents are held out, so that neither part is empty.
+
+    `ranks` are those of `hold_out`, of all documents. Raises DataError where there is none, or
+    where a share is to be held out of one alone.
+    """
+    known = sorted(set(ranks))
+    if not known:
+        raise DataError("there is no document", remedy="Name files that hold text")
+    if share == 0.0:
+        return 0.0
+    if len(known) < 2:
+        raise DataError(
+            f"{share:.1%} of documents are to be held out, but there is only one",
+            remedy="Part the text into documents (--split), or set held_out to 0",
+        )
+    return known[1] if known[0] >= share else min(share, known[-1])
 
 
 def pack(
@@ -111,9 +134,7 @@ def pack(
         atomic_write(
             spool, lambda f: f.writelines(np.asarray(ids, dtype).tobytes() for ids in encoded)
         )
-        if not items:
-            raise DataError("there is no document", remedy="Name files that hold text")
-        limit = _limit(items, settings)
+        limit = held_out_limit((item.rank for item in items), settings.held_out)
         splits = {}
         for name in ("train", "held_out"):
             wanted = [(i.rank < limit) == (name == "held_out") for i in items]
@@ -134,6 +155,8 @@ def pack(
             "splits": splits,
         }
         write_json(folder / MANIFEST_FILE, manifest)
+        if origin.record is not None:
+            origin.record(DataSet.open(folder)).write(folder)
     return DataSet.open(out)
 
 
@@ -217,21 +240,6 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch.append(document)
             size += len(document.text)
         yield batch
-
-
-def _limit(items: Sequence[_Item], settings: PackSettings) -> float:
-    """Returns the rank below which documents are held out, so that neither part is empty."""
-    ranks = sorted({i.rank for i in items})
-    if settings.held_out == 0.0:
-        return 0.0
-    if len(ranks) < 2:
-        raise DataError(
-            f"{settings.held_out:.1%} of documents are to be held out, but there is only one",
-            remedy="Part the text into documents (--split), or set held_out to 0",
-        )
-    if ranks[0] >= settings.held_out:
-        return ranks[1]
-    return min(settings.held_out, ranks[-1])
 
 
 def _copier(

@@ -1,6 +1,6 @@
 """From files of text to a data folder: read, clean, drop duplicates, train a tokenizer, pack.
 
-For: `miudo data` and the demo; each step is also a function of its own.
+For: `miudo prepare` and the demo; each step is also a function of its own.
 Not for: choosing what to train on.
 Read next: `miudo.data.sources`, then the steps in the order they are called here.
 """
@@ -11,20 +11,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from miudo.data.clean import CleanReport, clean_documents
 from miudo.data.dedupe import DedupeReport, DedupeSettings, drop_duplicates
 from miudo.data.lines import STDIN
-from miudo.data.pack import Origin, PackSettings, hold_out, pack
+from miudo.data.pack import Origin, PackSettings, held_out_limit, hold_out, pack
 from miudo.data.packed import MANIFEST_FILE, TOKENIZER_FILE, DataSet
 from miudo.data.sources import RECORD_SUFFIX, Document, ReadSettings, find_files, read_documents
 from miudo.errors import MissingError
 from miudo.files import open_regular, sha256_file
 from miudo.limits import LIMITS
-from miudo.records import Artefact, Measurement, Record
+from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.text.tokenizer import TextTokenizer, train_bpe
 
 __all__ = ["PrepareSettings", "prepare"]
@@ -74,23 +74,24 @@ def prepare(
     sources = [_artefact(path, documents) for path in files]
     parents = tuple(r for path in files if (r := _record_of(path)) is not None)
     synthetic = bool(parents) and all(r.settings.get("synthetic") is True for r in parents)
-    data = pack(
-        documents,
-        tokenizer,
-        out,
-        settings=settings.pack,
-        origin=Origin(tuple(sources), synthetic and len(parents) == len(files)),
-    )
+
+    def record(data: DataSet) -> Record:
+        counts = _counts(cleaned, doubles, data, time.monotonic() - started)
+        made = _record(data, settings, parents, counts, _notes(doubles, data))
+        licence = shared_licence(parents) if len(parents) == len(files) else None
+        return replace(made, name=out.name, licence=licence)
+
+    origin = Origin(tuple(sources), synthetic and len(parents) == len(files), record)
+    data = pack(documents, tokenizer, out, settings=settings.pack, origin=origin)
     progress(f"{data.tokens('train')} tokens to train on, {data.tokens('held_out')} held out")
-    counts = _counts(cleaned, doubles, data, time.monotonic() - started)
-    _record(data, settings, parents, counts, _notes(doubles, data)).write(out)
     return data
 
 
 def _trained(documents: Sequence[Document], settings: PrepareSettings) -> TextTokenizer:
     """Held-out text must not shape the vocabulary that measures it."""
-    seed, share = settings.pack.seed, settings.pack.held_out
-    seen = [d for d in documents if hold_out(d.text, seed) >= share] or documents
+    ranks = [hold_out(document.text, settings.pack.seed) for document in documents]
+    limit = held_out_limit(ranks, settings.pack.held_out)
+    seen = [d for d, rank in zip(documents, ranks, strict=True) if rank >= limit]
     texts = (part for d in seen for part in ([m.content for m in d.messages] or [d.text]))
     return train_bpe(texts, vocab_size=settings.vocab_size)
 
