@@ -122,7 +122,7 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
             "data": str(data.folder.resolve()),
             "data_sha256": sha256_file(data.folder / MANIFEST_FILE),
             "shape": job.shape if isinstance(job.shape, str) else None,
-            "config": config_for(job.shape, data).to_json(),
+            "config": config_for(job.shape, data, job.settings.length).to_json(),
             "settings": job.settings.to_json(),
             "chat_template": job.chat_template,
         }
@@ -150,13 +150,17 @@ def resume(
         return _run(folder, order, progress or Silent(), going_on=True, from_step=from_step)
 
 
-def config_for(shape: str | ModelConfig, data: DataSet) -> ModelConfig:
-    """Returns the shape with the vocabulary and end token of `data`'s tokenizer."""
+def config_for(shape: str | ModelConfig, data: DataSet, length: int) -> ModelConfig:
+    """Returns the shape with the vocabulary and end token of `data`'s tokenizer.
+
+    Its positions are the `length` of a row: beyond those it would be asked what it never saw.
+    """
     config = load_preset(shape) if isinstance(shape, str) else shape
     tokenizer = data.tokenizer()
     return dataclasses.replace(
         config,
         vocab_size=tokenizer.padded_size(_VOCABULARY_MULTIPLE),
+        max_positions=length,
         bos_id=data.end_id,
         eos_ids=(data.end_id,),
         pad_id=tokenizer.special_ids.get("<|pad|>"),
