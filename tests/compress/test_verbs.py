@@ -17,14 +17,25 @@ from miudo.compress.prune.width import WidthPruning
 from miudo.compress.verbs import run_distill, run_prune, run_quantize, student_config
 from miudo.config import ModelConfig
 from miudo.data.pack import PackSettings
+from miudo.data.packed import DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
-from miudo.errors import CheckFailedError, ConfigError, DataError, TokenizerError, UsageError
+from miudo.errors import (
+    CheckFailedError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    TokenizerError,
+    TrainingError,
+    UsageError,
+)
+from miudo.files import sha256_file
 from miudo.formats import open_model
 from miudo.formats.blocks import to_f32
 from miudo.formats.hf import write_folder
 from miudo.records import Record
 from miudo.tensors import DType, parameter_count
 from miudo.train.pretrain import TrainJob, train
+from miudo.train.run_folder import locked_run_folder
 from miudo.train.settings import FitSettings
 
 SHAPE = ModelConfig.uniform(
@@ -249,6 +260,88 @@ def test_quantize_writes_one_file_with_everything(work: Path, tmp_path: Path) ->
     assert found["weights"] == sum(t.data.nbytes for t in opened.weights.values())
     assert found["weights"] < found["weights_before"] / 3
     assert made.reports[0].bits_per_weight == pytest.approx(found["bits_per_weight"])
+
+
+def test_an_output_that_is_an_input_is_refused(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "teacher", tmp_path / "run" / "model")
+    before = values(tmp_path / "run" / "model")
+    model, out = tmp_path / "run" / "model", tmp_path / "run"
+    small = run_quantize(model, tmp_path / "small.gguf").path
+    content = small.read_bytes()
+    jobs = (
+        lambda: run_distill(replace(distill_job(work, out), teacher=model)),
+        lambda: run_distill(replace(distill_job(work, out), start=model)),
+        lambda: run_prune(replace(prune_job(work, out), model=model), resume=True),
+        lambda: run_quantize(small, tmp_path / "run" / ".." / "small.gguf"),
+    )
+    for job in jobs:
+        with pytest.raises(UsageError, match="would overwrite what it is made from"):
+            job()
+    assert small.read_bytes() == content
+    assert sorted(path.name for path in out.iterdir()) == ["model"]
+    assert all((value == before[name]).all() for name, value in values(model).items())
+
+
+@pytest.mark.parametrize("fit", [None, FIT])
+def test_prune_replaces_no_model_and_no_run(
+    work: Path, tmp_path: Path, fit: FitSettings | None
+) -> None:
+    shutil.copytree(work / "teacher", tmp_path / "model")
+    with pytest.raises(UsageError, match="holds a model already"):
+        run_prune(replace(prune_job(work, tmp_path), fit=fit))
+    with locked_run_folder(tmp_path), pytest.raises(TrainingError, match="another run trains"):
+        run_prune(replace(prune_job(work, tmp_path), fit=fit), resume=True)
+    assert open_model(tmp_path / "model").config.n_layers == 3
+
+
+def test_other_text_is_never_taken_for_the_one_named(work: Path, tmp_path: Path) -> None:
+    texts = [write_text(tmp_path / f"{name}.txt", seed) for seed, name in ((5, "a"), (6, "b"))]
+    out = tmp_path / "out"
+    jobs = [
+        replace(prune_job(work, out), inputs=(str(text),), prepare=PACK, fit=FIT) for text in texts
+    ]
+    broken = replace(jobs[0], methods=(DepthPruning(drop=3),))  # fails after its text is packed
+    with pytest.raises(ConfigError, match="3 blocks"):
+        run_prune(broken)
+    first = DataSet.open(out / "data").manifest["splits"]
+    run_prune(jobs[1])
+    assert DataSet.open(out / "data").manifest["splits"] != first
+    with pytest.raises(UsageError, match="other text"):
+        run_prune(jobs[0], resume=True)
+    texts[1].unlink()  # what was packed is enough to go on
+    assert run_prune(jobs[1], resume=True).fit is not None
+
+
+def test_a_damaged_runs_file_is_told(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"schema": 1,')
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run_prune(prune_job(work, tmp_path), resume=True)
+
+
+def test_lineage_names_every_input_and_carries_the_licence(work: Path, tmp_path: Path) -> None:
+    teacher = open_model(work / "teacher")
+    assert teacher.record is not None
+    for name, licence in (("free", "Apache-2.0"), ("other", "MIT")):
+        record = replace(teacher.record, licence=licence, name=name)
+        write_folder(tmp_path / name, replace(teacher, record=record))
+    begun = replace(
+        distill_job(work, tmp_path / "same"), teacher=tmp_path / "free", start=tmp_path / "free"
+    )
+    record = run_distill(begun).record
+    assert [part.role for part in record.inputs] == ["teacher", "start", "data"]
+    assert record.inputs[2].sha256 == sha256_file(work / "data" / "manifest.json")
+    assert [parent.verb for parent in record.parents] == ["train", "train", "prepare"]
+    assert record.licence == "Apache-2.0"
+    mixed = replace(begun, start=tmp_path / "other", out=tmp_path / "mixed")
+    assert run_distill(mixed).record.licence is None  # whose holds, a person must say
+    pruned = run_prune(replace(prune_job(work, tmp_path / "cut"), model=tmp_path / "other"))
+    assert [part.role for part in pruned.record.inputs] == ["model", "data"]
+    assert pruned.record.licence == "MIT"
+    small = run_quantize(pruned.path, tmp_path / "small.gguf")
+    written = open_model(small.path).record
+    assert written is not None
+    assert written.licence == "MIT"
+    assert b"general.license" in small.path.read_bytes()
 
 
 def test_quantize_needs_a_gguf_name(work: Path, tmp_path: Path) -> None:

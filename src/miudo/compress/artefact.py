@@ -7,7 +7,6 @@ Read next: `miudo.compress.verbs`.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from miudo.data.packed import MANIFEST_FILE, DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, TokenizerError
-from miudo.files import sha256_file
 from miudo.formats import ModelFile, open_model
+from miudo.formats.export import weights_sha256
 from miudo.records import Artefact, Measurement, Record
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.progress import Progress
@@ -59,7 +58,7 @@ def open_decoder(path: Path, role: str) -> Opened:
     """Returns the model at `path`, a folder or a GGUF file. Raises what `open_model` raises."""
     file = open_model(path)
     decoder = Decoder.from_weights(file.config, file.weights)
-    return Opened(file, decoder, Artefact(role, path.name, _weights_sha256(path)))
+    return Opened(file, decoder, Artefact(role, path.name, weights_sha256(path)))
 
 
 def check_same_tokenizer(teacher: Opened, other: TextTokenizer, where: Path) -> None:
@@ -78,15 +77,17 @@ def text_data(
     folder: Path,
     settings: PrepareSettings,
     progress: Progress,
+    *,
+    resume: bool = False,
 ) -> DataSet:
     """Returns `inputs` as packed tokens of the model's tokenizer.
 
-    `inputs` are texts, which are packed into `folder` unless that was done before, or one data
-    folder. Raises ConfigError if it was packed with another tokenizer, and what `prepare`
-    raises.
+    `inputs` are texts, which are packed into `folder`, or one data folder. With `resume` what
+    was packed into `folder` before is taken: `check_order` tells if it is of other text.
+    Raises ConfigError if it was packed with another tokenizer, and what `prepare` raises.
     """
-    given = Path(inputs[0]) if len(inputs) == 1 else folder
-    for found in (given, folder):
+    given = [Path(inputs[0])] if len(inputs) == 1 else []
+    for found in [*given, folder] if resume else given:
         if (found / MANIFEST_FILE).is_file():
             data = DataSet.open(found)
             check_same_tokenizer(model, data.tokenizer(), found)
@@ -106,13 +107,3 @@ def report_measurements(reports: tuple[Report, ...]) -> list[Measurement]:
         ("bits_per_weight", last.bits_per_weight, "bit"),
     ]
     return [Measurement(name, value, unit, "counted") for name, value, unit in counted]
-
-
-def _weights_sha256(path: Path) -> str:
-    """A folder's hash is that of its tensor files' names and hashes."""
-    if not path.is_dir():
-        return sha256_file(path)
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    return digest.hexdigest()

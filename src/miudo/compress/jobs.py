@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from miudo.compress.artefact import Opened
 from miudo.compress.distill.response import ResponseSettings
 from miudo.compress.method import Method, Report
 from miudo.config import ModelConfig
@@ -23,6 +22,7 @@ from miudo.files import open_regular, write_json
 from miudo.limits import LIMITS
 from miudo.records import Record
 from miudo.train.loop import FitResult
+from miudo.train.run_folder import RunFolder
 from miudo.train.settings import FitSettings
 
 __all__ = ["DistillJob", "PruneJob", "Shrunk", "check_order"]
@@ -74,25 +74,29 @@ class Shrunk:
     fit: FitResult | None = None
 
 
-def check_order(
-    out: Path, verb: str, settings: Mapping[str, Any], model: Opened, *, resume: bool
-) -> None:
-    """Writes what is asked for into `out`; where a run is resumed, compares instead.
+def check_order(folder: RunFolder, order: Mapping[str, Any], *, resume: bool) -> None:
+    """Writes what is asked for into the run's folder; where a run is resumed, compares instead.
 
-    Raises UsageError if the run was started with another model or other settings.
+    Raises UsageError if the run was started with another model, text or settings, and
+    CheckpointError if its file is damaged.
     """
-    order = {"schema": 1, "verb": verb, "model": model.artefact.sha256, "settings": settings}
-    path = out / _RUN_FILE
-    if resume and path.exists():
-        with open_regular(path, CheckpointError) as file:
-            text = file.read(LIMITS.json_bytes)
-        if json.loads(text) != json.loads(json.dumps(order)):
-            raise UsageError(
-                "was started with another model or other settings",
-                where=path,
-                remedy="Resume with the same command, or start a new run in another folder",
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "checkpoints").exists():
+    path = folder.path / _RUN_FILE
+    if not resume or not path.exists():
         write_json(path, order)
+        return
+    with open_regular(path, CheckpointError) as file:
+        text = file.read(LIMITS.json_bytes)
+    try:
+        begun = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot be read ({error})",
+            where=path,
+            remedy="Start a new run in another folder",
+        ) from error
+    if begun != json.loads(json.dumps(order)):
+        raise UsageError(
+            "was started with another model, other text or other settings",
+            where=path,
+            remedy="Resume with the same command, or start a new run in another folder",
+        )

@@ -13,7 +13,7 @@ Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,21 @@ from miudo.compress.method import settings_to_json
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
 from miudo.compress.quantize.nearest import NearestRounding, stored_weights
 from miudo.config import ModelConfig
-from miudo.data.packed import DataSet, PackedTokens
+from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, UsageError
+from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import write_folder
 from miudo.formats.model_file import ModelFile
 from miudo.meter import Meter
 from miudo.presets import load_preset
-from miudo.records import Measurement, Record
+from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.tensors import DType, Weights, parameter_count
 from miudo.train.evaluation import held_out_loss
 from miudo.train.loop import FitResult
 from miudo.train.progress import Progress, Silent
+from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 
 __all__ = ["run_distill", "run_prune", "run_quantize", "student_config"]
@@ -60,27 +62,30 @@ def run_distill(
     a run and `resume` is not set, and what `prepare`, `open_model` and `fit` raise.
     """
     progress = progress or Silent()
+    refuse_inputs(job.out / "model", job.teacher, job.start)
     teacher = open_decoder(job.teacher, "teacher")
-    student = _student(job, teacher)
-    data = text_data(job.inputs, teacher, job.out / "data", job.prepare, progress)
+    start, student = _student(job, teacher)
+    models = [teacher] if start is None else [teacher, start]
     settings = {
         "response": settings_to_json(job.response),
         "fit": job.fit.to_json(),
         "config": student.config.to_json(),
     }
-    check_order(job.out, "distill", settings, teacher, resume=resume)
-    lesson = _lesson(data, job.fit, job.response)
-    with Meter() as meter:
-        result = distill(
-            teacher.decoder, student, lesson, job.out, progress=progress, resume=resume
+    with locked_run_folder(job.out) as folder:
+        data = _begin(job, folder, models, progress, resume=resume)
+        record = _record(job.out.name, "distill", settings, models, data)
+        check_order(folder, _order(job, record), resume=resume)
+        lesson = _lesson(data, job.fit, job.response)
+        with Meter() as meter:
+            result = distill(
+                teacher.decoder, student, lesson, folder, progress=progress, resume=resume
+            )
+        found = [*_counts(teacher.decoder, student), *_fitted(result, job.fit)]
+        found += _teachers_loss(teacher.decoder, lesson)
+        record = dataclasses.replace(
+            record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
         )
-    found = [*_counts(teacher.decoder, student), *_fitted(result, job.fit)]
-    found += _teachers_loss(teacher.decoder, lesson)
-    record = _record(job.out.name, "distill", settings, teacher, data)
-    record = dataclasses.replace(
-        record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
-    )
-    path = _write(job.out / "model", teacher, student, record)
+        path = _write(job.out / "model", teacher, student, record)
     return Shrunk(path, student.config, record, fit=result)
 
 
@@ -93,8 +98,8 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
     progress = progress or Silent()
     if not job.methods:
         raise ConfigError("nothing is to be pruned", remedy="Give --depth, --width or both")
+    refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
-    data = text_data(job.inputs, model, job.out / "data", job.prepare, progress)
     settings = {
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
@@ -102,26 +107,29 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         "response": settings_to_json(job.response),
         "fit": None if job.fit is None else job.fit.to_json(),
     }
-    check_order(job.out, "prune", settings, model, resume=resume)
-    recovery = None
-    if job.fit is not None:
-        recovery = Recovery(_lesson(data, job.fit, job.response), job.out, progress, resume)
-    with Meter() as meter:
-        length = min(job.calibration_length, model.file.config.max_positions)
-        batches = calibration_batches(
-            data.open_split("train"), tokens=job.calibration_tokens, length=length
+    with locked_run_folder(job.out) as folder:
+        data = _begin(job, folder, [model], progress, resume=resume)
+        record = _record(job.out.name, "prune", settings, [model], data)
+        check_order(folder, _order(job, record), resume=resume)
+        recovery = None
+        if job.fit is not None:
+            recovery = Recovery(_lesson(data, job.fit, job.response), folder, progress, resume)
+        with Meter() as meter:
+            length = min(job.calibration_length, model.file.config.max_positions)
+            batches = calibration_batches(
+                data.open_split("train"), tokens=job.calibration_tokens, length=length
+            )
+            made = prune_and_recover(model.decoder, job.methods, batches, recovery)
+        found = report_measurements(made.reports)
+        if made.fit is not None and job.fit is not None:
+            found += _fitted(made.fit, job.fit)
+        record = dataclasses.replace(
+            record,
+            seed=None if job.fit is None else job.fit.seed,
+            measurements=(*found, *meter.measurements()),
+            notes=tuple(note for report in made.reports for note in report.notes),
         )
-        made = prune_and_recover(model.decoder, job.methods, batches, recovery)
-    found = report_measurements(made.reports)
-    if made.fit is not None and job.fit is not None:
-        found += _fitted(made.fit, job.fit)
-    record = dataclasses.replace(
-        _record(job.out.name, "prune", settings, model, data),
-        seed=None if job.fit is None else job.fit.seed,
-        measurements=(*found, *meter.measurements()),
-        notes=tuple(note for report in made.reports for note in report.notes),
-    )
-    path = _write(job.out / "model", model, made.decoder, record)
+        path = _write(job.out / "model", model, made.decoder, record)
     return Shrunk(path, made.decoder.config, record, made.reports, made.fit)
 
 
@@ -133,6 +141,7 @@ def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk
     """
     if out.suffix != ".gguf":
         raise UsageError("is no GGUF file's name", where=out, remedy="Write --out NAME.gguf")
+    refuse_inputs(out, model)
     opened = open_decoder(model, "model")
     method = NearestRounding(dtype)
     with Meter() as meter:
@@ -144,6 +153,7 @@ def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk
         inputs=(opened.artefact,),
         measurements=(*report_measurements((report,)), *meter.measurements()),
         parents=opened.parents,
+        licence=shared_licence(opened.parents),
         notes=report.notes,
     )
     made = _model_file(opened, rounded, stored_weights(rounded, report), record)
@@ -165,14 +175,42 @@ def student_config(student: float | str | ModelConfig, teacher: ModelConfig) -> 
     )
 
 
-def _student(job: DistillJob, teacher: Opened) -> Decoder:
+def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
+    """Returns the model that the student begins with, if any, and the student."""
     if job.start is not None:
         start = open_decoder(job.start, "start")
         check_same_tokenizer(teacher, start.tokenizer(), job.start)
-        return start.decoder
+        return start, start.decoder
     student = Decoder(student_config(job.student, teacher.file.config))
     student.initialise(job.fit.seed)
-    return student
+    return None, student
+
+
+def _begin(
+    job: DistillJob | PruneJob,
+    folder: RunFolder,
+    models: Sequence[Opened],
+    progress: Progress,
+    *,
+    resume: bool,
+) -> DataSet:
+    """Returns the text of a run, whose folder is free or is gone on with."""
+    if not resume:
+        folder.check_free()
+    return text_data(
+        job.inputs, models[0], folder.path / "data", job.prepare, progress, resume=resume
+    )
+
+
+def _order(job: DistillJob | PruneJob, record: Record) -> dict[str, Any]:
+    """Returns what a resumed run must have been started with."""
+    return {
+        "schema": 1,
+        "verb": record.verb,
+        "inputs": {part.role: part.sha256 for part in record.inputs},
+        "text": [text if text == "-" else str(Path(text).resolve()) for text in job.inputs],
+        "settings": record.settings,
+    }
 
 
 def _lesson(data: DataSet, fit: FitSettings, response: ResponseSettings) -> Lesson:
@@ -183,15 +221,19 @@ def _lesson(data: DataSet, fit: FitSettings, response: ResponseSettings) -> Less
 
 
 def _record(
-    name: str, verb: str, settings: Mapping[str, Any], model: Opened, data: DataSet
+    name: str, verb: str, settings: Mapping[str, Any], models: Sequence[Opened], data: DataSet
 ) -> Record:
+    """Returns the record before anything is measured. Its licence is that of all `models`."""
     text = Record.read(data.folder)
+    packed = Artefact("data", str(data.folder), sha256_file(data.folder / MANIFEST_FILE))
+    parents = [record for model in models for record in model.parents]
     return Record(
         verb=verb,
         name=name,
         settings=settings,
-        inputs=(model.artefact,),
-        parents=(*model.parents, *(() if text is None else (text,))),
+        inputs=(*(model.artefact for model in models), packed),
+        parents=(*parents, *(() if text is None else (text,))),
+        licence=shared_licence(model.file.record for model in models),
     )
 
 

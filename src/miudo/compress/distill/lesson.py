@@ -20,6 +20,7 @@ from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
 from miudo.train.loop import FitResult, fit
 from miudo.train.progress import Progress
+from miudo.train.run_folder import RunFolder
 from miudo.train.settings import FitSettings
 from miudo.train.stepper import Tokens
 
@@ -40,7 +41,7 @@ def distill(
     teacher: Decoder,
     student: Decoder,
     lesson: Lesson,
-    out: Path,
+    out: Path | RunFolder,
     *,
     progress: Progress | None = None,
     resume: bool = False,

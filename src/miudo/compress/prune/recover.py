@@ -24,6 +24,7 @@ from miudo.decoder.decoder import Decoder
 from miudo.errors import DataError
 from miudo.train.loop import FitResult
 from miudo.train.progress import Progress
+from miudo.train.run_folder import RunFolder
 from miudo.train.stepper import Tokens
 
 __all__ = ["Recovered", "Recovery", "calibration_batches", "prune_and_recover"]
@@ -36,7 +37,7 @@ class Recovery:
     """How a pruned model learns again, and the folder of that run."""
 
     lesson: Lesson
-    out: Path
+    out: Path | RunFolder
     progress: Progress | None = None
     resume: bool = False
 
