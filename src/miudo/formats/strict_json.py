@@ -7,6 +7,7 @@ Read next: `miudo.formats.safetensors`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -31,6 +32,8 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
         )
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"not valid JSON ({error})", where=where) from error
+    if _deeper(value, LIMITS.json_depth):
+        raise ModelFileError(f"nested deeper than {LIMITS.json_depth}", where=where)
     if not isinstance(value, dict):
         raise ModelFileError("not a JSON object", where=where)
     return value
@@ -43,6 +46,17 @@ def read_object(path: Path, max_bytes: int = LIMITS.json_bytes) -> dict[str, Any
     if len(text) > max_bytes:
         raise ModelFileError(f"larger than {max_bytes} bytes", where=path)
     return parse_object(text, path)
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    """Whether objects and lists lie more than `limit` deep in each other."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        inner = itertools.chain.from_iterable(
+            outer.values() if isinstance(outer, dict) else outer for outer in level
+        )
+        level = [value for value in inner if isinstance(value, dict | list)]
+    return bool(level)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
