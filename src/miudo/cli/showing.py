@@ -16,7 +16,12 @@ __all__ = ["show", "version"]
 
 @verb("show")
 @click.argument("model")
-def show(model: str, *, as_json: bool) -> None:
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read every byte: compare a folder's files with its record, look for NaN and infinity.",
+)
+def show(model: str, *, verify: bool, as_json: bool) -> None:
     """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage."""
     from miudo.hub.resolve import resolve
     from miudo.names import parse_reference
@@ -25,7 +30,11 @@ def show(model: str, *, as_json: bool) -> None:
     from miudo.formats import open_model
     from miudo.registry.describe import describe, description_text
 
-    found = open_model(path)
+    if verify and path.is_dir():
+        from miudo.formats.hf import verify_folder
+
+        verify_folder(path)
+    found = open_model(path, strict_finite=verify)
     if as_json:
         emit(describe(found), "", as_json=True)
     else:
