@@ -87,7 +87,6 @@ void Weights::set(const std::string& name, DType type, const std::vector<std::si
   if (slot.matrix != nullptr) {
     *slot.matrix = PackedMatrix(type, rows, shape[1], bytes);
     size_bytes_ += slot.matrix->size_bytes();
-    any_q8_ = any_q8_ || type == DType::kQ8_0;
   } else {
     *slot.vector = Vector(round_up(shape[0], kTileRows));
     to_float(type, bytes, shape[0], slot.vector->data());

@@ -47,7 +47,6 @@ class Weights {
 
   const PackedMatrix& head_matrix() const { return tied_ ? embed.weight : head.weight; }
   std::size_t size_bytes() const { return size_bytes_; }
-  bool any_q8() const { return any_q8_; }
 
   Linear embed, position, head;
   NormWeights norm;
@@ -68,7 +67,6 @@ class Weights {
   void add_vector(const std::string& name, Vector& vector, std::size_t size);
 
   bool tied_;
-  bool any_q8_ = false;
   std::size_t size_bytes_ = 0;
   std::map<std::string, Slot> slots_;
 };
