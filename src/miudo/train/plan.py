@@ -17,8 +17,13 @@ from miudo.train.settings import Compile, Decay, FitSettings, Precision
 
 __all__ = ["COMPILE_TOKENS", "Plan", "lr_scale", "make_plan", "native_bf16", "wants_compile"]
 
-COMPILE_TOKENS = 300_000
-"""From this many planned tokens on blocks are compiled."""
+COMPILE_TOKENS = 800_000
+"""From this many planned tokens on blocks are compiled.
+
+Measured on two cores: compiling costs 30 CPU seconds whatever the size, and saves 49 µs of
+CPU a token at 6.9M parameters (2,736 to 3,164 tokens a CPU second), 28 µs at 1M (10,500 to
+14,944): even after 0.6M and 1.1M tokens.
+"""
 
 _WSD_DECAY = 0.2
 
@@ -34,11 +39,11 @@ class Plan:
     torch: str
 
 
-def make_plan(settings: FitSettings, *, steps: int, compiled: bool) -> Plan:
-    """Returns the plan for `steps` on this machine."""
+def make_plan(settings: FitSettings, *, steps: int, compiled: bool, device: str = "cpu") -> Plan:
+    """Returns the plan for `steps` on this machine's `device` ("cpu", "cuda")."""
     return Plan(
         steps=steps,
-        precision=_precision(settings.precision),
+        precision=_precision(settings.precision, device),
         compiled=compiled,
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
@@ -67,15 +72,15 @@ def lr_scale(settings: FitSettings, steps: int, step: int) -> float:
     return 1.0 - (1.0 - settings.final_lr) * fallen
 
 
-def native_bf16() -> bool:
-    """Returns whether this processor multiplies bf16 matrices without converting them."""
-    if torch.cuda.is_available():
+def native_bf16(device: str) -> bool:
+    """Returns whether this device multiplies bf16 matrices without converting them."""
+    if device == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     found = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _precision(choice: Precision) -> Precision:
+def _precision(choice: Precision, device: str) -> Precision:
     if choice is Precision.AUTO:
-        return Precision.BF16 if native_bf16() else Precision.F32
+        return Precision.BF16 if native_bf16(device) else Precision.F32
     return choice
