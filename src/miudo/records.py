@@ -11,6 +11,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,6 +23,7 @@ from miudo.files import open_regular, write_json
 from miudo.limits import LIMITS
 
 __all__ = [
+    "COMMAND",
     "RECORD_FILE",
     "SCHEMA",
     "Artefact",
@@ -33,6 +35,8 @@ __all__ = [
 
 SCHEMA = 1
 RECORD_FILE = "record.json"
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
+"""The command line that is being run, `miudo` first; the command line's entry sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Record:
     parents: tuple[Record, ...] = ()
     licence: str | None = None
     notes: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = field(default_factory=COMMAND.get)
     environment: Mapping[str, str] = field(default_factory=lambda: environment())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     schema: int = SCHEMA

@@ -17,6 +17,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -72,6 +73,9 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(args[0], VERBS, n=1)
             cure = f"Did you mean `{near[0]}`?" if near else "See `miudo --help`."
             raise click.UsageError(f"no verb is called {args[0]!r}. {cure}", ctx)
+        from miudo.records import COMMAND  # here, where a verb is run: `--help` needs no records
+
+        COMMAND.set(("miudo", *args))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -107,9 +111,10 @@ class LazyGroup(click.Group):
         run = functools.partial(
             super().main, args, prog_name, complete_var, standalone_mode=False, **extra
         )
+        here = copy_context()  # the command that records name ends with the call
         if not standalone_mode:
-            return run()
-        sys.exit(_guarded(run))
+            return here.run(run)
+        sys.exit(here.run(_guarded, run))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
