@@ -26,7 +26,7 @@ pytestmark = pytest.mark.parity
 
 # llama.cpp computes in float32 here; its GELU is a table of float16 values.
 LOGPROB, LOGPROB_GELU = 1e-3, 2e-2
-# The bound on equal most-probable ids at 8 bits.
+# Our bound on equal most-probable ids at 8 bits.
 SAME_TOP = 0.995
 TEXTS = (
     "Once upon a time, there was a little girl named Lily.",
