@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miudo.philox import permutation, uniform
+from miudo.philox import Orders, permutation, uniform
 
 WORD = (1 << 64) - 1
 words = st.integers(0, WORD)
@@ -98,3 +98,17 @@ def test_a_permutation_sorts_the_words_of_the_published_algorithm() -> None:
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = {tuple(permutation(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
+
+
+def test_orders_are_sorted_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_epochs: list[int] = []
+
+    def counted(seed: int, epoch: int, n: int) -> object:
+        sorted_epochs.append(epoch)
+        return permutation(seed, epoch, n)
+
+    monkeypatch.setattr("miudo.philox.permutation", counted)
+    orders = Orders()
+    for epoch in (0, 0, 1, 0, 1, 2, 2):
+        assert (orders.of(7, epoch, 9) == permutation(7, epoch, 9)).all()
+    assert sorted_epochs == [0, 1, 2]

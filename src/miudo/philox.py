@@ -7,10 +7,12 @@ Read next: `miudo.sampling`; `native/util/philox.h` is the same function in C++.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["permutation", "uniform"]
+__all__ = ["Orders", "permutation", "uniform"]
 
 
 def uniform(seed: int, request: int, position: int) -> float:
@@ -21,6 +23,22 @@ def uniform(seed: int, request: int, position: int) -> float:
     """
     bits = np.random.Philox(counter=position, key=seed | request << 64).random_raw()
     return float(int(bits) >> 11) * 2.0**-53
+
+
+class Orders:
+    """The order of epochs, kept for the two that a batch may lie across."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, int, int], npt.NDArray[np.int64]] = OrderedDict()
+
+    def of(self, seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
+        """Returns `permutation(seed, epoch, n)`."""
+        key = (seed, epoch, n)
+        if key not in self._kept:
+            self._kept[key] = permutation(seed, epoch, n)
+            if len(self._kept) > 2:
+                self._kept.popitem(last=False)
+        return self._kept[key]
 
 
 def permutation(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:

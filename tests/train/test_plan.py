@@ -11,8 +11,8 @@ import torch
 
 from miudo.errors import ConfigError
 from miudo.train.loss import cross_entropy
-from miudo.train.plan import COMPILE_TOKENS, lr_scale, wants_compile
-from miudo.train.settings import Compile, Decay, FitSettings
+from miudo.train.plan import COMPILE_TOKENS, lr_scale, make_plan, wants_compile
+from miudo.train.settings import Compile, Decay, FitSettings, Precision
 from miudo.train.stepper import Stepper
 from miudo.train.timing import decide
 
@@ -98,3 +98,15 @@ def test_minutes_become_steps_and_leave_no_trace(small: Any) -> None:
 
 def stepper(small: Any, settings: FitSettings) -> Stepper:
     return Stepper(small.decoder(), small.tokens(), settings, cross_entropy)
+
+
+def test_a_run_on_the_processor_asks_nothing_of_a_graphics_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    settings = FitSettings(steps=1)
+    assert make_plan(settings, steps=1, compiled=False).precision is Precision.F32
+    on_card = make_plan(settings, steps=1, compiled=False, device="cuda")
+    assert on_card.precision is Precision.BF16

@@ -85,6 +85,16 @@ def test_leftovers_of_a_crash_are_cleaned(small: Any, tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_what_a_killed_run_left_half_written_goes_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".model.0123abcd.tmp", ".data.0123abcd.tmp", "model", ".mine.0123abcd.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"half")
+    (tmp_path / ".run.json.0123abcd.tmp").write_bytes(b"half")
+    with locked_run_folder(tmp_path):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {"model", ".mine.0123abcd.tmp", "run.lock"}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_and_saves(
     small: Any, unbroken: Path, tmp_path: Path, number: int, code: int

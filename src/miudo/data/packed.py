@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from miudo.errors import ConfigError, DataError
 from miudo.files import open_regular, resolve_under, sha256_file
 from miudo.limits import LIMITS
-from miudo.philox import permutation, uniform
+from miudo.philox import Orders, uniform
 from miudo.text.tokenizer import TextTokenizer
 
 __all__ = ["MANIFEST_FILE", "SCHEMA", "TOKENIZER_FILE", "DataSet", "PackedTokens"]
@@ -92,7 +91,7 @@ class PackedTokens:
         self.sha256 = sha256
         self._ids = ids
         self._where = where
-        self._orders: OrderedDict[tuple[int, int, int], npt.NDArray[np.int64]] = OrderedDict()
+        self._orders = Orders()
 
     @classmethod
     def open(cls, folder: Path, split: str = "train", *, verify: bool = True) -> Self:
@@ -158,18 +157,10 @@ class PackedTokens:
         rows = np.empty((batch_size, length + 1), dtype=np.int32)
         for row, place in enumerate(range(step * batch_size, (step + 1) * batch_size)):
             epoch, index = divmod(place, n)
-            start = int(self._order(seed, epoch, n)[index]) * length
+            start = int(self._orders.of(seed, epoch, n)[index]) * length
             shift = int(uniform(seed, epoch, _SHIFT_POSITION) * self.n_tokens)
             rows[row] = self._window((start + shift) % self.n_tokens, length)
         return rows
-
-    def _order(self, seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
-        key = (seed, epoch, n)
-        if key not in self._orders:
-            self._orders[key] = permutation(seed, epoch, n)
-            if len(self._orders) > 2:  # a batch may lie across two epochs
-                self._orders.popitem(last=False)
-        return self._orders[key]
 
     def _window(self, start: int, length: int) -> _IdArray:
         ids = self._ids[start : start + length + 1]

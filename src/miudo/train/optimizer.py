@@ -1,7 +1,7 @@
 """Muon for hidden matrices, AdamW for the rest, and their state as plain named tensors.
 
 For: one step of both at the scheduled learning rate; saving and restoring their moments.
-Not for: the schedule (`miudo.train.plan.lr_scale`) or gradients (`miudo.train.loop`).
+Not for: the schedule (`miudo.train.plan.lr_scale`) or gradients (`miudo.train.stepper`).
 Read next: `miudo.train.checkpoint`.
 """
 

@@ -120,7 +120,18 @@ def locked_run_folder(path: Path) -> Iterator[RunFolder]:
         _lock(file, path)
         folder = RunFolder(path)
         clean(folder.checkpoints)
+        _clean(path)
         yield folder
+
+
+def _clean(path: Path) -> None:
+    """Deletes what a killed run left half written beside the run's own names."""
+    for name in ("data", "model", "run.json", "loss.png", ".write-test"):
+        for left in path.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _lock(file: IO[str], path: Path) -> None:

@@ -31,7 +31,8 @@ def decide(stepper: Stepper) -> Plan:
     s = stepper.settings
     if s.minutes is None:
         steps = s.steps if s.steps is not None else -(-(s.tokens or 0) // s.step_tokens)
-        return make_plan(s, steps=steps, compiled=wants_compile(s.compile, steps * s.step_tokens))
+        compiled = wants_compile(s.compile, steps * s.step_tokens)
+        return make_plan(s, steps=steps, compiled=compiled, device=stepper.device.type)
     started = time.perf_counter()
     before = [parameter.detach().clone() for parameter in stepper.optimizers.parameters]
     try:
@@ -43,7 +44,8 @@ def decide(stepper: Stepper) -> Plan:
         stepper.optimizers.restore({})
         stepper.optimizers.forget_gradients()
     left = s.minutes * 60.0 - (time.perf_counter() - started)
-    return make_plan(s, steps=max(1, int(_OVERHEAD * left / seconds)), compiled=compiled)
+    steps = max(1, int(_OVERHEAD * left / seconds))
+    return make_plan(s, steps=steps, compiled=compiled, device=stepper.device.type)
 
 
 def _measure(stepper: Stepper, seconds_in_all: float) -> tuple[float, bool]:
@@ -57,7 +59,9 @@ def _measure(stepper: Stepper, seconds_in_all: float) -> tuple[float, bool]:
 
 
 def _seconds_a_step(stepper: Stepper, *, compiled: bool) -> float:
-    plan = make_plan(stepper.settings, steps=_PLAN_STEPS, compiled=compiled)
+    plan = make_plan(
+        stepper.settings, steps=_PLAN_STEPS, compiled=compiled, device=stepper.device.type
+    )
     with ExitStack() as stack:
         if compiled:
             stack.enter_context(compiled_steps(stepper, plan))

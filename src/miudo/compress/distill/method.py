@@ -26,7 +26,7 @@ from miudo.compress.distill.student import scaled
 from miudo.compress.method import Report, check_finite, check_seen, describe, in_range
 from miudo.decoder.decoder import Decoder
 from miudo.errors import DataError
-from miudo.philox import permutation
+from miudo.philox import Orders
 from miudo.train.settings import FitSettings
 
 __all__ = ["HeldText", "ResponseDistillation"]
@@ -42,6 +42,7 @@ class HeldText:
 
     def __init__(self, rows: _IdArray) -> None:
         self.rows = rows
+        self._orders = Orders()
         self.sha256 = hashlib.sha256(rows.tobytes()).hexdigest()
 
     @property
@@ -64,8 +65,8 @@ class HeldText:
         """Returns ids [batch_size, T + 1], each epoch in another order."""
         places = range(step * batch_size, (step + 1) * batch_size)
         n = len(self.rows)
-        orders = {epoch: permutation(seed, epoch, n) for epoch in {p // n for p in places}}
-        return np.stack([self.block(int(orders[p // n][p % n]), length) for p in places])
+        order = self._orders.of
+        return np.stack([self.block(int(order(seed, p // n, n)[p % n]), length) for p in places])
 
 
 @dataclass(frozen=True, slots=True)
