@@ -24,6 +24,7 @@ from miudo.files import (
     atomic_folder,
     atomic_write,
     open_regular,
+    refuse_inputs,
     resolve_under,
     sha256_file,
     sync_folder,
@@ -186,6 +187,15 @@ def test_a_file_in_the_place_of_a_folder_is_refused_untouched(tmp_path: Path) ->
     with pytest.raises(UsageError, match="is a file, not a folder"), atomic_folder(path):
         pytest.fail("the block must not run")
     assert path.read_bytes() == b"precious"
+
+
+def test_an_output_that_is_an_input_or_holds_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for inner in ("model", "model/x.gguf", "model/../model", "link/x"):
+        with pytest.raises(UsageError, match="would overwrite what it is made from"):
+            refuse_inputs(tmp_path / "model", None, tmp_path / inner)
+    refuse_inputs(tmp_path / "model" / "x.gguf", tmp_path / "model")
+    refuse_inputs(tmp_path / "model", tmp_path / "model2", None)
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
