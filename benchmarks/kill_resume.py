@@ -129,7 +129,7 @@ def killed(out: Path, dice: random.Random, options: argparse.Namespace) -> tuple
             wait_for_save(out / "checkpoints", SAVE_EVERY * save, process)
             time.sleep(dice.random() * 0.02)
         else:
-            time.sleep(dice.random() * 1.5)
+            time.sleep(0.5 + dice.random() * 3.5)
         ended = process.poll() is not None
     finally:
         process.kill()
