@@ -41,7 +41,10 @@ COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A thing that went in: what part it played, its name, and SHA-256 of its content."""
+    """A thing that went in: what part it played, its name, and SHA-256 of its content.
+
+    The name is the last part of the path: records travel, and whose folder it was is private.
+    """
 
     role: str
     name: str

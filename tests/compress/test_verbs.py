@@ -172,7 +172,7 @@ def test_a_teacher_without_tokenizer_is_refused(work: Path, tmp_path: Path) -> N
 
 def test_blocks_longer_than_the_teacher_reads_are_refused(work: Path, tmp_path: Path) -> None:
     fit = replace(FIT, length=64)
-    with pytest.raises(ConfigError, match="32 positions"):
+    with pytest.raises(ConfigError, match="16 positions"):
         run_distill(replace(distill_job(work, tmp_path / "out"), fit=fit))
 
 
@@ -213,13 +213,12 @@ def test_pruning_all_layers_or_nothing_is_refused(work: Path, tmp_path: Path) ->
 
 def test_too_little_text_to_calibrate_is_refused(work: Path, tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
-    text.write_text("two words\n\n\nand three more", encoding="utf-8")
+    text.write_text("two", encoding="utf-8")
     settings = replace(PACK, pack=PackSettings(held_out=0.0))
     job = replace(
         prune_job(work, tmp_path / "out"), inputs=(str(text),), prepare=settings,
-        calibration_length=32,
     )  # fmt: skip
-    with pytest.raises(DataError, match="no block of 32 tokens"):
+    with pytest.raises(DataError, match="no block of 16 tokens"):
         run_prune(job)
     assert not (tmp_path / "out" / "model").exists()
 

@@ -225,7 +225,7 @@ def _record(
 ) -> Record:
     """Returns the record before anything is measured. Its licence is that of all `models`."""
     text = Record.read(data.folder)
-    packed = Artefact("data", str(data.folder), sha256_file(data.folder / MANIFEST_FILE))
+    packed = Artefact("data", data.folder.name, sha256_file(data.folder / MANIFEST_FILE))
     parents = [record for model in models for record in model.parents]
     return Record(
         verb=verb,

@@ -98,7 +98,7 @@ def _trained(documents: Sequence[Document], settings: PrepareSettings) -> TextTo
 
 def _artefact(path: Path, documents: Sequence[Document]) -> Artefact:
     if path != STDIN:
-        return Artefact("source", str(path), sha256_file(path))
+        return Artefact("source", path.name, sha256_file(path))
     digest = hashlib.sha256()  # of the cleaned text: the stream itself is gone
     for document in documents:
         if document.source == str(STDIN):

@@ -292,7 +292,7 @@ def _record(
         name=out.name,
         settings={**settings.to_json(), "shape": order.shape, "plan": plan},
         seed=settings.seed,
-        inputs=(Artefact("data", str(data.folder), order.data_sha256),),
+        inputs=(Artefact("data", data.folder.name, order.data_sha256),),
         measurements=(*found, *metered),
         parents=() if parent is None else (parent,),
         licence=None if parent is None else parent.licence,
