@@ -25,7 +25,7 @@ __all__ = ["export"]
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["F32", "F16", "BF16", "Q8_0"]),
+    type=click.Choice(["F32", "F16", "BF16", "Q8_0"], case_sensitive=False),
     help="How numbers lie; default: as they are (gguf), F32 (hf).",
 )
 def export(model: str, *, to: Any, out: Path, dtype: str | None, as_json: bool) -> None:

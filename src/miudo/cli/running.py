@@ -18,7 +18,7 @@ import click
 
 from miudo.cli.answering import answer
 from miudo.cli.options import verb
-from miudo.errors import UsageError
+from miudo.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
@@ -104,7 +104,10 @@ def _settings(*, max_tokens: int, stop: tuple[str, ...], **sampling: Any) -> Gen
     from miudo.engine.generate import GenerateSettings
     from miudo.protocol import SamplingSettings
 
-    return GenerateSettings(max_tokens, SamplingSettings(**sampling), stop)
+    try:
+        return GenerateSettings(max_tokens, SamplingSettings(**sampling), stop)
+    except RequestError as error:  # here the values were typed as flags
+        raise UsageError(error.what, where=error.where, remedy=error.remedy) from error
 
 
 def _piped(*, raw: bool) -> str:

@@ -139,7 +139,9 @@ def prune(  # noqa: PLR0913 - one parameter an option
 @verb("quantize")
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .gguf.")
-@click.option("--dtype", type=click.Choice(["Q8_0", "F16", "BF16"]), default="Q8_0")
+@click.option(
+    "--dtype", type=click.Choice(["Q8_0", "F16", "BF16"], case_sensitive=False), default="Q8_0"
+)
 def quantize(model: str, *, out: Path, dtype: str, as_json: bool) -> None:
     """Round MODEL's weights to 8 bits (or 16) and write one GGUF file."""
     from miudo.compress.verbs import run_quantize

@@ -97,7 +97,8 @@ def held_out_limit(ranks: Iterable[float], share: float) -> float:
     if len(known) < 2:
         raise DataError(
             f"{share:.1%} of documents are to be held out, but there is only one",
-            remedy="Part the text into documents (--split), or set held_out to 0",
+            remedy="Name several files, put lines of <|endoftext|> between documents, or give "
+            "--held-out 0",
         )
     return known[1] if known[0] >= share else min(share, known[-1])
 

@@ -49,7 +49,11 @@ def read_folder(folder: Path) -> ModelFile:
     values = _object(folder, "config.json", _CONFIG_BYTES)
     if values is None:
         raise MissingError(
-            "has no config.json", where=folder, remedy="Name the folder that holds the model"
+            "has no config.json",
+            where=folder,
+            remedy=f"Name {folder / 'model'}"
+            if (folder / "model" / "config.json").exists()
+            else "Name the folder that holds the model",
         )
     if values.get("quantization_config") is not None:
         raise ModelFileError(

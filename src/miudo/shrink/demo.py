@@ -70,7 +70,7 @@ class DemoSettings:
     vocab_size: int = 2048
     drop_layers: int = 1
     keep_width: float = 0.5
-    batch_size: int = 16
+    batch_size: int = 4
     length: int = 256
     measured_bytes: int = 100_000
 

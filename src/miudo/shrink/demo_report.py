@@ -75,9 +75,10 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         f"tokenizer it is one file of {small.size_bytes / 1e6:.2f} MB, {times:.1f} times smaller.",
         f"Perplexity on held-out text: teacher {teacher.quality.ppl:.3f}, student "
         f"{student.quality.ppl:.3f}, in 8 bits {small.quality.ppl:.3f} "
-        f"({small.quality.ppl / student.quality.ppl:.4f} of the student's). A twin of the "
-        f"student's shape that learned from the text alone, for as many steps: "
-        f"{twin.quality.ppl:.3f}.",
+        f"({small.quality.ppl / student.quality.ppl:.4f} of the student's). The student "
+        f"began as the teacher with parts taken out, so it carries what the teacher had learned. A "
+        f"twin of its shape that began from nothing and had the student's steps alone, without "
+        f"the teacher's: {twin.quality.ppl:.3f}.",
     ]
     gained = small.bench.speed.new_tokens_per_s / teacher.bench.speed.new_tokens_per_s
     lines.append(
