@@ -72,8 +72,11 @@ class SamplingSettings:
     request: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature != 0.0:  # logits divided by less than this overflow
-            _check("temperature (if not 0, greedy)", self.temperature, 1e-6, 100.0)
+        # Logits divided by less than this overflow.
+        if self.temperature != 0.0 and not 1e-6 <= self.temperature <= 100.0:
+            raise RequestError(
+                f"temperature is {self.temperature}, allowed 0 (greedy), or 1e-6 to 100"
+            )
         _check_whole("top_k", self.top_k, 1 << 30)
         _check("top_p", self.top_p, 1e-6, 1.0)
         _check("min_p", self.min_p, 0.0, 1.0)

@@ -144,7 +144,7 @@ def test_sampling_options_reach_the_engine(run: Runner) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["a b", "--temperature", "-1"], 1, "temperature is -1"),
+        (["a b", "--temperature", "-1"], 2, "temperature is -1"),
         (["a b", "--max-tokens", "0"], 2, "--max-tokens"),
         (["a", "b", "c"], 2, "Put the prompt in quotes"),
         (["./no/such.gguf", "hi"], 4, "no such file"),
