@@ -81,18 +81,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
     parser.add_argument("--minutes", type=float, help="instead: train each this long, once")
     parser.add_argument("--shape", default="6.9m", help="6.9m or a preset")
+    parser.add_argument("--precision", choices=("bf16", "f32"), help="default: bf16 where native")
     parser.add_argument("--also", nargs="*", default=[], choices=sorted(set(NAMES) - set(WORKERS)))
     parser.add_argument("--worker", choices=sorted(NAMES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.minutes:
         options.rounds = 1
+    options.precision = options.precision or default_precision()
     return options
+
+
+def default_precision() -> str:
+    """Returns what miudo itself would train in on this machine."""
+    from miudo.train.plan import native_bf16
+
+    return "bf16" if native_bf16("cpu") else "f32"
 
 
 def run_worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Runs one side in a process of its own, so that neither warms the other."""
     command = [sys.executable, __file__, "--worker", name, "--shape", options.shape]
-    command += ["--steps", str(options.steps)]
+    command += ["--steps", str(options.steps), "--precision", options.precision]
     if options.threads:
         command += ["--threads", str(options.threads)]
     if options.minutes:
@@ -153,7 +162,7 @@ def train_miudo(options: argparse.Namespace) -> list[Tick]:
         batch_size=BATCH,
         length=LENGTH,
         optimizer="muon" if "muon" in options.worker else "adamw",
-        precision="bf16",
+        precision=options.precision,
         compile="off" if "eager" in options.worker else "on",
         save_every=0,
         log_every=1,
@@ -208,7 +217,7 @@ def train_peer(options: argparse.Namespace) -> list[Tick]:
             output_dir=out,
             per_device_train_batch_size=BATCH,
             max_steps=10**9 if options.minutes else options.steps,
-            bf16=True,
+            bf16=options.precision == "bf16",
             use_cpu=True,
             optim="adamw_torch_fused",
             torch_compile="compiled" in options.worker,
@@ -314,7 +323,8 @@ def table(rounds: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
         f"tokens/s {kind}",
         "x Trainer",
     ]
-    caption = f"{size:,} parameters, batch {BATCH} x {LENGTH}, vocabulary {VOCABULARY}, bf16"
+    caption = f"{size:,} parameters, batch {BATCH} x {LENGTH}, vocabulary {VOCABULARY}, "
+    caption += options.precision
     print(f"\n{caption}\n{text_table(Table(headers, rows))}")
 
 
