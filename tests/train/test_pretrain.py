@@ -192,3 +192,63 @@ def test_progress_hears_what_happens(done: Path, tmp_path: Path) -> None:
     train(job(done / "out" / "data", tmp_path / "out"), heard)
     assert heard.notes[0] == "6 steps of 16 tokens, f32, eager, 1 threads"
     assert heard.notes[-1] == f"model written to {tmp_path / 'out' / 'model'}"
+
+
+def test_a_run_may_start_from_a_model(done: Path, tmp_path: Path) -> None:
+    start = done / "out" / "model"
+    settings = dataclasses.replace(job(start, start).settings, steps=1, lr=0.0, muon_lr=0.0)
+    made = train(
+        dataclasses.replace(
+            job(done / "text.jsonl", tmp_path / "on"), init=start, settings=settings, shape="1m"
+        )
+    )
+    before, after = open_model(start), open_model(made.folder)
+    assert after.config == before.config  # the preset counts for nothing
+    assert after.tokenizer_json == before.tokenizer_json
+    # A step at learning rate 0 moves nothing: these are the weights it started from.
+    assert all(
+        (after.weights[name].data == tensor.data).all() for name, tensor in before.weights.items()
+    )
+    record = Record.read(made.folder)
+    assert record is not None
+    assert [parent.verb for parent in record.parents] == ["prepare", "train"]
+
+
+def test_a_run_from_a_model_resumes_from_its_checkpoint(done: Path, tmp_path: Path) -> None:
+    start = done / "out" / "model"
+    for name in ("whole", "broken"):
+        wanted = dataclasses.replace(job(done / "text.jsonl", tmp_path / name), init=start)
+        train(wanted)
+    shutil.rmtree(tmp_path / "broken" / "model")
+    resume(tmp_path / "broken", from_step=2)
+    weights = [
+        sha256_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "broken")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_data_of_another_tokenizer_than_the_start_models_is_refused(
+    done: Path, tmp_path: Path
+) -> None:
+    from miudo.data.pipeline import prepare
+
+    other = prepare(
+        [done / "text.jsonl"], tmp_path / "data", settings=PrepareSettings(vocab_size=280)
+    )
+    wanted = dataclasses.replace(
+        job(done / "text.jsonl", tmp_path / "on"),
+        init=done / "out" / "model",
+        inputs=(str(other.folder),),
+    )
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        train(wanted)
+
+
+def test_the_record_says_how_much_text_was_seen(done: Path) -> None:
+    record = Record.read(done / "out" / "model")
+    assert record is not None
+    found = {m.name: m.value for m in record.measurements}
+    assert found["epochs"] == 6 * 16 / found["unique_tokens"]
+    assert found["tokens_per_parameter"] == 6 * 16 / found["parameters"]
+    bare = found["parameters_without_embeddings"]
+    assert found["tokens_per_parameter_without_embeddings"] == 6 * 16 / bare

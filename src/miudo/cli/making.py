@@ -26,7 +26,7 @@ __all__ = ["prepare", "train"]
 
 
 @verb("prepare", takes_settings=True)
-@click.argument("inputs", nargs=-1, required=True)
+@click.argument("inputs", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Data folder to write.")
 @click.option("--vocab-size", type=int, help="Size of the tokenizer that is trained.")
 @click.option("--tokenizer", help="Use this model's tokenizer (or a tokenizer.json) instead.")
@@ -43,10 +43,15 @@ def prepare(
     extra: dict[str, Any],
     **flags: Any,
 ) -> None:
-    """Read INPUTS (files, folders, globs, -), clean them, drop duplicates, pack tokens."""
+    """Read INPUTS (files, folders, globs, -), clean them, drop duplicates, pack tokens.
+
+    Instead of INPUTS, --config may name a recipe: the sources of its table `prepare` are read.
+    """
     from miudo.data.pipeline import PrepareSettings
     from miudo.data.pipeline import prepare as prepare_data
 
+    # A recipe says in the table `prepare` what concerns text; the rest is for training.
+    extra = extra.get("prepare", extra)
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in extra.items()}
     for name, value in flags.items():
         if value is not None and name == "vocab_size":
@@ -58,6 +63,7 @@ def prepare(
         from dataclasses import replace
 
         settings = replace(settings, dedupe=None)
+    require_data(inputs, settings)
     found = None if tokenizer is None else _tokenizer(tokenizer)
     data = prepare_data(inputs, out, tokenizer=found, settings=settings, progress=_say)
     counts = {name: data.tokens(name) for name in ("train", "held_out")}
@@ -69,6 +75,7 @@ def prepare(
 @data_option
 @click.option("--preset", default="1m", show_default=True, help="Shape: 1m, 6m, 15m, 30m, 100m.")
 @click.option("--tokenizer", help="Use this model's tokenizer (or a tokenizer.json).")
+@click.option("--init", metavar="MODEL", help="Start from this model's weights and tokenizer.")
 @click.option(
     "--chat-template",
     metavar="default|FILE",
@@ -81,6 +88,7 @@ def train(  # noqa: PLR0913 - one parameter an option
     data: tuple[str, ...],
     preset: str,
     tokenizer: str | None,
+    init: str | None,
     chat_template: str | None,
     out: Path,
     resume: bool,
@@ -89,11 +97,13 @@ def train(  # noqa: PLR0913 - one parameter an option
     extra: dict[str, Any],
     **length: Any,
 ) -> None:
-    """Train a model on --data (text, or one data folder) from nothing.
+    """Train a model on --data (text, or one data folder) from nothing, or from --init.
 
     Further settings of the run (lr, batch_size, eval_every, ...) and of the text
     (prepare.vocab_size, ...) go by --set or --config.
     """
+    from miudo.hub.resolve import resolve
+    from miudo.names import parse_reference
     from miudo.train.pretrain import TrainJob
     from miudo.train.pretrain import resume as resume_run
     from miudo.train.pretrain import train as train_model
@@ -102,8 +112,8 @@ def train(  # noqa: PLR0913 - one parameter an option
     if resume:
         made = resume_run(out, Lines(), from_step=from_step)
     else:
-        require_data(data)
         settings, packing = run_settings(extra, length)
+        require_data(data, packing)
         job = TrainJob(
             inputs=data,
             out=out,
@@ -112,6 +122,7 @@ def train(  # noqa: PLR0913 - one parameter an option
             prepare=packing,
             tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
             chat_template=None if chat_template is None else _template(chat_template),
+            init=None if init is None else resolve(parse_reference(init)),
         )
         made = train_model(job, Lines())
     emit_fit(made.folder, made.fit, as_json=as_json)

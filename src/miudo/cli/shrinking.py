@@ -65,9 +65,9 @@ def distill(  # noqa: PLR0913 - one parameter an option
     from miudo.compress.verbs import run_distill
     from miudo.train.progress import Lines
 
-    require_data(data)
     response = _response(extra, temperature, alpha)
     settings, packing = run_settings(extra, length)
+    require_data(data, packing)
     job = DistillJob(
         teacher=_path(teacher),
         inputs=data,
@@ -113,7 +113,6 @@ def prune(  # noqa: PLR0913 - one parameter an option
     from miudo.compress.verbs import run_prune
     from miudo.train.progress import Lines
 
-    require_data(data)
     methods = _methods(extra, depth, width)
     response = _response(extra, temperature, alpha)
     counts = {n: extra.pop(n) for n in ("calibration_tokens", "calibration_length") if n in extra}
@@ -122,6 +121,7 @@ def prune(  # noqa: PLR0913 - one parameter an option
     )
     # Without a length nothing is learned; one step stands in so that all else is checked.
     settings, packing = run_settings(extra, length if recovers else {**length, "steps": 1})
+    require_data(data, packing)
     job = PruneJob(
         model=_path(model),
         inputs=data,

@@ -52,10 +52,14 @@ def run_options(function: F) -> F:
     return function
 
 
-def require_data(data: tuple[str, ...]) -> None:
+def require_data(data: tuple[str, ...], packing: PrepareSettings) -> None:
     """Raises UsageError without any text."""
-    if not data:
-        raise UsageError("no text is named", where="--data", remedy="Give --data FILE or FOLDER")
+    if not data and not packing.sources:
+        raise UsageError(
+            "no text is named",
+            where="--data",
+            remedy="Give --data FILE or FOLDER, or a --config with prepare.sources",
+        )
 
 
 def run_settings(

@@ -257,7 +257,7 @@ def _fitted(result: FitResult, fit: FitSettings) -> list[Measurement]:
         Measurement("training_loss", result.loss, "nats/token", "mean since the log line before"),
     ]
     if result.held_out_loss is not None:
-        method = f"cross-entropy, float32, first {fit.eval_tokens} held-out tokens"
+        method = f"cross-entropy, float32, {fit.eval_tokens} held-out tokens, evenly spaced"
         found.append(Measurement("held_out_loss", result.held_out_loss, "nats/token", method))
     return found
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from miudo.data.mixture import Source
 from miudo.data.packed import MANIFEST_FILE, SCHEMA, TOKENIZER_FILE, DataSet
 from miudo.data.sources import Document
 from miudo.errors import ConfigError, DataError
@@ -24,7 +25,7 @@ from miudo.records import Artefact, Record
 from miudo.text.chat import DEFAULT_TEMPLATE, ChatTemplate, encode_chat
 from miudo.text.tokenizer import DEFAULT_SPECIALS, TextTokenizer
 
-__all__ = ["Origin", "PackSettings", "held_out_limit", "hold_out", "pack"]
+__all__ = ["Origin", "PackSettings", "held_out_limits", "hold_out", "pack"]
 
 # What ends a document where no end token is named: the first of these that the tokenizer has.
 _END_TOKENS = (
@@ -57,18 +58,21 @@ class PackSettings:
 class Origin:
     """Where documents come from: source files with hashes; whether a program wrote them.
 
-    `record` makes the folder's record from the finished data; the folder appears with it.
+    `mixture` are the sources that `Document.part` numbers, if there is a mixture. `record`
+    makes the folder's record from the finished data; the folder appears with it.
     """
 
     sources: tuple[Artefact, ...] = ()
     synthetic: bool = False
+    mixture: tuple[Source, ...] = ()
     record: Callable[[DataSet], Record] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One document in the spool: where it belongs by its hash, and its size."""
+    """One document in the spool: where it belongs by its source and hash, and its size."""
 
+    part: int
     rank: float
     tokens: int
     text_bytes: int
@@ -83,7 +87,7 @@ def hold_out(text: str, seed: int) -> float:
     return float(int.from_bytes(digest[:6], "little")) * 2.0**-48
 
 
-def held_out_limit(ranks: Iterable[float], share: float) -> float:
+def _held_out_limit(ranks: Iterable[float], share: float) -> float:
     """Returns the rank below which documents are held out, so that neither part is empty.
 
     `ranks` are those of `hold_out`, of all documents. Raises DataError where there is none, or
@@ -101,6 +105,32 @@ def held_out_limit(ranks: Iterable[float], share: float) -> float:
             "--held-out 0",
         )
     return known[1] if known[0] >= share else min(share, known[-1])
+
+
+def held_out_limits(
+    ranks: Sequence[tuple[int, float]], settings: PackSettings, mixture: Sequence[Source]
+) -> dict[int, float]:
+    """Returns, for each part, the rank below which documents are held out.
+
+    `ranks` are (part, rank) of all documents. Raises DataError where there is none, or where a
+    share is to be held out of one alone.
+    """
+    limits = {}
+    for part in sorted({part for part, _ in ranks}) or [0]:
+        source = mixture[part] if mixture else None
+        own = source.held_out if source is not None else None
+        share = settings.held_out if own is None else own
+        try:
+            limits[part] = _held_out_limit((rank for p, rank in ranks if p == part), share)
+        except DataError as error:
+            if source is None:
+                raise
+            raise DataError(
+                error.what,
+                where=f"source {source.name!r}",
+                remedy="Give the source held_out = 0, or a read.split that parts it",
+            ) from error
+    return limits
 
 
 def pack(
@@ -135,13 +165,13 @@ def pack(
         atomic_write(
             spool, lambda f: f.writelines(np.asarray(ids, dtype).tobytes() for ids in encoded)
         )
-        limit = held_out_limit((item.rank for item in items), settings.held_out)
+        limits = held_out_limits([(i.part, i.rank) for i in items], settings, origin.mixture)
         splits = {}
         for name in ("train", "held_out"):
-            wanted = [(i.rank < limit) == (name == "held_out") for i in items]
+            wanted = [(i.rank < limits[i.part]) == (name == "held_out") for i in items]
             path = folder / f"{name}.bin"
             atomic_write(path, _copier(spool, items, wanted, dtype.itemsize))
-            splits[name] = _part(path, items, wanted)
+            splits[name] = _split(path, items, wanted, origin.mixture)
         spool.unlink()
         atomic_write(folder / TOKENIZER_FILE, lambda f: f.write(tokenizer.to_json()))
         manifest = {
@@ -202,7 +232,9 @@ def _encoded(
             if not ids or ids[-1] != end_id:
                 ids.append(end_id)
             rank = hold_out(document.text, settings.seed)
-            items.append(_Item(rank, len(ids), len(document.text.encode())))
+            if items and items[-1].part > document.part:  # a part is one run of ids in the file
+                raise DataError("documents of one source do not follow one another")
+            items.append(_Item(document.part, rank, len(ids), len(document.text.encode())))
             yield ids
 
 
@@ -256,12 +288,27 @@ def _copier(
     return copy
 
 
-def _part(path: Path, items: Sequence[_Item], wanted: Sequence[bool]) -> dict[str, Any]:
+def _split(
+    path: Path, items: Sequence[_Item], wanted: Sequence[bool], mixture: Sequence[Source]
+) -> dict[str, Any]:
     taken = [item for item, take in zip(items, wanted, strict=True) if take]
+    found = {"file": path.name, **_counts(taken), "sha256": sha256_file(path)}
+    if mixture:
+        found["parts"] = [
+            {
+                "name": source.name,
+                "licence": source.licence,
+                "weight": source.weight,
+                **_counts([item for item in taken if item.part == number]),
+            }
+            for number, source in enumerate(mixture)
+        ]
+    return found
+
+
+def _counts(items: Sequence[_Item]) -> dict[str, int]:
     return {
-        "file": path.name,
-        "documents": len(taken),
-        "tokens": sum(item.tokens for item in taken),
-        "text_bytes": sum(item.text_bytes for item in taken),
-        "sha256": sha256_file(path),
+        "documents": len(items),
+        "tokens": sum(item.tokens for item in items),
+        "text_bytes": sum(item.text_bytes for item in items),
     }

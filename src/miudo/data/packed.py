@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from miudo.data.mixture import MAX_WEIGHT, Part
 from miudo.errors import ConfigError, DataError
 from miudo.files import open_regular, resolve_under, sha256_file
 from miudo.limits import LIMITS
@@ -30,7 +31,8 @@ MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DTYPES = {"uint16": "<u2", "uint32": "<u4"}
-_SHIFT_POSITION = 1 << 62  # far from the counters that `permutation` uses up
+# Plus the part's number; far from the counters that `permutation` uses up.
+_SHIFT_POSITION = 1 << 62
 _SCAN = 1 << 22
 
 _IdArray = npt.NDArray[np.int32]
@@ -62,6 +64,10 @@ class DataSet:
         """Returns how many tokens a part has, ends of documents among them."""
         return int(self.manifest["splits"][split]["tokens"])
 
+    def parts(self, split: str = "train") -> tuple[Part, ...]:
+        """Returns the runs of ids of the mixture's sources; one where there is no mixture."""
+        return _parts(self.manifest["splits"][split])
+
     def documents(self, split: str = "train") -> int:
         """Returns how many documents a part has."""
         return int(self.manifest["splits"][split]["documents"])
@@ -87,8 +93,16 @@ class DataSet:
 class PackedTokens:
     """One part of a data folder as a memory-mapped row of ids. Build it with `open`."""
 
-    def __init__(self, ids: npt.NDArray[np.unsignedinteger], *, sha256: str, where: str) -> None:
+    def __init__(
+        self,
+        ids: npt.NDArray[np.unsignedinteger],
+        *,
+        sha256: str,
+        where: str,
+        parts: tuple[Part, ...] = (),
+    ) -> None:
         self.sha256 = sha256
+        self._parts = parts or (Part("text", 0, len(ids)),)
         self._ids = ids
         self._where = where
         self._orders = Orders()
@@ -117,7 +131,7 @@ class PackedTokens:
             ids = np.memmap(file, dtype=dtype, mode="r") if size else np.zeros(0, dtype=dtype)
         if verify:
             _verify(path, part["sha256"], ids, manifest["vocab_size"])
-        return cls(ids, sha256=part["sha256"], where=str(path))
+        return cls(ids, sha256=part["sha256"], where=str(path), parts=_parts(part))
 
     @property
     def n_tokens(self) -> int:
@@ -141,10 +155,12 @@ class PackedTokens:
         """Returns int32 [batch_size, length + 1]: a pure function of its arguments.
 
         Blocks come in a new order each epoch, with starts shifted by a number drawn for the
-        epoch; the data is taken as a ring, so that an epoch shows every token once, but for
-        fewer than `length` + 1. Raises DataError where a batch needs more than there is.
+        pass; the text is taken as a ring, so that a pass shows every token once, but for
+        fewer than `length` + 1. In a mixture each part is a ring of its own, and an epoch
+        takes `weight` passes over it. Raises DataError where a batch needs more than there is.
         """
-        n = self.n_blocks(length)
+        rows_of = [part.rows(length) for part in self._parts]
+        n = sum(rows_of)
         if batch_size < 1 or step < 0:
             raise ConfigError(f"batch_size is {batch_size} and step {step}")
         if n < batch_size:
@@ -157,15 +173,22 @@ class PackedTokens:
         rows = np.empty((batch_size, length + 1), dtype=np.int32)
         for row, place in enumerate(range(step * batch_size, (step + 1) * batch_size)):
             epoch, index = divmod(place, n)
-            start = int(self._orders.of(seed, epoch, n)[index]) * length
-            shift = int(uniform(seed, epoch, _SHIFT_POSITION) * self.n_tokens)
-            rows[row] = self._window((start + shift) % self.n_tokens, length)
+            number, taken = 0, int(self._orders.of(seed, epoch, n)[index])
+            while taken >= rows_of[number]:
+                taken -= rows_of[number]
+                number += 1
+            part = self._parts[number]
+            done, block = divmod(epoch * rows_of[number] + taken, part.blocks(length))
+            shift = int(uniform(seed, done, _SHIFT_POSITION + number) * part.tokens)
+            rows[row] = self._window((block * length + shift) % part.tokens, length, part)
         return rows
 
-    def _window(self, start: int, length: int) -> _IdArray:
-        ids = self._ids[start : start + length + 1]
+    def _window(self, start: int, length: int, part: Part | None = None) -> _IdArray:
+        """Returns ids from `start` of the part, which is a ring; of all without one."""
+        first, tokens = (part.start, part.tokens) if part else (0, self.n_tokens)
+        ids = self._ids[first + start : first + min(start + length + 1, tokens)]
         if len(ids) <= length:
-            ids = np.concatenate([ids, self._ids[: length + 1 - len(ids)]])
+            ids = np.concatenate([ids, self._ids[first : first + length + 1 - len(ids)]])
         return ids.astype(np.int32)
 
 
@@ -180,6 +203,14 @@ def _verify(path: Path, sha256: str, ids: npt.NDArray[np.unsignedinteger], vocab
         highest = int(ids[start : start + _SCAN].max())
         if highest >= vocab_size:
             raise DataError(f"holds the id {highest}, the vocabulary has {vocab_size}", where=path)
+
+
+def _parts(split: Mapping[str, Any]) -> tuple[Part, ...]:
+    found, start = [], 0
+    for part in split.get("parts", ()):
+        found.append(Part(part["name"], start, part["tokens"], part["weight"]))
+        start += part["tokens"]
+    return tuple(found) or (Part("text", 0, split["tokens"]),)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -218,6 +249,7 @@ def _check_manifest(values: Mapping[str, Any], path: Path) -> None:
             raise DataError(f"splits.{name} is no object", where=path)
         for field in ("tokens", "documents", "text_bytes"):
             count(f"splits.{name}.{field}", part.get(field), 0, 1 << 48)
+        _check_parts(part, f"splits.{name}.parts", need)
         need(isinstance(part.get("file"), str), f"splits.{name}.file", part.get("file"))
         digest = part.get("sha256")
         need(
@@ -225,3 +257,24 @@ def _check_manifest(values: Mapping[str, Any], path: Path) -> None:
             f"splits.{name}.sha256",
             digest,
         )
+
+
+def _check_parts(
+    split: Mapping[str, Any], field: str, need: Callable[[bool, str, object], None]
+) -> None:
+    """Checks a mixture's parts; a folder without a mixture lists none."""
+    parts = split.get("parts", [])
+    need(isinstance(parts, list), field, parts)
+    for part in parts:
+        weight = part.get("weight") if isinstance(part, dict) else None
+        need(
+            isinstance(weight, int | float)
+            and 0 < weight <= MAX_WEIGHT
+            and isinstance(part.get("name"), str)
+            and type(part.get("tokens")) is int
+            and part["tokens"] >= 0,
+            field,
+            part,
+        )
+    if parts:
+        need(sum(part["tokens"] for part in parts) == split["tokens"], field, "not all tokens")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 from miudo.data.clean import CleanReport, clean_documents
 from miudo.data.dedupe import DedupeReport, DedupeSettings, drop_duplicates
 from miudo.data.lines import STDIN
-from miudo.data.pack import Origin, PackSettings, held_out_limit, hold_out, pack
+from miudo.data.mixture import Source, read_mixture, source_files, stated_licence
+from miudo.data.pack import Origin, PackSettings, held_out_limits, hold_out, pack
 from miudo.data.packed import MANIFEST_FILE, TOKENIZER_FILE, DataSet
 from miudo.data.sources import RECORD_SUFFIX, Document, ReadSettings, find_files, read_documents
-from miudo.errors import MissingError
+from miudo.errors import MissingError, UsageError
 from miudo.files import open_regular, sha256_file
 from miudo.limits import LIMITS
 from miudo.records import Artefact, Measurement, Record, shared_licence
@@ -34,9 +35,14 @@ _KEPT_IN_RECORD = 20  # dropped documents named in the record; the counts are wh
 
 @dataclass(frozen=True, slots=True)
 class PrepareSettings:
-    """The settings of every step. `vocab_size` counts where a tokenizer is trained."""
+    """The settings of every step. `vocab_size` counts where a tokenizer is trained.
+
+    `sources` are a mixture, their paths under `root`; each has its own `read`.
+    """
 
     vocab_size: int = 8192
+    root: Path = Path()
+    sources: tuple[Source, ...] = ()
     read: ReadSettings = field(default_factory=ReadSettings)
     dedupe: DedupeSettings | None = field(default_factory=DedupeSettings)
     pack: PackSettings = field(default_factory=PackSettings)
@@ -52,15 +58,16 @@ def prepare(
 ) -> DataSet:
     """Writes a data folder with its record and returns it.
 
-    Without `tokenizer`, a byte-level BPE of `settings.vocab_size` is trained on the documents
-    that are not held out. The text of all documents is held in memory. Raises MissingError and
-    DataError as its steps do; nothing is written then.
+    The text is that of `inputs`, or of `settings.sources`. Without `tokenizer`, a byte-level
+    BPE of `settings.vocab_size` is trained on the documents that are not held out. The text of
+    all documents is held in memory. Raises MissingError and DataError as its steps do; nothing
+    is written then.
     """
     settings = settings or PrepareSettings()
     started = time.monotonic()
-    files = find_files(inputs)
+    files, read = _texts(inputs, settings)
     cleaned, doubles = CleanReport(), DedupeReport()
-    kept = clean_documents(read_documents(list(files), settings.read), cleaned)
+    kept = clean_documents(read, cleaned)
     if settings.dedupe is not None:
         kept = drop_duplicates(kept, doubles, settings.dedupe)
     documents = list(kept)
@@ -78,20 +85,38 @@ def prepare(
     def record(data: DataSet) -> Record:
         counts = _counts(cleaned, doubles, data, time.monotonic() - started)
         made = _record(data, settings, parents, counts, _notes(doubles, data))
-        licence = shared_licence(parents) if len(parents) == len(files) else None
-        return replace(made, name=out.name, licence=licence)
+        shared = shared_licence(parents) if len(parents) == len(files) else None
+        return replace(made, name=out.name, licence=stated_licence(settings.sources) or shared)
 
-    origin = Origin(tuple(sources), synthetic and len(parents) == len(files), record)
+    synthetic = synthetic and len(parents) == len(files)
+    origin = Origin(tuple(sources), synthetic, settings.sources, record)
     data = pack(documents, tokenizer, out, settings=settings.pack, origin=origin)
     progress(f"{data.tokens('train')} tokens to train on, {data.tokens('held_out')} held out")
     return data
 
 
+def _texts(
+    inputs: Sequence[str | Path], settings: PrepareSettings
+) -> tuple[list[Path], Iterable[Document]]:
+    """Returns the files of `inputs` or of the mixture, and their documents."""
+    if not settings.sources:
+        files = find_files(inputs)
+        return files, read_documents(list(files), settings.read)
+    if inputs:
+        raise UsageError(
+            "text is named twice, by the settings' sources too",
+            where=", ".join(map(str, inputs)),
+            remedy="Leave out one of them",
+        )
+    files = [path for _, path in source_files(settings.sources, settings.root)]
+    return files, read_mixture(settings.sources, settings.root)
+
+
 def _trained(documents: Sequence[Document], settings: PrepareSettings) -> TextTokenizer:
     """Held-out text must not shape the vocabulary that measures it."""
-    ranks = [hold_out(document.text, settings.pack.seed) for document in documents]
-    limit = held_out_limit(ranks, settings.pack.held_out)
-    seen = [d for d, rank in zip(documents, ranks, strict=True) if rank >= limit]
+    ranks = [(d.part, hold_out(d.text, settings.pack.seed)) for d in documents]
+    limits = held_out_limits(ranks, settings.pack, settings.sources)
+    seen = [d for d, (part, rank) in zip(documents, ranks, strict=True) if rank >= limits[part]]
     texts = (part for d in seen for part in ([m.content for m in d.messages] or [d.text]))
     return train_bpe(texts, vocab_size=settings.vocab_size)
 
@@ -151,7 +176,7 @@ def _record(
     return Record(
         verb="prepare",
         name=data.folder.name,
-        settings=asdict(settings) | {"synthetic": data.manifest["synthetic"]},
+        settings=_plain(settings) | {"synthetic": data.manifest["synthetic"]},
         seed=settings.pack.seed,
         inputs=tuple(Artefact(**source) for source in data.manifest["sources"]),
         outputs={name: sha256_file(data.folder / name) for name in files},
@@ -159,3 +184,8 @@ def _record(
         parents=parents,
         notes=tuple(notes),
     )
+
+
+def _plain(settings: PrepareSettings) -> dict[str, Any]:
+    # The root is a place on one machine; records travel.
+    return {name: value for name, value in asdict(settings).items() if name != "root"}

@@ -25,7 +25,7 @@ __all__ = ["RECORD_SUFFIX", "Document", "ReadSettings", "find_files", "read_docu
 
 RECORD_SUFFIX = ".record.json"  # a source file's record stands beside it under its name plus this
 _MARKER = "<|endoftext|>"
-_SPLITS = ("auto", "file", "blank", "marker", "heading")
+_SPLITS = ("auto", "file", "line", "blank", "marker", "heading")
 _KINDS = {
     ".txt": "text",
     ".text": "text",
@@ -45,12 +45,14 @@ class Document:
     """One text with the file it came from and its number there, from 0.
 
     A chat has its turns in `messages`; `text` then holds their contents, a line each.
+    `part` is the number of the mixture's source that it belongs to.
     """
 
     text: str
     source: str
     index: int
     messages: tuple[Message, ...] = ()
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,9 @@ class ReadSettings:
     """How files become documents. Raises ConfigError for values that mean nothing.
 
     `split` parts plain text: at lines that are only `<|endoftext|>` ("marker"), at two or more
-    blank lines ("blank"), before WikiText's ` = Title = ` ("heading"), nowhere ("file"); "auto"
-    takes the first of marker and blank that a file has, else the file, and heading for `.tokens`.
+    blank lines ("blank"), before WikiText's ` = Title = ` ("heading"), at every line ("line"),
+    nowhere ("file"); "auto" takes the first of marker and blank that a file has, else the file,
+    and heading for `.tokens`.
     `field` names the JSON key, CSV column or Parquet column with the text. `kind` overrides the
     file's suffix. `errors="replace"` puts U+FFFD for bytes that are no UTF-8.
     """
@@ -205,6 +208,7 @@ def _split_text(
         is_blank = line.text.isspace()
         ends = (
             (split == "marker" and line.text.strip() == _MARKER)
+            or split == "line"
             or (split == "blank" and blank >= 2 and not is_blank)
             or (split == "heading" and _HEADING.fullmatch(line.text) is not None)
         )

@@ -23,12 +23,14 @@ __all__ = ["as_it_runs", "held_out_loss"]
 
 
 def held_out_loss(decoder: Decoder, data: Tokens, settings: FitSettings) -> float:
-    """Returns the mean cross-entropy in nats a token over the first `eval_tokens` of `data`.
+    """Returns the mean cross-entropy in nats a token over `eval_tokens` of `data`.
 
-    Always the same blocks. Raises DataError if there is not one.
+    Always the same blocks, evenly spaced, so that every part of a mixture is among them.
+    Raises DataError if there is not one.
     """
     wanted = -(-settings.eval_tokens // settings.length)
-    count = min(wanted, data.n_blocks(settings.length))
+    known = data.n_blocks(settings.length)
+    count = min(wanted, known)
     if count < 1:
         raise DataError(
             f"held-out text has no block of {settings.length} tokens",
@@ -38,7 +40,9 @@ def held_out_loss(decoder: Decoder, data: Tokens, settings: FitSettings) -> floa
     with as_it_runs(decoder):
         for at in range(0, count, settings.batch_size):
             rows = range(at, min(at + settings.batch_size, count))
-            blocks = np.stack([data.block(i, settings.length) for i in rows])  # B T+1
+            blocks = np.stack(  # B T+1
+                [data.block(i * known // count, settings.length) for i in rows]
+            )
             ids = torch.from_numpy(blocks).to(decoder.embed.weight.device)
             total += float(cross_entropy(decoder, ids)[0]) * len(rows)
     return total / count

@@ -67,6 +67,8 @@ def lr_scale(settings: FitSettings, steps: int, step: int) -> float:
         fallen = 0.5 - 0.5 * math.cos(math.pi * done)
     elif settings.decay is Decay.WSD:
         fallen = max(0.0, 1.0 - (1.0 - done) / _WSD_DECAY)
+    elif settings.decay is Decay.NONE:
+        fallen = 0.0
     else:
         fallen = done
     return 1.0 - (1.0 - settings.final_lr) * fallen

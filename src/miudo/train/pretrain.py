@@ -29,13 +29,14 @@ from miudo.errors import CheckpointError, ConfigError, MissingError
 from miudo.families import for_config
 from miudo.families.family import Family
 from miudo.files import open_regular, sha256_file, write_json
+from miudo.formats import open_model
 from miudo.formats.hf import write_folder
 from miudo.formats.model_file import ModelFile
 from miudo.limits import LIMITS
 from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.protocol import SamplingSettings
-from miudo.records import Artefact, Measurement, Record
+from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.tensors import parameter_count
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.loop import FitResult, Sampler, fit
@@ -57,7 +58,8 @@ class TrainJob:
 
     `inputs` are texts (files, folders, globs, "-"), or one data folder; `prepare` says how
     texts become one. `shape` is a preset's name or a config; the tokenizer's vocabulary,
-    padded to a multiple of 64, replaces its own. `chat_template` goes into the model as it is.
+    padded to a multiple of 64, replaces its own. `init` is a model whose weights, shape and
+    tokenizer are the start instead. `chat_template` goes into the model as it is.
     """
 
     inputs: tuple[str, ...]
@@ -67,6 +69,7 @@ class TrainJob:
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     tokenizer: TextTokenizer | None = None
     chat_template: str | None = None
+    init: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class _Order:
     config: ModelConfig
     settings: FitSettings
     chat_template: str | None
+    init: Path | None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -102,6 +106,7 @@ class _Order:
             config=ModelConfig.from_json(values["config"]),
             settings=FitSettings.from_json(values["settings"]),
             chat_template=values["chat_template"],
+            init=None if values["init"] is None else Path(values["init"]),
         )
 
 
@@ -112,6 +117,7 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
     ConfigError for a shape that no known file format can hold.
     """
     progress = progress or Silent()
+    job = _from_model(job)
     # Now, not after hours of packing and training.
     _family(load_preset(job.shape) if isinstance(job.shape, str) else job.shape)
     with locked_run_folder(job.out) as folder:
@@ -125,6 +131,7 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
             "config": config_for(job.shape, data, job.settings.length).to_json(),
             "settings": job.settings.to_json(),
             "chat_template": job.chat_template,
+            "init": None if job.init is None else str(job.init.resolve()),
         }
         write_json(job.out / _RUN_FILE, order)
         return _run(folder, _Order.read(order), progress, going_on=False)
@@ -182,6 +189,21 @@ def sample_writer(tokenizer: TextTokenizer, seed: int, end_id: int) -> Sampler:
     return write
 
 
+def _from_model(job: TrainJob) -> TrainJob:
+    """Returns the job with the shape, tokenizer and template of the model that it starts from."""
+    if job.init is None:
+        return job
+    model = open_model(job.init)
+    if model.tokenizer_json is None:
+        raise ConfigError("the model to start from has no tokenizer", where=job.init)
+    return dataclasses.replace(
+        job,
+        shape=model.config,
+        tokenizer=TextTokenizer.from_json(model.tokenizer_json, where=job.init),
+        chat_template=job.chat_template or model.chat_template,
+    )
+
+
 def _data(job: TrainJob, progress: Progress) -> DataSet:
     if len(job.inputs) == 1 and (Path(job.inputs[0]) / MANIFEST_FILE).is_file():
         data = DataSet.open(Path(job.inputs[0]))
@@ -216,8 +238,12 @@ def _run(
     out, settings, config = folder.path, order.settings, order.config
     data = DataSet.open(order.data)
     tokenizer = data.tokenizer()
-    decoder = Decoder(config)
-    decoder.initialise(settings.seed)
+    if order.init is None:
+        decoder, start = Decoder(config), None
+        decoder.initialise(settings.seed)
+    else:
+        start = open_model(order.init)
+        decoder = Decoder.from_weights(config, start.weights)
     with Meter() as meter:
         result = fit(
             decoder,
@@ -230,7 +256,8 @@ def _run(
             resume=going_on,
             from_step=from_step,
         )
-    record = _record(out, order, data, result, meter.measurements())
+    parents = [Record.read(data.folder), None if start is None else start.record]
+    record = _record(out, order, data, result, meter.measurements(), parents)
     model = ModelFile(
         config=config,
         weights=decoder.to_weights(),
@@ -261,21 +288,40 @@ def _held_out(data: DataSet, settings: FitSettings) -> PackedTokens | None:
     return held_out if held_out.n_blocks(settings.length) else None
 
 
+def _exposure(config: ModelConfig, data: DataSet, length: int, tokens: int) -> dict[str, float]:
+    """Returns how much text was seen and how often, in all and for each part of a mixture."""
+    parts = data.parts()
+    rows = [part.rows(length) for part in parts]
+    shares = [row / max(1, sum(rows)) for row in rows]
+    bare = parameter_count(config, embeddings=False)
+    found = {
+        "unique_tokens": data.tokens("train"),
+        "epochs": tokens / max(1, data.tokens("train")),
+        "tokens_per_parameter": tokens / parameter_count(config),
+        "tokens_per_parameter_without_embeddings": tokens / max(1, bare),
+    }
+    for part, share in zip(parts if len(parts) > 1 else (), shares, strict=False):
+        found[f"epochs.{part.name}"] = tokens * share / max(1, part.tokens)
+    return found
+
+
 def _record(
     out: Path,
     order: _Order,
     data: DataSet,
     result: FitResult,
     metered: Sequence[Measurement],
+    parents: Sequence[Record | None],
 ) -> Record:
     settings, config = order.settings, order.config
-    parent = Record.read(data.folder)
-    counted = {
+    known = tuple(record for record in parents if record is not None)
+    counted: dict[str, float] = {
         "parameters": parameter_count(config),
         "parameters_without_embeddings": parameter_count(config, embeddings=False),
         "steps": result.steps,
         "training_tokens": result.tokens,
         "skipped_steps": result.bad_steps,
+        **_exposure(config, data, settings.length, result.tokens),
     }
     found = [Measurement(name, value, "1", "counted") for name, value in counted.items()]
     found += [
@@ -284,7 +330,7 @@ def _record(
         Measurement("training_loss", result.loss, "nats/token", "mean since the log line before"),
     ]
     if result.held_out_loss is not None:
-        method = f"float32, first {settings.eval_tokens} held-out tokens"
+        method = f"float32, {settings.eval_tokens} held-out tokens, evenly spaced"
         found.append(Measurement("held_out_loss", result.held_out_loss, "nats/token", method))
     plan = dataclasses.asdict(result.plan)
     return Record(
@@ -294,8 +340,8 @@ def _record(
         seed=settings.seed,
         inputs=(Artefact("data", data.folder.name, order.data_sha256),),
         measurements=(*found, *metered),
-        parents=() if parent is None else (parent,),
-        licence=None if parent is None else parent.licence,
+        parents=known,
+        licence=shared_licence(known),
         notes=("synthetic text: written by a program, not by people",)
         if data.manifest["synthetic"]
         else (),

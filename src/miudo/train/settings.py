@@ -29,12 +29,14 @@ class Optimizer(StrEnum):
 class Decay(StrEnum):
     """How the learning rate falls after the warm-up.
 
-    `wsd` stays level and falls linearly over the last fifth (Hu et al. 2024).
+    `wsd` stays level and falls linearly over the last fifth (Hu et al. 2024). `none` stays
+    level to the end: a run that another goes on from (`init`).
     """
 
     LINEAR = "linear"
     COSINE = "cosine"
     WSD = "wsd"
+    NONE = "none"
 
 
 class Precision(StrEnum):

@@ -1,0 +1,149 @@
+"""What buys quality per token: one change at a time, at one million parameters.
+
+For: choosing the settings of the recipes; each row is a run of the base with one change.
+Not for: speed (`benchmarks/train_speed.py`).
+Read next: `recipes/`, which hold what was chosen.
+
+    python benchmarks/ablations.py --data runs/ablations-data --out runs/ablations
+    python benchmarks/ablations.py ... --only muon-lr-2e-2 wsd --seeds 0 1 2
+
+A run that is there already is not made again, one that was broken off goes on; the table is
+printed after each. All runs see the same tokens in the same order, but for what they change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """`fit` overrides training settings, `config` fields of the shape, `layers` of each layer."""
+
+    why: str
+    fit: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+
+
+BASE: dict[str, Any] = {"batch_size": 16, "length": 256, "save_every": 100, "keep": 1}
+CHANGES = {
+    "base": Change("Muon 1e-2, AdamW 3e-3 for tables, linear decay to 5%, weight decay 0.1"),
+    "muon-lr-5e-3": Change("Muon's learning rate", {"muon_lr": 5e-3}),
+    "muon-lr-2e-2": Change("Muon's learning rate", {"muon_lr": 2e-2}),
+    "muon-lr-4e-2": Change("Muon's learning rate", {"muon_lr": 4e-2}),
+    "table-lr-1e-3": Change("AdamW's learning rate for tables and norms", {"lr": 1e-3}),
+    "table-lr-1e-2": Change("AdamW's learning rate for tables and norms", {"lr": 1e-2}),
+    "adamw-1.5e-3": Change("AdamW for all", {"optimizer": "adamw", "lr": 1.5e-3}),
+    "adamw-3e-3": Change("AdamW for all", {"optimizer": "adamw", "lr": 3e-3}),
+    "adamw-6e-3": Change("AdamW for all", {"optimizer": "adamw", "lr": 6e-3}),
+    "decay-to-0": Change("learning rate falls to nothing", {"final_lr": 0.0}),
+    "wsd": Change("level, then falls over the last fifth", {"decay": "wsd", "final_lr": 0.0}),
+    "cosine": Change("falls along a cosine", {"decay": "cosine", "final_lr": 0.0}),
+    "batch-8": Change("half the batch, twice the steps", {"batch_size": 8}),
+    "batch-32": Change("twice the batch, half the steps", {"batch_size": 32}),
+    "decay-0": Change("no weight decay", {"weight_decay": 0.0}),
+    "decay-0.3": Change("weight decay", {"weight_decay": 0.3}),
+    "length-128": Change("rows half as long, twice as many", {"length": 128, "batch_size": 32}),
+    "length-512": Change("rows twice as long, half as many", {"length": 512, "batch_size": 8}),
+    "qk-norm": Change("queries and keys normed, as Qwen3's", config={"qk_norm": "head"}),
+    "untied": Change("a head of its own", config={"tie_embeddings": False}),
+    "one-kv-head": Change("heads share keys and values", layers={"n_kv_heads": 1}),
+}
+
+
+def main() -> None:
+    """Runs what is asked for, a few side by side, and prints the table."""
+    options = parse()
+    if options.worker:
+        train_one(options.worker, options)
+        return
+    wanted = [(name, seed) for seed in options.seeds for name in options.only]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for _ in pool.map(lambda run: start(*run, options), wanted):
+            print(table(options.out), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="a data folder of `miudo prepare`")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", default="1m")
+    parser.add_argument("--tokens", type=int, default=2_000_000)
+    parser.add_argument("--only", nargs="*", default=list(CHANGES), choices=list(CHANGES))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def start(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Runs one change in a process of its own, with one thread."""
+    if (options.out / f"{name}-{seed}" / "result.json").exists():
+        return
+    command = [sys.executable, __file__, "--worker", f"{name}-{seed}", "--data", str(options.data)]
+    command += ["--out", str(options.out), "--preset", options.preset]
+    command += ["--tokens", str(options.tokens)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{name}, seed {seed}, failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+
+
+def train_one(run: str, options: argparse.Namespace) -> None:
+    """Trains one run to its end and writes what it gave."""
+    from miudo.config import ModelConfig
+    from miudo.files import write_json
+    from miudo.presets import load_preset
+    from miudo.train.pretrain import TrainJob, resume, train
+    from miudo.train.settings import FitSettings
+
+    name, _, seed = run.rpartition("-")
+    change, out = CHANGES[name], options.out / run
+    shape = load_preset(options.preset)
+    layers = tuple(replace(layer, **change.layers) for layer in shape.layers)
+    # Through JSON, so that plain strings become the enumerations they name.
+    shape = ModelConfig.from_json(replace(shape, layers=layers).to_json() | change.config)
+    if (out / "checkpoints").exists():
+        made = resume(out)
+    else:
+        fit = BASE | {"tokens": options.tokens, "eval_tokens": 1 << 17, "seed": int(seed)}
+        settings = FitSettings.from_json(fit | change.fit)
+        made = train(TrainJob((str(options.data),), out, settings, shape=shape))
+    found = {m.name: m.value for m in made.record.measurements}
+    write_json(out / "result.json", {"held_out_loss": made.fit.held_out_loss, **found})
+
+
+def table(out: Path) -> str:
+    """Returns all finished runs, the best first, each beside the base of the same seeds."""
+    from miudo.report import Table, text_table
+
+    losses: dict[str, dict[str, float]] = {}
+    sizes = {}
+    for path in sorted(out.glob("*/result.json")):
+        name, _, seed = path.parent.name.rpartition("-")
+        found = json.loads(path.read_text())
+        losses.setdefault(name, {})[seed] = found["held_out_loss"]
+        sizes[name] = found["parameters"]
+    base = losses.get("base", {})
+    rows = []
+    for name, found in sorted(losses.items(), key=lambda item: statistics.mean(item[1].values())):
+        pairs = [found[seed] - base[seed] for seed in found if seed in base]
+        differences = ", ".join(f"{pair:+.4f}" for pair in pairs)
+        mean = f"{statistics.mean(found.values()):.4f}"
+        rows.append([name, CHANGES[name].why, f"{sizes[name]:,.0f}", mean, differences])
+    headers = ["run", "change", "parameters", "held-out loss", "less the base's, by seed"]
+    return text_table(Table(headers, rows))
+
+
+if __name__ == "__main__":
+    main()
