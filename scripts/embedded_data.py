@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import json
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def main() -> None:
         "home_en": commands(root / "smart_home/home_assistant_utterances_en.jsonl.xz"),
         "home_pt": commands(root / "smart_home/home_assistant_utterances_pt.jsonl"),
     }
+    chats["talk"] = own_talk(Path(__file__).with_name("embedded_talk.toml"))
     for name, found in chats.items():
         write(out / f"{name}.jsonl", ({"messages": chat} for chat in found))
     pairs = list(columns(root / "parallel/en-pt.tico19_medical.tsv.xz"))
@@ -97,6 +99,17 @@ def commands(path: Path) -> Iterator[Chat]:
                 {"role": "user", "content": row["text"]},
                 {"role": "assistant", "content": str(row["response"])},
             ]
+
+
+def own_talk(path: Path) -> Iterator[Chat]:
+    """Yields every question with every answer of its table."""
+    for table in tomllib.loads(path.read_text(encoding="utf-8"))["talk"]:
+        for question in table["user"]:
+            for answer in table["assistant"]:
+                yield [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": answer},
+                ]
 
 
 def whole(chat: Chat) -> Iterator[Chat]:
