@@ -30,6 +30,7 @@ __all__ = ["VERBS", "LazyGroup", "cli", "main"]
 
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("miudo.cli.running:run", "Talk to a model, or continue a text"),
+    "suggest": ("miudo.cli.suggesting:suggest", "The next words of a text, as a keyboard has them"),
     "show": ("miudo.cli.showing:show", "What a model is, and how it came to be"),
     "prepare": ("miudo.cli.making:prepare", "Turn text into packed tokens for training"),
     "train": ("miudo.cli.making:train", "Train a model from scratch"),

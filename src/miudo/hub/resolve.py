@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 
 from miudo.errors import MissingError
-from miudo.names import HubRef, LocalRef, ModelRef
+from miudo.names import HubRef, LocalRef, ModelRef, parse_reference
 
-__all__ = ["embedded_models", "embedded_path", "resolve"]
+__all__ = ["embedded_models", "embedded_path", "model_path", "resolve"]
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -35,6 +35,11 @@ def resolve(reference: ModelRef) -> Path:
     if reference.name in models and reference.tag == "latest":
         return models[reference.name]
     raise MissingError(f"no model is called {reference.name!r} here", remedy=_CURE)
+
+
+def model_path(text: str | None) -> Path:
+    """Returns the path of the model that a user named; None is the one inside the package."""
+    return embedded_path() if text is None else resolve(parse_reference(text))
 
 
 def embedded_models(folder: Path = _EMBEDDED) -> dict[str, Path]:
