@@ -45,7 +45,7 @@ _DATA_HELP = "Text (file, folder, glob, -), or a data folder: its held-out part.
 @click.argument("model")
 @click.option("--data", multiple=True, help=f"{_DATA_HELP} Several: a row for each.")
 @_measuring
-@click.option("--task", "tasks", multiple=True, help="Tasks to score, parted by commas.")
+@click.option("--task", multiple=True, help="Tasks to score, parted by commas.")
 @click.option(
     "--task-data",
     multiple=True,
@@ -59,7 +59,7 @@ _DATA_HELP = "Text (file, folder, glob, -), or a data folder: its held-out part.
 def evaluate(
     model: str,
     *,
-    tasks: tuple[str, ...],
+    task: tuple[str, ...],
     as_json: bool,
     extra: dict[str, Any],
     engine: str,
@@ -74,7 +74,7 @@ def evaluate(
     """
     from miudo.evaluate.loading import load_model
 
-    jobs = _jobs(tasks, options, extra)
+    jobs = _jobs(task, options, extra)
     path = _path(model)
     loaded = load_model(path, engine=engine, threads=threads, activations=activations)  # type: ignore[arg-type]
     data = options["data"]
@@ -127,11 +127,14 @@ def _jobs(
 def _perplexity(
     loaded: LoadedModel, engine: str, options: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
+    from miudo.errors import UsageError
     from miudo.evaluate.perplexity import domain_perplexities
     from miudo.evaluate.texts import read_texts
     from miudo.report import Table, text_table
 
     data, limit = options["data"], options["max_bytes"]
+    if len(set(data)) < len(data):
+        raise UsageError("an input is named twice", where="--data", remedy="Name each once")
     with Counter("tokens") as counter:
         found, domains = domain_perplexities(
             loaded.engine,

@@ -80,19 +80,23 @@ def overlap_share(found: Iterable[bool | None]) -> Overlap:
 
 def _own_hashes(text: str) -> tuple[int, _Hashes]:
     """Returns (n, hashes of the n-grams) of a sample; n is 0 where it is too short."""
-    words = np.concatenate([np.zeros(0, np.uint64), *_word_hashes(text)])
+    words = np.array([_word_hash(word) for word in _words(text)], dtype=np.uint64)
     n = _LONG if len(words) >= _LONG else _SHORT if len(words) >= _SHORT else 0
     return n, _gram_hashes(words, n) if n else words[:0]
 
 
 def _word_hashes(text: str) -> Iterator[_Hashes]:
     """Yields the hashes of a text's words in batches that repeat the 12 words before them."""
-    words = (match.group() for match in _WORD.finditer(text.lower()))
+    words = _words(text)
     last = np.zeros(0, dtype=np.uint64)
     while batch := [_word_hash(word) for word in islice(words, _BATCH_WORDS)]:
         hashes = np.concatenate([last, np.array(batch, dtype=np.uint64)])
         yield hashes
         last = hashes[-(_LONG - 1) :]
+
+
+def _words(text: str) -> Iterator[str]:
+    return (match.group() for match in _WORD.finditer(text.lower()))
 
 
 @lru_cache(maxsize=1 << 18)

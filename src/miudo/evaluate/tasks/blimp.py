@@ -16,8 +16,8 @@ __all__ = ["BLIMP"]
 def _load(source: Source, settings: TaskSettings) -> TaskData:
     files = find_task_files("blimp", source.paths, ["blimp/*", "blimp_*"])
     samples = [
-        _sample(record, bare_name(path), number)
-        for path in files
+        _sample(record, paradigm, number)
+        for path, paradigm in zip(files, map(bare_name, files), strict=True)
         for number, record in enumerate(read_records(path, ("sentence_good", "sentence_bad")))
     ]
     return TaskData(samples, files=tuple(map(str, files)))

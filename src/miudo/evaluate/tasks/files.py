@@ -85,8 +85,8 @@ def read_split(
 
     def read(paths: Sequence[Path]) -> list[Sample]:
         return [
-            sample(record, f"{bare_name(path)}/{number}")
-            for path in paths
+            sample(record, f"{name}/{number}")
+            for path, name in zip(paths, map(bare_name, paths), strict=True)
             for number, record in enumerate(read_records(path, fields), start=1)
         ]
 

@@ -37,7 +37,12 @@ def _sample(record: Record, number: str) -> Sample:
     subject = record.text("subject") if "subject" in record.values else ""
     topic = subject.replace("_", " ")
     question = record.text("question").strip()
-    gold = answer_at(record.text(field), letters, f"{record.where}, field {field}")
+    answer = record.values.get(field)
+    if type(answer) is int:  # a place instead of a letter
+        answer, letters = str(answer), [str(i) for i in range(len(texts))]
+    else:
+        answer = record.text(field)
+    gold = answer_at(answer, letters, f"{record.where}, field {field}")
     return Sample(
         id=record.text("id") if "id" in record.values else number,
         prompt=f"Question: {question}\nAnswer:",
