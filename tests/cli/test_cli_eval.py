@@ -116,7 +116,7 @@ def test_several_texts_have_a_row_each(run: Run, data: Path) -> None:
     ("arguments", "code", "message"),
     [
         ((), 2, "nothing to measure on"),
-        (("--task", "blmp", "--task-data", "d"), 2, "Did you mean 'blimp'"),
+        (("--task", "blmp"), 2, "Did you mean 'blimp'"),
         (("--task", "blimp"), 2, "Give --task-data"),
         (("--task", "blimp", "--task-data", "absent"), 4, "no such file or folder"),
         (("--data", "d", "--shots", "2"), 2, "--shots says how tasks run"),

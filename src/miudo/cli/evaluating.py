@@ -117,11 +117,12 @@ def _jobs(
         if not options["data"]:
             raise UsageError("nothing to measure on", remedy="Give --data, --task, or both")
         return None
+    found = find_tasks(names)
     if not options["data"] and not options["task_data"]:
         raise UsageError("the tasks have no files", remedy="Give --task-data")
     flags = {k: options[k] for k in ("shots", "limit") if options[k] is not None}
     settings = make_settings(TaskSettings, {**extra, **flags}, where="task settings")
-    return find_tasks(names), settings
+    return found, settings
 
 
 def _perplexity(
