@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from miudo.engine.fake import FakeEngine
 from miudo.errors import CheckFailedError, DataError, UsageError
-from miudo.evaluate.perplexity import default_window, document_ids, perplexity, start_id, windows
+from miudo.evaluate.perplexity import (
+    default_window,
+    document_ids,
+    domain_perplexities,
+    perplexity,
+    start_id,
+    windows,
+)
 from miudo.protocol import Tokenizer
 from miudo.sampling import log_softmax_at
 
@@ -112,3 +119,21 @@ def test_a_context_beyond_the_model_is_refused(make_engine: MakeEngine, letters:
 def test_the_default_window_is_the_models_positions(make_engine: MakeEngine) -> None:
     assert default_window(make_engine(max_positions=64).config) == (64, 32)
     assert default_window(make_engine(max_positions=5000).config) == (1024, 512)
+
+
+def test_domains_together_are_all_their_documents(
+    make_engine: MakeEngine, letters: Tokenizer
+) -> None:
+    one, two = ["abcabcab", "ij"], ["ghijabacada"]
+    told: list[int] = []
+    whole, domains = domain_perplexities(
+        make_engine(), letters, {"one": one, "two": two}, progress=told.append
+    )
+    assert whole == perplexity(make_engine(), letters, [*one, *two])
+    assert domains == {
+        "one": perplexity(make_engine(), letters, one),
+        "two": perplexity(make_engine(), letters, two),
+    }
+    assert told == [8, 10, 21]
+    with pytest.raises(DataError, match="empty: no text"):
+        domain_perplexities(make_engine(), letters, {"one": one, "empty": [""]})

@@ -51,3 +51,21 @@ def test_a_data_folder_without_held_out_text_is_told(tmp_path: Path) -> None:
     data = pack(documents, train_bpe(TEXTS, vocab_size=261), tmp_path / "d", held_out=0.0)
     with pytest.raises(DataError, match="nothing was held out"):
         list(read_texts([data.folder]))
+
+
+def test_the_training_part_is_the_rest_and_pieces_change_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out, train = set(read_texts([folder])), set(read_texts([folder], split="train"))
+    assert held_out | train == set(TEXTS)
+    assert not held_out & train
+    for size in (1, 3, 7):
+        monkeypatch.setattr("miudo.evaluate.texts._PIECE", size)
+        assert set(read_texts([folder], split="train")) == train
+
+
+def test_a_limit_is_of_each_input(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("abcdef")
+    inputs = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    assert list(read_texts(inputs, max_bytes=2)) == ["ab", "ab"]

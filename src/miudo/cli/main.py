@@ -38,7 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prune": ("miudo.cli.shrinking:prune", "Take layers or feed-forward width out of a model"),
     "quantize": ("miudo.cli.shrinking:quantize", "Store a model's weights in fewer bits"),
     "export": ("miudo.cli.exporting:export", "Write a model as one GGUF file or as a folder"),
-    "eval": ("miudo.cli.evaluating:evaluate", "Perplexity and bits per byte of a model"),
+    "eval": ("miudo.cli.evaluating:evaluate", "Perplexity on text, accuracy on tasks"),
     "compare": (
         "miudo.cli.evaluating:compare",
         "Models side by side: size, quality, speed, energy",

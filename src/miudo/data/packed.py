@@ -144,6 +144,10 @@ class PackedTokens:
             raise ConfigError(f"the block length is {length}", remedy="Give at least 1")
         return max(0, (self.n_tokens - 1) // length)
 
+    def ids(self, begin: int, end: int) -> _IdArray:
+        """Returns the ids `begin:end` in their order, fewer where the data ends before."""
+        return self._ids[begin:end].astype(np.int32)
+
     def block(self, index: int, length: int) -> _IdArray:
         """Returns block `index` as int32 [length + 1]: the last id is only a target."""
         n = self.n_blocks(length)

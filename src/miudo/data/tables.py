@@ -1,6 +1,6 @@
-"""One column of a CSV or Parquet file as texts.
+"""Columns of a CSV file and one of a Parquet file as texts.
 
-For: `miudo.data.sources`.
+For: `miudo.data.sources`, `miudo.evaluate.tasks`.
 Not for: JSONL, which is lines.
 Read next: `miudo.data.sources`.
 """
@@ -8,20 +8,27 @@ Read next: `miudo.data.sources`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from miudo.data.lines import Line
 from miudo.errors import DataError, MissingError
 from miudo.files import open_regular
 
-__all__ = ["read_csv", "read_parquet"]
+__all__ = ["read_csv", "read_parquet", "read_rows"]
 
 _FIELD_CHARS = 64 << 20
 
 
 def read_csv(lines: Iterator[Line], path: Path, column: str, delimiter: str) -> Iterator[str]:
-    """Yields the texts of `column`; the first row holds the names.
+    """Yields the texts of `column`; see `read_rows`."""
+    return (row[0] for row in read_rows(lines, path, (column,), delimiter))
+
+
+def read_rows(
+    lines: Iterator[Line], path: Path, columns: Sequence[str], delimiter: str
+) -> Iterator[tuple[str, ...]]:
+    """Yields the texts of `columns`, row by row; the first row of the file holds the names.
 
     Raises DataError naming the line for a missing column, a short row or broken quotes.
     """
@@ -33,20 +40,22 @@ def read_csv(lines: Iterator[Line], path: Path, column: str, delimiter: str) -> 
         names = next(rows, None)
         if names is None:
             return
-        if column not in names:
-            raise DataError(
-                f"has no column {column!r}", where=path, remedy=f"Choose one of {names[:20]}"
-            )
-        at = names.index(column)
+        for column in columns:
+            if column not in names:
+                raise DataError(
+                    f"has no column {column!r}", where=path, remedy=f"Choose one of {names[:20]}"
+                )
+        places = [names.index(column) for column in columns]
         for row in rows:
             if not row:
                 continue
-            if len(row) <= at:
+            if len(row) <= max(places):
+                column = columns[places.index(max(places))]
                 raise DataError(
-                    f"has {len(row)} columns, {column!r} is number {at + 1}",
+                    f"has {len(row)} columns, {column!r} is number {max(places) + 1}",
                     where=f"{path}, line {rows.line_num}",
                 )
-            yield row[at]
+            yield tuple(row[at] for at in places)
     except csv.Error as error:
         raise DataError(f"not CSV ({error})", where=f"{path}, line {rows.line_num}") from error
 

@@ -11,7 +11,7 @@ the first ones at least `context - stride` ids before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Window",
     "default_window",
     "document_ids",
+    "domain_perplexities",
     "perplexity",
     "start_id",
     "windows",
@@ -117,24 +118,67 @@ def perplexity(
     Raises DataError if nothing can be scored, CheckFailedError if a log-probability is not
     finite, UsageError for a context beyond the model's positions.
     """
-    context, stride = _checked_window(engine.config, context, stride)
+    window = _checked_window(engine.config, context, stride)
+    return _summary(_measured(engine, tokenizer, documents, window, progress), window, engine)
+
+
+def domain_perplexities(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    domains: Mapping[str, Iterable[str]],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> tuple[Perplexity, dict[str, Perplexity]]:
+    """Returns `perplexity` over all documents of all domains, and of each domain by its name."""
+    window = _checked_window(engine.config, context, stride)
+    parts: dict[str, _Losses] = {}
+    done = 0
+
+    def tell(tokens: int) -> None:
+        progress(done + tokens)
+
+    for name, documents in domains.items():
+        parts[name] = _measured(engine, tokenizer, documents, window, tell)
+        done += sum(losses.size for losses in parts[name].losses)
+    each = {name: _summary(part, window, engine, name) for name, part in parts.items()}
+    whole = _Losses(
+        [losses for part in parts.values() for losses in part.losses],
+        sum(part.bytes for part in parts.values()),
+    )
+    return _summary(whole, window, engine), each
+
+
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """Losses in nats, a document each, and the bytes of the text that they are of."""
+
+    losses: list[npt.NDArray[np.float64]]
+    bytes: int
+
+
+def _measured(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    documents: Iterable[str],
+    window: tuple[int, int],
+    progress: Callable[[int], None],
+) -> _Losses:
     start = start_id(engine.config)
     losses: list[npt.NDArray[np.float64]] = []
-    n_bytes, n_documents, n_tokens = 0, 0, 0
+    n_bytes, n_tokens = 0, 0
     for index, text in enumerate(documents):
         ids = document_ids(text, tokenizer, engine.config)
         if len(ids) < 2:
             continue
-        scored = _document_losses(engine, ids, context, stride, index)
+        scored = _document_losses(engine, ids, *window, index)
         losses.append(scored)
         skipped = len(tokenizer.token_bytes(ids[0])) if start is None else 0
         n_bytes += len(text.encode()) - skipped
-        n_documents += 1
         n_tokens += scored.size
         progress(n_tokens)
-    if not losses or n_bytes < 1:
-        raise DataError("no text to score", remedy="Give documents of at least two tokens")
-    return _summary(np.concatenate(losses), n_bytes, n_documents, (context, stride, start))
+    return _Losses(losses, n_bytes)
 
 
 def _checked_window(
@@ -170,25 +214,27 @@ def _document_losses(
 
 
 def _summary(
-    losses: npt.NDArray[np.float64],
-    n_bytes: int,
-    n_documents: int,
-    window: tuple[int, int, int | None],
+    measured: _Losses, window: tuple[int, int], engine: Engine, name: str | None = None
 ) -> Perplexity:
+    if not measured.losses or measured.bytes < 1:
+        raise DataError(
+            "no text to score", where=name, remedy="Give documents of at least two tokens"
+        )
+    losses = np.concatenate(measured.losses)
     total = math.fsum(losses.tolist())
     mean = total / losses.size
     error = float(losses.std()) / math.sqrt(losses.size)
     ppl = math.exp(min(mean, 700.0))  # beyond 700 a double overflows, and nobody can tell
-    context, stride, start = window
+    context, stride = window
     return Perplexity(
         ppl=ppl,
         ppl_error=ppl * error,
-        bits_per_byte=total / math.log(2) / n_bytes,
+        bits_per_byte=total / math.log(2) / measured.bytes,
         nll=mean,
         tokens=int(losses.size),
-        bytes=n_bytes,
-        documents=n_documents,
+        bytes=measured.bytes,
+        documents=len(measured.losses),
         context=context,
         stride=stride,
-        start=start,
+        start=start_id(engine.config),
     )
