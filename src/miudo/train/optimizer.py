@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckpointError
 from miudo.tensors import Role, tensor_table
+from miudo.train.muon import Muon
 from miudo.train.settings import FitSettings, Optimizer
 
 __all__ = ["Optimizers"]
@@ -25,7 +26,7 @@ _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "st
 class Optimizers:
     """The optimisers of one decoder; every parameter belongs to exactly one.
 
-    Muon (Jordan et al. 2024, PyTorch's own) takes the matrices inside the blocks, its steps
+    Muon (Jordan et al. 2024) takes the matrices inside the blocks, its steps
     scaled to the size of AdamW's (Liu et al. 2025); AdamW (Loshchilov and Hutter 2019) takes
     tables, head, norms and biases, decaying matrices alone.
     """
@@ -96,12 +97,7 @@ def _build(
 ) -> dict[str, torch.optim.Optimizer]:
     built: dict[str, torch.optim.Optimizer] = {}
     if matrices := [p for _, p in names["muon"]]:
-        built["muon"] = torch.optim.Muon(
-            matrices,
-            lr=settings.muon_lr,
-            weight_decay=settings.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        built["muon"] = Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay)
     rest = [p for _, p in names["adamw"]]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
