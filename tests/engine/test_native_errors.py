@@ -120,11 +120,11 @@ def test_results_of_the_wrong_size_are_refused(llama: Any) -> None:
         (64, None, None, ()),
     ]:
         with pytest.raises(native.NativeError):
-            core.step([native.Work(k, ids, want, plain, None, logits, hidden, attention)])
+            core.step([native.Work(k, ids, want, plain, None, logits, hidden, attention, None)])
     with pytest.raises(native.NativeError, match="mask"):
-        core.step([native.Work(k, ids, 1, plain, np.ones(3, np.bool_), None, None, ())])
+        core.step([native.Work(k, ids, 1, plain, np.ones(3, np.bool_), None, None, (), None)])
     with pytest.raises(native.NativeError, match="logprobs"):
-        core.score(ids, small, ids, small, 0, ids[:0], small[:0])
+        core.score(ids, small, ids, small, 0, ids[:0], small[:0], None)
     assert engine.length(k) == 0
 
 
