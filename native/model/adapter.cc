@@ -85,6 +85,12 @@ void AdaptedRows::add(const Adapter* adapter, std::size_t row, std::size_t n) {
 
 void adapt(const Pass& pass, const float* x, std::size_t k, std::span<const Target> targets) {
   const std::vector<Strip>& strips = pass.adapted.strips();
+  const bool any = std::any_of(strips.begin(), strips.end(), [&](const Strip& strip) {
+    return std::any_of(targets.begin(), targets.end(), [&](const Target& target) {
+      return strip.adapter->part(target.linear.slot) != nullptr;
+    });
+  });
+  if (!any) return;  // no thread is woken for the head, or for matrices left as they are
   const std::size_t tasks = strips.size() * targets.size();
   const auto work = [&](std::size_t task, int) {
     const Strip& strip = strips[task / targets.size()];

@@ -183,7 +183,8 @@ def _adapted(decoder: Decoder, adapter: Adapter | None) -> Iterator[None]:
 
 def _beside(decoder: nn.Module, name: str, part: LowRank) -> list[RemovableHandle]:
     module = decoder.get_submodule(name.removesuffix(".weight"))
-    down, up = torch.from_numpy(part.down), torch.from_numpy(part.up)
+    # Copied: what lies in a file's map may not be written to, and torch would warn.
+    down, up = (torch.from_numpy(np.array(x, np.float32, order="C")) for x in (part.down, part.up))
     given: list[Tensor] = []
 
     def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
