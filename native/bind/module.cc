@@ -56,6 +56,12 @@ void need_size(std::size_t size, std::size_t wanted, const char* message) {
   if (size != wanted) refuse(message);
 }
 
+// A name that C would cut short is another name.
+const char* c_name(const std::string& name) {
+  if (name.find('\0') != std::string::npos) refuse("a name holds a zero character");
+  return name.c_str();
+}
+
 int signals(void*) {
   const nb::gil_scoped_acquire gil;
   return PyErr_CheckSignals();
@@ -77,7 +83,12 @@ struct Work {
   std::optional<Mask> mask;
   std::optional<Floats> logits, hidden;
   std::vector<Floats> attention;
+  std::optional<std::string> adapter;
 };
+
+// matrix, down [rank, in], up [out, rank], scale
+using Factor = Array<const float, nb::ndim<2>>;
+using LowRankTuple = std::tuple<std::string, Factor, Factor, float>;
 
 class Engine {
  public:
@@ -141,6 +152,23 @@ class Engine {
     run([&](miudo_error* error) { return miudo_truncate(engine_, conversation, length, error); });
   }
 
+  void add_adapter(const std::string& name, const std::vector<LowRankTuple>& tuples) {
+    std::vector<miudo_low_rank> parts;
+    for (const auto& [matrix, down, up, scale] : tuples) {
+      if (up.shape(1) != down.shape(0)) refuse("up is not [out, rank] for down [rank, in]");
+      parts.push_back({c_name(matrix), static_cast<std::int64_t>(down.shape(0)), down.data(),
+                       down.size(), up.data(), up.size(), scale});
+    }
+    const char* called = c_name(name);
+    run([&](miudo_error* error) {
+      return miudo_add_adapter(engine_, called, parts.data(), parts.size(), error);
+    });
+  }
+  void remove_adapter(const std::string& name) {
+    const char* called = c_name(name);
+    run([&](miudo_error* error) { return miudo_remove_adapter(engine_, called, error); });
+  }
+
   std::vector<std::tuple<std::int32_t, double>> step(const std::vector<Work*>& items) {
     std::vector<miudo_work> works;
     std::vector<std::vector<float*>> attention(items.size());
@@ -157,7 +185,8 @@ class Engine {
 
   void score(const Ids& ids, const Floats& logprobs, const Array<std::int32_t>& argmax,
              const Floats& logsumexp, std::int64_t top_k, const Array<std::int32_t>& top_ids,
-             const Floats& top_logprobs) {
+             const Floats& top_logprobs, const std::optional<std::string>& adapter) {
+    const char* name = adapter ? c_name(*adapter) : nullptr;
     const std::size_t rows = ids.size() == 0 ? 0 : ids.size() - 1;
     const std::size_t wide = top_k > 0 ? rows * static_cast<std::size_t>(top_k) : 0;
     need_size(logprobs.size(), rows, "logprobs has not one value a position");
@@ -175,7 +204,7 @@ class Engine {
                                  wide != 0 ? top_ids.data() : &no_id,
                                  wide != 0 ? top_logprobs.data() : &none};
     run([&](miudo_error* error) {
-      return miudo_score(engine_, ids.data(), ids.size(), &scores, error);
+      return miudo_score(engine_, ids.data(), ids.size(), name, &scores, error);
     });
   }
 
@@ -203,6 +232,7 @@ class Engine {
     work.n_ids = item.ids.size();
     work.want = item.want;
     work.sampling = sampling_of(item.sampling);
+    work.adapter = item.adapter ? c_name(*item.adapter) : nullptr;
     const auto vocab = static_cast<std::size_t>(config_.vocab_size);
     const auto d = static_cast<std::size_t>(config_.d_model);
     if (item.mask) {
@@ -274,14 +304,15 @@ NB_MODULE(_native, m) {
           "__init__",
           [](Work* self, std::int64_t conversation, Ids ids, std::uint32_t want,
              SamplingTuple sampling, std::optional<Mask> mask, std::optional<Floats> logits,
-             std::optional<Floats> hidden, std::vector<Floats> attention) {
-            new (self) Work{conversation,      std::move(ids),    want,
-                            std::move(sampling), std::move(mask), std::move(logits),
-                            std::move(hidden), std::move(attention)};
+             std::optional<Floats> hidden, std::vector<Floats> attention,
+             std::optional<std::string> adapter) {
+            new (self) Work{conversation,        std::move(ids),       want,
+                            std::move(sampling), std::move(mask),      std::move(logits),
+                            std::move(hidden),   std::move(attention), std::move(adapter)};
           },
           nb::arg("conversation"), nb::arg("ids"), nb::arg("want"), nb::arg("sampling"),
           nb::arg("mask").none(), nb::arg("logits").none(), nb::arg("hidden").none(),
-          nb::arg("attention"));
+          nb::arg("attention"), nb::arg("adapter").none());
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, std::uint64_t>(),
            nb::arg("config"), nb::arg("layers"), nb::arg("threads"), nb::arg("int8"),
@@ -292,8 +323,12 @@ NB_MODULE(_native, m) {
       .def("close", &Engine::close)
       .def("length", &Engine::length)
       .def("truncate", &Engine::truncate)
+      .def("add_adapter", &Engine::add_adapter)
+      .def("remove_adapter", &Engine::remove_adapter)
       .def("step", &Engine::step)
-      .def("score", &Engine::score)
+      .def("score", &Engine::score, nb::arg("ids"), nb::arg("logprobs"), nb::arg("argmax"),
+           nb::arg("logsumexp"), nb::arg("top_k"), nb::arg("top_ids"), nb::arg("top_logprobs"),
+           nb::arg("adapter").none())
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("weight_bytes", &Engine::weight_bytes)

@@ -1,6 +1,7 @@
 #include "core/engine.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -55,6 +56,7 @@ void Engine::truncate(std::int64_t conversation, std::size_t length) {
                              std::to_string(held.ids.size()));
   }
   held.ids.resize(length);
+  if (length == 0) held.adapter = nullptr;
   give_back_beyond(held, length);
 }
 
@@ -109,15 +111,24 @@ std::vector<Engine::Item> Engine::check_batch(std::span<miudo_work> works) {
   if (!complete_) fail(Code::kRequest, "the model has no weights yet");
   std::vector<Item> items;
   std::vector<std::int64_t> seen;
+  bool adapted = false;
   for (miudo_work& work : works) {
     Conversation& conversation = find(work.conversation);
     check_work(work, conversation);
-    items.push_back({&work, &conversation});
+    const Adapter* adapter = find_adapter(work.adapter);
+    check_adapter(work, conversation, adapter);
+    items.push_back({&work, &conversation, adapter});
+    adapted = adapted || adapter != nullptr;
     seen.push_back(work.conversation);
   }
   std::sort(seen.begin(), seen.end());
   if (std::adjacent_find(seen.begin(), seen.end()) != seen.end()) {
     fail(Code::kRequest, "one conversation is twice in a batch");
+  }
+  if (adapted) {  // rows that share an adapter lie together; results go to their own work
+    std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
+      return std::less<const Adapter*>()(a.adapter, b.adapter);
+    });
   }
   return items;
 }

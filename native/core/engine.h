@@ -7,10 +7,12 @@
 #include <map>
 #include <mutex>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/miudo.h"
 #include "core/sampler.h"
+#include "model/adapter.h"
 #include "model/forward.h"
 #include "model/kv_cache.h"
 #include "util/thread_pool.h"
@@ -23,6 +25,7 @@ constexpr std::size_t kChunk = 256;
 struct Conversation {
   std::vector<float*> pages;
   std::vector<std::int32_t> ids;  // taken in so far; its size is the length
+  const Adapter* adapter = nullptr;  // which the pages were computed with
 };
 
 class Engine {
@@ -38,8 +41,11 @@ class Engine {
   std::size_t length(std::int64_t conversation);
   void truncate(std::int64_t conversation, std::size_t length);
 
+  void add_adapter(const std::string& name, std::span<const miudo_low_rank> parts);
+  void remove_adapter(const std::string& name);
+
   void step(std::span<miudo_work> works);
-  void score(std::span<const std::int32_t> ids, const miudo_scores& scores);
+  void score(std::span<const std::int32_t> ids, const char* adapter, const miudo_scores& scores);
 
   const Model& model() const { return model_; }
   int threads() const { return pool_.size(); }
@@ -50,12 +56,16 @@ class Engine {
   struct Item {
     miudo_work* work;
     Conversation* conversation;
+    const Adapter* adapter;
     std::size_t taken = 0;  // ids already computed
   };
 
   Conversation& find(std::int64_t conversation);
   void check_ids(std::span<const std::int32_t> ids, std::size_t length) const;
   void check_work(const miudo_work& work, const Conversation& conversation) const;
+  const Adapter* find_adapter(const char* name) const;
+  void check_adapter(const miudo_work& work, const Conversation& conversation,
+                     const Adapter* adapter) const;
   std::vector<Item> check_batch(std::span<miudo_work> works);
   void look_for_interrupt() const;
 
@@ -82,10 +92,12 @@ class Engine {
   bool complete_ = false;
   std::int64_t next_conversation_ = 1;
   std::map<std::int64_t, Conversation> conversations_;
+  std::map<std::string, Adapter> adapters_;  // conversations point into it
 
   Scratch scratch_;
   Sampler sampler_;
   std::vector<Segment> segments_;
+  AdaptedRows adapted_;
   std::vector<std::size_t> segment_item_;
   Buffer<float> head_in_, head_out_;  // [head_rows, D], [head_rows, V]
   std::vector<std::int32_t> seen_;

@@ -33,10 +33,10 @@ miudo_status run(const Loop& loop, miudo_work work, size_t max_tokens, miudo_err
 }  // namespace
 
 miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t n_prompt,
-                            const miudo_sampling* sampling, const int32_t* eos_ids, size_t n_eos,
-                            size_t max_tokens, int (*on_token)(int32_t token, void* context),
-                            void* context, int32_t* tokens, size_t* n_tokens,
-                            miudo_error* error) {
+                            const char* adapter, const miudo_sampling* sampling,
+                            const int32_t* eos_ids, size_t n_eos, size_t max_tokens,
+                            int (*on_token)(int32_t token, void* context), void* context,
+                            int32_t* tokens, size_t* n_tokens, miudo_error* error) {
   int64_t conversation = 0;
   if (n_tokens != nullptr) *n_tokens = 0;
   // Goes through the door's own checks: a NULL engine, prompt or conversation is an error there.
@@ -51,6 +51,7 @@ miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t 
     work.n_ids = n_prompt;
     work.want = MIUDO_WANT_SAMPLE;
     work.sampling = *sampling;
+    work.adapter = adapter;
     const Loop loop{engine, eos_ids, n_eos, on_token, context, tokens, n_tokens};
     status = run(loop, work, max_tokens, error);
   } else if (error != nullptr) {

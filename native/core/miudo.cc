@@ -185,13 +185,37 @@ miudo_status miudo_step(miudo_engine* engine, miudo_work* works, size_t n_works,
   });
 }
 
+miudo_status miudo_add_adapter(miudo_engine* engine, const char* name,
+                               const miudo_low_rank* parts, size_t n_parts, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(name, "name");
+    if (n_parts != 0) need(parts, "parts");
+    for (std::size_t i = 0; i < n_parts; ++i) {
+      need(parts[i].matrix, "matrix");
+      need(parts[i].down, "down");
+      need(parts[i].up, "up");
+      (void)miudo::size_of(parts[i].rank, "rank");
+    }
+    engine->engine.add_adapter(name, {parts, n_parts});
+  });
+}
+
+miudo_status miudo_remove_adapter(miudo_engine* engine, const char* name, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(name, "name");
+    engine->engine.remove_adapter(name);
+  });
+}
+
 miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
-                         const miudo_scores* scores, miudo_error* error) {
+                         const char* adapter, const miudo_scores* scores, miudo_error* error) {
   return guarded(error, [&] {
     need(engine, "engine");
     need(scores, "scores");
     if (n_ids != 0) need(ids, "ids");
-    engine->engine.score({ids, n_ids}, *scores);
+    engine->engine.score({ids, n_ids}, adapter, *scores);
   });
 }
 

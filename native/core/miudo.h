@@ -90,6 +90,7 @@ typedef struct {
   uint32_t want;
   miudo_sampling sampling;
   const uint8_t* mask; /* [V], not 0 where an id may be drawn; NULL: everywhere */
+  const char* adapter; /* one that miudo_add_adapter was given; NULL: none */
   /* Results; the caller owns the memory. */
   int32_t token;
   double logprob;           /* of token, under the softmax of the raw logits */
@@ -108,6 +109,17 @@ typedef struct {
   int32_t* top_ids;     /* [n_ids - 1, top_k], most probable first */
   float* top_logprobs;
 } miudo_scores;
+
+/* One matrix's low-rank correction: out += scale * up (down x), beside the matrix. */
+typedef struct {
+  const char* matrix; /* as in miudo_set_tensor: "layers.0.attn.q.weight" */
+  int64_t rank;
+  const float* down; /* [rank, in] */
+  size_t n_down;     /* numbers behind down */
+  const float* up;   /* [out, rank] */
+  size_t n_up;
+  float scale;
+} miudo_low_rank;
 
 typedef struct miudo_engine miudo_engine;
 
@@ -128,19 +140,27 @@ miudo_status miudo_length(miudo_engine* engine, int64_t conversation, size_t* le
 miudo_status miudo_truncate(miudo_engine* engine, int64_t conversation, size_t length,
                             miudo_error* error);
 
+/* Copies an adapter (LoRA), which works then name; one that is refused leaves nothing behind.
+ * Keys and values depend on the adapter, so a conversation keeps the one of its first step until
+ * it is truncated to nothing, and an adapter in use cannot be removed. */
+miudo_status miudo_add_adapter(miudo_engine* engine, const char* name,
+                               const miudo_low_rank* parts, size_t n_parts, miudo_error* error);
+miudo_status miudo_remove_adapter(miudo_engine* engine, const char* name, miudo_error* error);
+
 /* A batch that fails has changed no conversation. */
 miudo_status miudo_step(miudo_engine* engine, miudo_work* works, size_t n_works,
                         miudo_error* error);
+/* `adapter` may be NULL, here and below. */
 miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
-                         const miudo_scores* scores, miudo_error* error);
+                         const char* adapter, const miudo_scores* scores, miudo_error* error);
 
 /* Writes at most max_tokens ids and their number; stops after an id in eos_ids, or when `on_token`
  * (may be NULL) returns not 0. Uses a conversation of its own. */
 miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t n_prompt,
-                            const miudo_sampling* sampling, const int32_t* eos_ids, size_t n_eos,
-                            size_t max_tokens, int (*on_token)(int32_t token, void* context),
-                            void* context, int32_t* tokens, size_t* n_tokens,
-                            miudo_error* error);
+                            const char* adapter, const miudo_sampling* sampling,
+                            const int32_t* eos_ids, size_t n_eos, size_t max_tokens,
+                            int (*on_token)(int32_t token, void* context), void* context,
+                            int32_t* tokens, size_t* n_tokens, miudo_error* error);
 
 const char* miudo_isa(const miudo_engine* engine);
 int32_t miudo_threads(const miudo_engine* engine);

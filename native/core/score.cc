@@ -8,7 +8,8 @@
 
 namespace miudo {
 
-void Engine::score(std::span<const std::int32_t> ids, const miudo_scores& scores) {
+void Engine::score(std::span<const std::int32_t> ids, const char* adapter,
+                   const miudo_scores& scores) {
   const std::lock_guard lock(mutex_);
   if (!complete_) fail(Code::kRequest, "the model has no weights yet");
   check_ids(ids, 0);
@@ -22,12 +23,13 @@ void Engine::score(std::span<const std::int32_t> ids, const miudo_scores& scores
   if (scores.top_k > 0 && (scores.top_ids == nullptr || scores.top_logprobs == nullptr)) {
     fail(Code::kRequest, "there is no space for the top_k");
   }
+  const Adapter* const found = find_adapter(adapter);
   Conversation own;
   miudo_work work = {};
   work.ids = ids.data();
   work.n_ids = ids.size() - 1;  // nothing follows the last
   if (work.n_ids == 0) return;
-  Item items[] = {{&work, &own}};
+  Item items[] = {{&work, &own, found}};
   try {
     reserve(items);
     std::size_t first = 0;

@@ -19,6 +19,7 @@ void Engine::step(std::span<miudo_work> works) {
   for (const Item& item : items) {
     std::vector<std::int32_t>& ids = item.conversation->ids;
     ids.insert(ids.end(), item.work->ids, item.work->ids + item.work->n_ids);
+    item.conversation->adapter = item.adapter;
   }
 }
 
@@ -36,6 +37,7 @@ void Engine::compute(std::span<Item> items) {
 Pass Engine::take_chunk(std::span<Item> items, std::size_t& first) {
   segments_.clear();
   segment_item_.clear();
+  adapted_.clear();
   std::size_t n = 0;
   while (first < items.size() && n < kChunk) {
     Item& item = items[first];
@@ -54,11 +56,12 @@ Pass Engine::take_chunk(std::span<Item> items, std::size_t& first) {
     seg.keys = length + work.n_ids;
     segments_.push_back(seg);
     segment_item_.push_back(first);
+    adapted_.add(item.adapter, seg.row, seg.n);
     n += seg.n;
     item.taken += seg.n;
     if (item.taken == work.n_ids) ++first;
   }
-  return {model_, pool_, scratch_, segments_, n};
+  return {model_, pool_, scratch_, segments_, adapted_, n};
 }
 
 // Logits of the rows that someone wants, a few at a time, each handed on as it comes.

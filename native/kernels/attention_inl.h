@@ -114,6 +114,7 @@ void weigh(const float* p, std::size_t p_stride, std::size_t rows, const float* 
 constexpr Kernels table_for(Isa isa) {
   return {.isa = isa,
           .matmul_f32 = matmul<Kind::kF32>,
+          .matmul_f32_add = matmul<Kind::kF32Add>,
           .matmul_q8_float = matmul<Kind::kQ8Float>,
           .matmul_q8_int8 = matmul<Kind::kQ8Int8>,
           .quantize = quantize,

@@ -28,13 +28,14 @@ struct Rows {
 };
 
 // out[i][r] = sum_c weight[r][c] * in[i][c] + bias[r] for the rows of tiles [begin, end).
-// `bias` is padded to whole tiles, or null.
+// `bias` is padded to whole tiles, or null. With `_add` the sum is added to what out holds.
 using Matmul = void (*)(const Packed& weight, const float* bias, const Rows& in, float* out,
                         std::size_t out_stride, std::size_t begin, std::size_t end);
 
 struct Kernels {
   Isa isa;
   Matmul matmul_f32;        // F32 weights, float activations
+  Matmul matmul_f32_add;
   Matmul matmul_q8_float;   // Q8_0 weights dequantised, float activations: the reference
   Matmul matmul_q8_int8;    // Q8_0 weights, int8 activations
 

@@ -92,13 +92,24 @@ inline void multiply_q8_int8(const Packed& w, std::size_t tile, const Rows& in,
   }
 }
 
-enum class Kind { kF32, kQ8Float, kQ8Int8 };
+enum class Kind { kF32, kF32Add, kQ8Float, kQ8Int8 };
+
+template <Kind kKind>
+constexpr bool kIsF32 = kKind == Kind::kF32 || kKind == Kind::kF32Add;
+
+// Adds what `from` holds for the first `rows` rows of a tile.
+inline void add_held(const float* from, std::size_t rows, F8& low, F8& high) {
+  float held[kTileRows] = {};
+  std::memcpy(held, from, rows * sizeof(float));
+  low = add(load(held), low);
+  high = add(load(held + 8), high);
+}
 
 template <Kind kKind, int N>
 void block(const Packed& w, const float* bias, const Rows& in, std::size_t at, float* out,
            std::size_t out_stride, std::size_t tile) {
   Sums<N> sums;
-  if constexpr (kKind == Kind::kF32) multiply_f32<N>(w, tile, in, at, sums);
+  if constexpr (kIsF32<kKind>) multiply_f32<N>(w, tile, in, at, sums);
   if constexpr (kKind == Kind::kQ8Float) multiply_q8_float<N>(w, tile, in, at, sums);
   if constexpr (kKind == Kind::kQ8Int8) multiply_q8_int8<N>(w, tile, in, at, sums);
   const std::size_t row = tile * kTileRows;
@@ -109,6 +120,7 @@ void block(const Packed& w, const float* bias, const Rows& in, std::size_t at, f
       sums.acc[i][1] = add(sums.acc[i][1], load(bias + row + 8));
     }
     float* to = out + (at + static_cast<std::size_t>(i)) * out_stride + row;
+    if constexpr (kKind == Kind::kF32Add) add_held(to, rows, sums.acc[i][0], sums.acc[i][1]);
     if (rows == kTileRows) {
       store(to, sums.acc[i][0]);
       store(to + 8, sums.acc[i][1]);
@@ -123,7 +135,7 @@ void block(const Packed& w, const float* bias, const Rows& in, std::size_t at, f
 
 // The most positions whose accumulators stay in 16 vector registers.
 template <Kind kKind>
-constexpr int kMost = kKind == Kind::kF32 ? 6 : 4;
+constexpr int kMost = kIsF32<kKind> ? 6 : 4;
 
 template <Kind kKind>
 void matmul(const Packed& w, const float* bias, const Rows& in, float* out,

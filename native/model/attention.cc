@@ -204,13 +204,11 @@ void attention(const Pass& pass, std::size_t layer) {
   const std::size_t d = m.config.d_model;
   Scratch& s = pass.scratch;
   project(pass, s.h.data(), pass.n, d,
-          {{w.q.weight, w.q.bias, s.q.data()},
-           {w.k.weight, w.k.bias, s.k.data()},
-           {w.v.weight, w.v.bias, s.v.data()}});
+          {{w.q, s.q.data()}, {w.k, s.k.data()}, {w.v, s.v.data()}});
   for_rows(pass, pass.n, [&](std::size_t row) { remember(pass, layer, row); });
   attend(pass, layer);
   project(pass, s.mixed.data(), pass.n, c.n_heads * c.v_head_dim,
-          {{w.o.weight, w.o.bias, s.projected.data()}});
+          {{w.o, s.projected.data()}});
   m.kernels.add(s.x.data(), s.projected.data(), pass.n * d);
 }
 

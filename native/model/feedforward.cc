@@ -12,10 +12,9 @@ void feedforward(const Pass& pass, std::size_t layer) {
   const bool gated = m.config.mlp == Mlp::kGated;
   float* inner = gated ? s.gate.data() : s.up.data();  // [n, d_ff]
   if (gated) {
-    project(pass, s.h.data(), pass.n, d,
-            {{w.gate.weight, w.gate.bias, s.gate.data()}, {w.up.weight, w.up.bias, s.up.data()}});
+    project(pass, s.h.data(), pass.n, d, {{w.gate, s.gate.data()}, {w.up, s.up.data()}});
   } else {
-    project(pass, s.h.data(), pass.n, d, {{w.up.weight, w.up.bias, s.up.data()}});
+    project(pass, s.h.data(), pass.n, d, {{w.up, s.up.data()}});
   }
   for_rows(pass, pass.n, [&](std::size_t row) {
     if (gated) {
@@ -24,7 +23,7 @@ void feedforward(const Pass& pass, std::size_t layer) {
       m.kernels.activate(m.config.activation, inner + row * ff, ff);
     }
   });
-  project(pass, inner, pass.n, ff, {{w.down.weight, w.down.bias, s.projected.data()}});
+  project(pass, inner, pass.n, ff, {{w.down, s.projected.data()}});
   m.kernels.add(s.x.data(), s.projected.data(), pass.n * d);
 }
 

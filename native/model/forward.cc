@@ -30,6 +30,7 @@ void reserve(const Pass& pass) {
   for (std::size_t i = 0; i < s.turns.size(); ++i) {
     s.turns[i].at_least(n * pass.model.rotations[i].head_dim);
   }
+  s.inner.at_least(kMostTargets * n * pass.adapted.widest());
   std::size_t longest = 0;
   for (const Segment& seg : pass.segments) longest = std::max(longest, seg.start + seg.n);
   std::size_t head = 0;
@@ -99,9 +100,7 @@ void forward(const Pass& pass) {
 }
 
 void logits(const Pass& pass, const float* hidden, std::size_t rows, float* out) {
-  const Vector no_bias;
-  project(pass, hidden, rows, pass.model.config.d_model,
-          {{pass.model.weights.head_matrix(), no_bias, out}});
+  project(pass, hidden, rows, pass.model.config.d_model, {{pass.model.weights.head_linear(), out}});
 }
 
 void norm(const Pass& pass, const NormWeights& weights, const float* x, float* out) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/adapter.h"
 #include "model/model.h"
 #include "util/buffer.h"
 #include "util/thread_pool.h"
@@ -36,6 +37,7 @@ struct Scratch {
   Buffer<float> mixed;        // [n, H v_head_dim]
   Buffer<float> gate, up;     // [n, d_ff]
   Buffer<float> projected;    // [n, D]
+  Buffer<float> inner;        // [targets, n, rank] between an adapter's two products
   Buffer<std::int8_t> quants;  // [n, widest input]
   Buffer<float> scales;
   std::vector<Buffer<float>> turns;      // per rotation [n, head_dim / 2, (cos, sin)]
@@ -48,6 +50,7 @@ struct Pass {
   ThreadPool& pool;
   Scratch& scratch;
   const std::vector<Segment>& segments;
+  const AdaptedRows& adapted;
   std::size_t n;
 };
 

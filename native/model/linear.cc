@@ -3,22 +3,19 @@
 namespace miudo {
 namespace {
 
-// Below this many multiplications waking a thread costs more than it brings.
-constexpr std::size_t kWorthSharing = 1 << 15;
-
 bool wants_int8(const Pass& pass, const Target& target) {
-  return pass.model.int8_activations && target.weight.packing() == Packing::kQ8;
+  return pass.model.int8_activations && target.linear.weight.packing() == Packing::kQ8;
 }
 
 void compute(const Pass& pass, const Target& target, Rows in, std::size_t begin,
              std::size_t end) {
   const Kernels& kernels = pass.model.kernels;
+  const PackedMatrix& weight = target.linear.weight;
   Matmul matmul = kernels.matmul_f32;
-  if (target.weight.packing() == Packing::kQ8) {
+  if (weight.packing() == Packing::kQ8) {
     matmul = wants_int8(pass, target) ? kernels.matmul_q8_int8 : kernels.matmul_q8_float;
   }
-  matmul(target.weight.view(), target.bias.data(), in, target.out, target.weight.rows(), begin,
-         end);
+  matmul(weight.view(), target.linear.bias.data(), in, target.out, weight.rows(), begin, end);
 }
 
 std::size_t task_count(const Pass& pass, std::size_t tiles, std::size_t n, std::size_t k) {
@@ -37,7 +34,7 @@ void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
   std::size_t tiles = 0;
   bool any_int8 = false;
   for (const Target& target : targets) {
-    tiles += target.weight.tiles();
+    tiles += target.linear.weight.tiles();
     any_int8 = any_int8 || wants_int8(pass, target);
   }
   if (any_int8) {
@@ -51,12 +48,13 @@ void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
     const std::size_t begin = tiles * task / tasks, end = tiles * (task + 1) / tasks;
     std::size_t base = 0;  // the targets' tiles are counted on, one matrix after the other
     for (const Target& target : targets) {
-      const std::size_t count = target.weight.tiles();
+      const std::size_t count = target.linear.weight.tiles();
       const std::size_t from = std::max(begin, base), to = std::min(end, base + count);
       if (from < to) compute(pass, target, in, from - base, to - base);
       base += count;
     }
   });
+  if (!pass.adapted.empty()) adapt(pass, x, k, {targets.begin(), targets.size()});
 }
 
 }  // namespace miudo

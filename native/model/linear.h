@@ -9,13 +9,19 @@
 
 namespace miudo {
 
+// Below this many multiplications waking a thread costs more than it brings.
+constexpr std::size_t kWorthSharing = 1 << 15;
+
+// Targets of one call: q, k and v.
+constexpr std::size_t kMostTargets = 3;
+
 struct Target {
-  const PackedMatrix& weight;
-  const Vector& bias;
-  float* out;  // [n, rows of weight]
+  const Linear& linear;
+  float* out;  // [n, rows of its weight]
 };
 
-// Every target's out = weight x + bias for n rows x [n, k]; k is the targets' common width.
+// Every target's out = weight x + bias, and what the rows' adapters add, for n rows x [n, k]; k
+// is the targets' common width.
 void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
              std::initializer_list<Target> targets);
 

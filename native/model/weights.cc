@@ -30,18 +30,20 @@ void Weights::add_layer(const ModelConfig& config, const LayerConfig& c, std::si
   const std::size_t d = config.d_model;
   Layer& to = layers[index];
   add_norm(at + "attn_norm", to.attn_norm, config);
-  add_linear(at + "attn.q", to.q, c.n_heads * c.head_dim, d, config.qkv_bias);
-  add_linear(at + "attn.k", to.k, c.n_kv_heads * c.head_dim, d, config.qkv_bias);
-  add_linear(at + "attn.v", to.v, c.n_kv_heads * c.v_head_dim, d, config.qkv_bias);
+  add_block_linear(at + "attn.q", to.q, c.n_heads * c.head_dim, d, config.qkv_bias);
+  add_block_linear(at + "attn.k", to.k, c.n_kv_heads * c.head_dim, d, config.qkv_bias);
+  add_block_linear(at + "attn.v", to.v, c.n_kv_heads * c.v_head_dim, d, config.qkv_bias);
   if (config.qk_norm == QkNorm::kHead) {
     add_vector(at + "attn.q_norm.weight", to.q_norm, c.head_dim);
     add_vector(at + "attn.k_norm.weight", to.k_norm, c.head_dim);
   }
-  add_linear(at + "attn.o", to.o, d, c.n_heads * c.v_head_dim, config.o_bias);
+  add_block_linear(at + "attn.o", to.o, d, c.n_heads * c.v_head_dim, config.o_bias);
   add_norm(at + "mlp_norm", to.mlp_norm, config);
-  if (config.mlp == Mlp::kGated) add_linear(at + "mlp.gate", to.gate, c.d_ff, d, config.mlp_bias);
-  add_linear(at + "mlp.up", to.up, c.d_ff, d, config.mlp_bias);
-  add_linear(at + "mlp.down", to.down, d, c.d_ff, config.mlp_bias);
+  if (config.mlp == Mlp::kGated) {
+    add_block_linear(at + "mlp.gate", to.gate, c.d_ff, d, config.mlp_bias);
+  }
+  add_block_linear(at + "mlp.up", to.up, c.d_ff, d, config.mlp_bias);
+  add_block_linear(at + "mlp.down", to.down, d, c.d_ff, config.mlp_bias);
 }
 
 void Weights::add_linear(const std::string& name, Linear& linear, std::size_t out, std::size_t in,
@@ -51,6 +53,18 @@ void Weights::add_linear(const std::string& name, Linear& linear, std::size_t ou
   slot.matrix = &linear.weight;
   slots_.emplace(name + ".weight", std::move(slot));
   if (bias) add_vector(name + ".bias", linear.bias, out);
+}
+
+void Weights::add_block_linear(const std::string& name, Linear& linear, std::size_t out,
+                               std::size_t in, bool bias) {
+  add_linear(name, linear, out, in, bias);
+  linear.slot = block_matrices_.size();
+  block_matrices_.emplace(name + ".weight", &linear);
+}
+
+const Linear* Weights::block_matrix(const std::string& name) const {
+  const auto found = block_matrices_.find(name);
+  return found == block_matrices_.end() ? nullptr : found->second;
 }
 
 void Weights::add_norm(const std::string& name, NormWeights& norm_weights,

@@ -17,9 +17,12 @@ namespace miudo {
 
 using Vector = Buffer<float>;  // padded to whole tiles with zeros
 
+constexpr std::size_t kNoSlot = static_cast<std::size_t>(-1);
+
 struct Linear {
-  PackedMatrix weight;  // [out, in]
-  Vector bias;          // empty where there is none
+  PackedMatrix weight;         // [out, in]
+  Vector bias;                 // empty where there is none
+  std::size_t slot = kNoSlot;  // place among the blocks' matrices, which adapters may correct
 };
 
 struct NormWeights {
@@ -45,7 +48,10 @@ class Weights {
   // Throws Failure(kModelFile) naming a tensor that is missing.
   void check_complete() const;
 
-  const PackedMatrix& head_matrix() const { return tied_ ? embed.weight : head.weight; }
+  const Linear& head_linear() const { return tied_ ? embed : head; }  // neither has a bias
+  // A block's matrix by name, null for any other name; their number.
+  const Linear* block_matrix(const std::string& name) const;
+  std::size_t block_matrices() const { return block_matrices_.size(); }
   std::size_t size_bytes() const { return size_bytes_; }
 
   Linear embed, position, head;
@@ -63,12 +69,15 @@ class Weights {
   void add_layer(const ModelConfig& config, const LayerConfig& layer, std::size_t index);
   void add_linear(const std::string& name, Linear& linear, std::size_t out, std::size_t in,
                   bool bias);
+  void add_block_linear(const std::string& name, Linear& linear, std::size_t out, std::size_t in,
+                        bool bias);
   void add_norm(const std::string& name, NormWeights& norm_weights, const ModelConfig& config);
   void add_vector(const std::string& name, Vector& vector, std::size_t size);
 
   bool tied_;
   std::size_t size_bytes_ = 0;
   std::map<std::string, Slot> slots_;
+  std::map<std::string, const Linear*> block_matrices_;
 };
 
 }  // namespace miudo

@@ -1,101 +1,9 @@
 // The C door: a small model made, run, scored, generated from and misused, without Python.
-#include <cmath>
-#include <cstring>
-#include <memory>
-
-#include "core/miudo.h"
-#include "test/check.h"
+#include "test/tiny_engine.h"
 
 namespace {
 
-using miudo::test::Noise;
-
-constexpr std::int64_t kVocab = 37, kModel = 24, kFeed = 40, kPositions = 100;
-constexpr miudo_sampling kGreedy = {0.0, 0, 1.0, 0.0, 1.0, nullptr, nullptr, 0, 0, 0};
-
-struct Destroy {
-  void operator()(miudo_engine* engine) const { miudo_destroy(engine); }
-};
-using EnginePtr = std::unique_ptr<miudo_engine, Destroy>;
-
-const miudo_layer kLayers[] = {{4, 2, 6, 5, kFeed, 0, 1, 1e4}, {4, 2, 6, 5, kFeed, 9, 1, 1e4}};
-
-miudo_config config() {
-  miudo_config c = {};
-  c.vocab_size = kVocab;
-  c.d_model = kModel;
-  c.max_positions = kPositions;
-  c.n_layers = 2;
-  c.layers = kLayers;
-  c.tie_embeddings = 1;
-  c.norm_eps = 1e-5;
-  return c;
-}
-
-miudo_status set(miudo_engine* e, const std::string& name, std::vector<std::int64_t> shape,
-                 Noise& noise) {
-  std::size_t n = 1;
-  for (const std::int64_t s : shape) n *= static_cast<std::size_t>(s);
-  const std::vector<float> values = noise.floats(n);
-  return miudo_set_tensor(e, name.c_str(), MIUDO_F32, shape.data(), shape.size(), values.data(),
-                          n * 4, nullptr);
-}
-
-EnginePtr make_engine(int threads, std::uint64_t cache_bytes = 1 << 24,
-                      int (*interrupt)(void*) = nullptr, void* context = nullptr) {
-  const miudo_config c = config();
-  const miudo_options options = {threads, 1, cache_bytes, interrupt, context};
-  miudo_engine* raw = nullptr;
-  CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_OK);
-  EnginePtr e(raw);
-  Noise noise(3);
-  miudo_error error = {};
-  CHECK(miudo_finalize(raw, &error) == MIUDO_MODEL_FILE && std::strlen(error.message) > 0);
-  CHECK(set(raw, "embed.weight", {kVocab, kModel}, noise) == MIUDO_OK);
-  for (int i = 0; i < 2; ++i) {
-    const std::string at = "layers." + std::to_string(i) + ".";
-    CHECK(set(raw, at + "attn_norm.weight", {kModel}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "attn.q.weight", {24, kModel}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "attn.k.weight", {12, kModel}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "attn.v.weight", {10, kModel}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "attn.o.weight", {kModel, 20}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "mlp_norm.weight", {kModel}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "mlp.gate.weight", {kFeed, kModel}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "mlp.up.weight", {kFeed, kModel}, noise) == MIUDO_OK);
-    CHECK(set(raw, at + "mlp.down.weight", {kModel, kFeed}, noise) == MIUDO_OK);
-  }
-  CHECK(set(raw, "norm.weight", {kModel}, noise) == MIUDO_OK);
-  CHECK(set(raw, "norm.weight", {kModel}, noise) == MIUDO_MODEL_FILE);  // twice
-  CHECK(set(raw, "other.weight", {kModel}, noise) == MIUDO_MODEL_FILE);
-  CHECK(miudo_finalize(raw, nullptr) == MIUDO_OK);
-  return e;
-}
-
-miudo_work work_for(std::int64_t conversation, const std::vector<std::int32_t>& ids,
-                    std::uint32_t want) {
-  miudo_work work = {};
-  work.conversation = conversation;
-  work.ids = ids.data();
-  work.n_ids = ids.size();
-  work.want = want;
-  work.sampling = kGreedy;
-  return work;
-}
-
-std::vector<std::int32_t> some_ids(std::size_t n) {
-  std::vector<std::int32_t> ids(n);
-  for (std::size_t i = 0; i < n; ++i) ids[i] = static_cast<std::int32_t>(i * 7 % kVocab);
-  return ids;
-}
-
-std::vector<float> all_logits(miudo_engine* e, std::int64_t k,
-                              const std::vector<std::int32_t>& ids) {
-  std::vector<float> logits(ids.size() * kVocab);
-  miudo_work work = work_for(k, ids, MIUDO_WANT_ALL_LOGITS);
-  work.logits = logits.data();
-  CHECK(miudo_step(e, &work, 1, nullptr) == MIUDO_OK);
-  return logits;
-}
+using namespace miudo::test;
 
 TEST(steps_one_by_one_have_the_bits_of_a_whole_prompt) {
   const std::vector<std::int32_t> ids = some_ids(80);
@@ -152,18 +60,18 @@ TEST(scores_are_log_probabilities) {
   std::vector<float> logprobs(99), total(99), top(99 * 3);
   std::vector<std::int32_t> argmax(99), top_ids(99 * 3);
   miudo_scores scores = {logprobs.data(), argmax.data(), total.data(), 3, top_ids.data(), top.data()};
-  CHECK(miudo_score(e.get(), ids.data(), ids.size(), &scores, nullptr) == MIUDO_OK);
+  CHECK(miudo_score(e.get(), ids.data(), ids.size(), nullptr, &scores, nullptr) == MIUDO_OK);
   for (std::size_t i = 0; i < 99; ++i) {
     CHECK(logprobs[i] <= 0.0f && std::isfinite(total[i]));
     CHECK(top_ids[3 * i] == argmax[i] && top[3 * i] >= top[3 * i + 1]);
   }
   CHECK(miudo_cache_bytes_used(e.get()) == 0);
   scores.top_k = kVocab + 1;
-  CHECK(miudo_score(e.get(), ids.data(), ids.size(), &scores, nullptr) == MIUDO_REQUEST);
-  CHECK(miudo_score(e.get(), ids.data(), 1, &scores, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_score(e.get(), ids.data(), ids.size(), nullptr, &scores, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_score(e.get(), ids.data(), 1, nullptr, &scores, nullptr) == MIUDO_REQUEST);
   scores.top_k = 0;
-  CHECK(miudo_score(e.get(), ids.data(), 1, &scores, nullptr) == MIUDO_OK);
-  CHECK(miudo_score(e.get(), nullptr, 0, &scores, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_score(e.get(), ids.data(), 1, nullptr, &scores, nullptr) == MIUDO_OK);
+  CHECK(miudo_score(e.get(), nullptr, 0, nullptr, &scores, nullptr) == MIUDO_REQUEST);
 }
 
 int stop_at_five(std::int32_t, void* context) { return ++*static_cast<int*>(context) >= 5; }
@@ -175,8 +83,8 @@ TEST(generation_without_python) {
   std::size_t n = 0, m = 0;
   const auto run = [&](const miudo_sampling* s, std::vector<std::int32_t> eos, std::size_t most,
                        int (*on)(std::int32_t, void*), void* context) {
-    return miudo_generate(e.get(), prompt.data(), 3, s, eos.data(), eos.size(), most, on, context,
-                          tokens.data(), &n, nullptr);
+    return miudo_generate(e.get(), prompt.data(), 3, nullptr, s, eos.data(), eos.size(), most, on,
+                          context, tokens.data(), &n, nullptr);
   };
   CHECK(run(&kGreedy, {}, 20, nullptr, nullptr) == MIUDO_OK && n == 20);
   again = tokens;

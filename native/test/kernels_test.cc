@@ -36,9 +36,10 @@ std::vector<std::uint8_t> q8_blocks(std::size_t blocks, Noise& noise) {
   return out;
 }
 
-// Runs matmul for the tiles [begin, end) in two parts, with sentinels behind the output.
+// Runs matmul for the tiles [begin, end) in two parts, with sentinels behind the output. What out
+// holds before is `held` in the result where matmul adds to it.
 void check_matmul(const Kernels& k, Matmul matmul, const PackedMatrix& w, std::size_t n,
-                  bool int8, double tolerance) {
+                  bool int8, double tolerance, double held = 0.0) {
   Noise noise(w.rows() * 31 + w.cols() + n);
   const std::size_t rows = w.rows(), cols = w.cols();
   const std::vector<float> x = noise.floats(n * cols), bias_values = noise.floats(rows);
@@ -57,7 +58,7 @@ void check_matmul(const Kernels& k, Matmul matmul, const PackedMatrix& w, std::s
   for (std::size_t r = 0; r < rows; ++r) {
     w.read_row(r, row.data());
     for (std::size_t i = 0; i < n; ++i) {
-      double sum = bias_values[r];
+      double sum = bias_values[r] + held;
       for (std::size_t c = 0; c < cols; ++c) {
         const std::size_t at = i * cols + c;
         const double value =
@@ -79,6 +80,7 @@ TEST(matmul_at_awkward_sizes) {
           Noise noise(rows + cols);
           const PackedMatrix w(DType::kF32, rows, cols, bytes_of(noise.floats(rows * cols)).data());
           check_matmul(*k, k->matmul_f32, w, n, false, 1e-5);
+          check_matmul(*k, k->matmul_f32_add, w, n, false, 1e-5, 7.0);
         }
         for (const std::size_t cols : {32u, 64u, 96u}) {
           Noise noise(rows + cols);

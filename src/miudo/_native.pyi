@@ -10,6 +10,7 @@ _Layer = tuple[int, int, int, int, int, int, bool, float]
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int32]
 _Mask = npt.NDArray[np.bool_]
+_LowRank = tuple[str, _Floats, _Floats, float]
 
 class NativeError(RuntimeError):
     args: tuple[int, str]
@@ -25,6 +26,7 @@ class Work:
         logits: _Floats | None,
         hidden: _Floats | None,
         attention: Sequence[_Floats],
+        adapter: str | None,
     ) -> None: ...
 
 class Engine:
@@ -44,6 +46,8 @@ class Engine:
     def close(self, conversation: int, /) -> None: ...
     def length(self, conversation: int, /) -> int: ...
     def truncate(self, conversation: int, length: int, /) -> None: ...
+    def add_adapter(self, name: str, parts: Sequence[_LowRank], /) -> None: ...
+    def remove_adapter(self, name: str, /) -> None: ...
     def step(self, works: Sequence[Work], /) -> list[tuple[int, float]]: ...
     def score(
         self,
@@ -54,7 +58,7 @@ class Engine:
         top_k: int,
         top_ids: _Ids,
         top_logprobs: _Floats,
-        /,
+        adapter: str | None,
     ) -> None: ...
     @property
     def isa(self) -> str: ...

@@ -10,16 +10,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from miudo.config import ModelConfig
-from miudo.errors import ModelFileError
-from miudo.protocol import FloatArray
+from miudo.errors import ModelFileError, RequestError
+from miudo.limits import LIMITS
+from miudo.protocol import Engine, FloatArray, SeqWork
 from miudo.tensors import Role, Weights, tensor_table
 
-__all__ = ["Adapter", "LowRank", "base_fingerprint", "check_adapter"]
+__all__ = [
+    "AdaptableEngine",
+    "Adapter",
+    "AdapterBook",
+    "LowRank",
+    "base_fingerprint",
+    "check_adapter",
+]
 
 _ADAPTED = (Role.ATTENTION, Role.MLP)
 
@@ -52,6 +61,78 @@ class Adapter:
     parts: Mapping[str, LowRank]
     base: str | None = None
     tokenizer: str | None = None
+
+
+@runtime_checkable
+class AdaptableEngine(Engine, Protocol):
+    """An engine that runs adapters beside the model, never merged into it.
+
+    A conversation keeps the adapter of its first step, because its keys and values are that
+    adapter's; truncated to nothing it may take another.
+    """
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Makes `SeqWork.adapter` = `name` mean `adapter`.
+
+        Raises RequestError for a name in use, ModelFileError for an adapter of another model;
+        nothing has changed then.
+        """
+        ...
+
+    def remove_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises RequestError if it is unknown or a conversation has it."""
+        ...
+
+
+@dataclass
+class AdapterBook:
+    """The adapters of an engine in Python, and which conversation has which.
+
+    `bound` names, for every conversation that holds positions, the adapter of its first step.
+    """
+
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    bound: dict[int, str | None] = field(default_factory=dict)
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Adds a checked adapter. Raises RequestError for no name, or one in use."""
+        if not name or name in self.adapters:
+            state = "is there already" if name else "has no name"
+            raise RequestError(f"adapter {name!r} {state}")
+        self.adapters[name] = adapter
+
+    def remove(self, name: str) -> None:
+        """Forgets an adapter. Raises RequestError if it is unknown or a conversation has it."""
+        self.named(name)
+        users = [conversation for conversation, held in self.bound.items() if held == name]
+        if users:
+            raise RequestError(
+                f"adapter {name!r} is used by conversation {users[0]}", remedy="Close it before"
+            )
+        del self.adapters[name]
+
+    def named(self, name: str | None) -> Adapter | None:
+        """Returns the adapter of that name, None for None; raises RequestError if unknown."""
+        if name is None:
+            return None
+        if name not in self.adapters:
+            raise RequestError(f"no adapter named {name!r} was given to this engine")
+        return self.adapters[name]
+
+    def check(self, work: SeqWork) -> None:
+        """Raises RequestError for an unknown adapter, or not that of the conversation."""
+        self.named(work.adapter)
+        before = self.bound.get(work.conversation, work.adapter)
+        if before != work.adapter:
+            raise RequestError(
+                f"conversation {work.conversation} was begun with {_said(before)} and cannot go "
+                f"on with {_said(work.adapter)}",
+                remedy="Open a new conversation, or truncate this one to nothing",
+            )
+
+
+def _said(name: str | None) -> str:
+    return "no adapter" if name is None else f"adapter {name!r}"
 
 
 def base_fingerprint(config: ModelConfig, weights: Weights) -> str:
@@ -87,18 +168,22 @@ def check_adapter(
         if name not in shapes:
             raise ModelFileError(f"{name} is no matrix of this model's blocks", where=where)
         rows, columns = shapes[name]
-        found = (part.up.shape[0], part.down.shape[-1])
         if part.down.ndim != 2 or part.up.ndim != 2 or part.up.shape[1] != part.rank:
             raise ModelFileError(
                 f"{name}: down {list(part.down.shape)} and up {list(part.up.shape)} share no rank",
                 where=where,
             )
-        if found != (rows, columns) or part.rank < 1:
+        if not 1 <= part.rank <= LIMITS.adapter_rank:
+            raise ModelFileError(
+                f"{name} has rank {part.rank}, allowed 1 to {LIMITS.adapter_rank}", where=where
+            )
+        found = (part.up.shape[0], part.down.shape[1])
+        if found != (rows, columns):
             raise ModelFileError(
                 f"{name} corrects {list(found)} by rank {part.rank}, the matrix is "
                 f"{[rows, columns]}",
                 where=where,
                 remedy="Use it with its own base model",
             )
-        if not (np.isfinite(part.down).all() and np.isfinite(part.up).all()):
+        if not all(np.isfinite(x).all() for x in (part.down, part.up, part.scale)):
             raise ModelFileError(f"{name} holds NaN or infinity", where=where)

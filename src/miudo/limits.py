@@ -23,6 +23,7 @@ class Limits:
     n_heads: int = 4096
     head_dim: int = 4096
     max_positions: int = 1 << 26
+    adapter_rank: int = 4096
     tensors: int = 1 << 20
     tensor_dims: int = 4
     tensor_elements: int = 1 << 40

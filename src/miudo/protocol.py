@@ -103,7 +103,8 @@ class SeqWork:
     """Ids to take in for one conversation, and what is wanted back.
 
     `mask` is bool [V], True for ids that may be drawn (a grammar's choice).
-    `adapter` names a LoRA adapter that the engine has been given.
+    `adapter` names a LoRA adapter that the engine has been given; a conversation keeps the one
+    of its first step.
     """
 
     conversation: int
@@ -183,7 +184,7 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
+    def score(self, ids: Sequence[int], *, top_k: int = 0, adapter: str | None = None) -> Scores:
         """Scores `ids` in a conversation of its own, in chunks: never [T, V] at once."""
         ...
 

@@ -80,7 +80,10 @@ class Runner:
         self.loaded.append((path, options))
         self.parrot = Parrot(self.reply)
         model = SimpleNamespace(config=Parrot.config, chat_template=self.template)
-        return SimpleNamespace(path=path, model=model, engine=self.parrot, tokenizer=TOKENIZER)
+        adapter = options["adapter"] and "adapter"
+        return SimpleNamespace(
+            path=path, model=model, engine=self.parrot, tokenizer=TOKENIZER, adapter=adapter
+        )
 
 
 def _ids(text: str) -> list[int]:
@@ -101,7 +104,7 @@ def test_one_argument_with_white_space_is_a_prompt_for_the_embedded_model(run: R
 
 def test_two_arguments_are_model_and_prompt(run: Runner) -> None:
     assert run(str(run.model), "once", "--threads", "2").stdout == "olá!\n"
-    assert run.loaded == [(run.model, {"threads": 2, "activations": "int8"})]
+    assert run.loaded == [(run.model, {"threads": 2, "activations": "int8", "adapter": None})]
     assert run.prompt == [END, *_ids("once")]
 
 
@@ -181,7 +184,7 @@ def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyP
     from miudo.engine.generate import GenerateSettings
 
     run.template = TEMPLATE
-    loaded = run._load(run.model)
+    loaded = run._load(run.model, adapter=None)
     prompts: list[Sequence[int]] = []
     lines = iter(["one", "", "two", "/clear", "three", "/bye"])
     monkeypatch.setattr("builtins.input", lambda mark: next(lines))

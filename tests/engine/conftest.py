@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from miudo.adapter import Adapter, LowRank, base_fingerprint
 from miudo.config import (
     Activation,
     LayerConfig,
@@ -45,6 +46,20 @@ def random_model(config: ModelConfig, seed: int = 1, dtype: DType = DType.F32) -
         kind = dtype if not vector and dtype.fits(spec.shape) else DType.F32
         weights[spec.name] = encode(value, kind)
     return RandomModel(config, weights)
+
+
+def random_adapter(model: RandomModel, seed: int = 1, rank: int = 5) -> Adapter:
+    """Corrects every matrix as strongly as the matrix itself works, each with a rank of its own."""
+    rng = np.random.default_rng(seed)
+    parts = {}
+    for i, spec in enumerate(tensor_table(model.config)):
+        if spec.role in (Role.ATTENTION, Role.MLP):
+            rows, cols = spec.shape
+            r = rank + i % 3
+            down = rng.standard_normal((r, cols)).astype(np.float32) * np.float32(cols**-0.5)
+            up = rng.standard_normal((rows, r)).astype(np.float32) * np.float32(r**-0.5)
+            parts[spec.name] = LowRank(down, up, 0.75)
+    return Adapter(parts, base_fingerprint(model.config, model.weights))
 
 
 def _llama() -> ModelConfig:
@@ -93,6 +108,11 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 @pytest.fixture
 def make_model() -> Callable[..., RandomModel]:
     return random_model
+
+
+@pytest.fixture
+def make_adapter() -> Callable[..., Adapter]:
+    return random_adapter
 
 
 @pytest.fixture

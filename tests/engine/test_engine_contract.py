@@ -4,20 +4,27 @@ The native engine is compared with the PyTorch one in `tests/whole/test_twin.py`
 keeps the protocol's promises by itself.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from miudo.adapter import AdaptableEngine, Adapter, LowRank, base_fingerprint
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.fake_quant import round_activations
 from miudo.decoder.torch_engine import TorchEngine
+from miudo.engine.fake import FakeEngine, follow
 from miudo.engine.native import NativeEngine
-from miudo.errors import RequestError
+from miudo.errors import ModelFileError, RequestError
+from miudo.formats.blocks import encode, to_f32
 from miudo.formats.model_file import ModelFile
 from miudo.protocol import Engine, SamplingSettings, SeqWork, Want
 from miudo.sampling import sample
+from miudo.tensors import DType, Role, StoredTensor, tensor_table
 
 CONFIG = ModelConfig.uniform(
     n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64, vocab_size=97, max_positions=48
@@ -25,11 +32,11 @@ CONFIG = ModelConfig.uniform(
 CACHED_ROUNDING = 1e-4  # the design's bound between cached and whole forward
 
 
-def torch_engine(decoder: Decoder) -> Engine:
+def torch_engine(decoder: Decoder) -> AdaptableEngine:
     return TorchEngine(decoder)
 
 
-def native_engine(decoder: Decoder) -> Engine:
+def native_engine(decoder: Decoder) -> AdaptableEngine:
     model = ModelFile(
         config=decoder.config,
         weights=decoder.to_weights(),
@@ -42,15 +49,41 @@ def native_engine(decoder: Decoder) -> Engine:
     return NativeEngine(model, threads=1)
 
 
-@pytest.fixture(params=[torch_engine, native_engine], ids=["torch", "native"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def fake_engine(decoder: Decoder) -> AdaptableEngine:
+    return FakeEngine(decoder.config, follow([3], 97))
+
+
+def some_decoder() -> Decoder:
     decoder = Decoder(CONFIG)
     decoder.initialise(5)
     with torch.no_grad():
         for value in decoder.parameters():
             value.mul_(3.0)
-    make: Callable[[Decoder], Engine] = request.param
-    return make(decoder)
+    return decoder
+
+
+@pytest.fixture(params=[torch_engine, native_engine], ids=["torch", "native"])
+def engine(request: pytest.FixtureRequest) -> AdaptableEngine:
+    make: Callable[[Decoder], AdaptableEngine] = request.param
+    return make(some_decoder())
+
+
+@pytest.fixture(params=[torch_engine, native_engine, fake_engine], ids=["torch", "native", "fake"])
+def any_engine(request: pytest.FixtureRequest) -> AdaptableEngine:
+    make: Callable[[Decoder], AdaptableEngine] = request.param
+    return make(some_decoder())
+
+
+def adapter(seed: int = 1, rank: int = 4, **changes: Any) -> Adapter:
+    rng = np.random.default_rng(seed)
+    parts = {}
+    for spec in tensor_table(CONFIG):
+        if spec.role in (Role.ATTENTION, Role.MLP):
+            down = rng.standard_normal((rank, spec.shape[1])).astype(np.float32) * np.float32(0.2)
+            up = rng.standard_normal((spec.shape[0], rank)).astype(np.float32) * np.float32(0.5)
+            parts[spec.name] = LowRank(down, up, 0.5)
+    base = base_fingerprint(CONFIG, some_decoder().to_weights())
+    return dataclasses.replace(Adapter(parts, base), **changes)
 
 
 def test_it_is_an_engine(engine: Engine) -> None:
@@ -186,3 +219,150 @@ def test_all_positions_can_be_used_and_no_more(engine: Engine) -> None:
     engine.step([SeqWork(k, [i % 97 for i in range(48)])])
     with pytest.raises(RequestError, match="49 positions, the model has 48"):
         engine.step([SeqWork(k, [1])])
+
+
+def merged(given: Adapter) -> Decoder:
+    """What the adapter says, written into the matrices."""
+    decoder = some_decoder()
+    weights = decoder.to_weights()
+    for name, part in given.parts.items():
+        product = part.up.astype(np.float64) @ part.down * part.scale
+        value = to_f32(weights[name]) + product
+        weights[name] = StoredTensor.from_f32(value.astype(np.float32))
+    return Decoder.from_weights(CONFIG, weights)
+
+
+def test_an_adapter_answers_as_the_merged_model(engine: AdaptableEngine) -> None:
+    ids = [(7 * i) % 97 for i in range(48)]
+    given = adapter()
+    engine.add_adapter("mine", given)
+    truth = TorchEngine(merged(given))
+    (right,) = truth.step([SeqWork(truth.open(), ids, Want.ALL_LOGITS)])
+    want = Want.ALL_LOGITS | Want.SAMPLE
+    (out,) = engine.step([SeqWork(engine.open(), ids, want, adapter="mine")])
+    (plain,) = engine.step([SeqWork(engine.open(), ids, want)])
+    np.testing.assert_allclose(out.logits, right.logits, atol=CACHED_ROUNDING)
+    assert plain.logits is not None
+    assert np.abs(out.logits - plain.logits).max() > 0.1
+    scores, right_scores = engine.score(ids, adapter="mine"), truth.score(ids)
+    np.testing.assert_allclose(scores.logprobs, right_scores.logprobs, atol=CACHED_ROUNDING)
+
+
+def test_every_conversation_of_a_batch_has_its_own_adapter(engine: AdaptableEngine) -> None:
+    names = ("one", "two", None, "one")
+    engine.add_adapter("one", adapter(1))
+    engine.add_adapter("two", adapter(2, rank=7))
+    k = [engine.open() for _ in names]
+    batch = [
+        SeqWork(c, range(9), Want.LAST_LOGITS, adapter=n) for c, n in zip(k, names, strict=True)
+    ]
+    together = engine.step(batch)
+    for name, out in zip(names, together, strict=True):
+        work = SeqWork(engine.open(), range(9), Want.LAST_LOGITS, adapter=name)
+        (alone,) = engine.step([work])
+        np.testing.assert_allclose(out.logits, alone.logits, atol=CACHED_ROUNDING)
+    assert np.abs(together[0].logits - together[1].logits).max() > 0.1
+
+
+def test_a_conversation_keeps_the_adapter_of_its_first_step(any_engine: AdaptableEngine) -> None:
+    engine = any_engine
+    engine.add_adapter("one", adapter(1))
+    engine.add_adapter("two", adapter(2))
+    bound, free = engine.open(), engine.open()
+    engine.step([SeqWork(bound, [1, 2], adapter="one"), SeqWork(free, [1, 2])])
+    for conversation, name in ((bound, "two"), (bound, None), (free, "one")):
+        with pytest.raises(RequestError, match="was begun with"):
+            engine.step([SeqWork(conversation, [3], adapter=name)])
+    engine.step([SeqWork(bound, [3], adapter="one"), SeqWork(free, [3])])
+    assert (engine.length(bound), engine.length(free)) == (3, 3)
+    with pytest.raises(RequestError, match="is used by"):
+        engine.remove_adapter("one")
+    engine.truncate(bound, 0)  # nothing of "one" is left in it
+    engine.remove_adapter("one")
+    engine.step([SeqWork(bound, [3], adapter="two")])
+    engine.close(bound)
+    engine.remove_adapter("two")
+    for call in (engine.remove_adapter, lambda name: engine.score([1, 2], adapter=name)):
+        with pytest.raises(RequestError, match="no adapter named 'two'"):
+            call("two")
+
+
+def test_a_refused_first_step_binds_nothing(any_engine: AdaptableEngine) -> None:
+    any_engine.add_adapter("mine", adapter())
+    first, second = any_engine.open(), any_engine.open()
+    none = np.zeros(97, dtype=np.bool_)
+    with pytest.raises(RequestError):
+        any_engine.step([SeqWork(first, [1], adapter="mine"), SeqWork(second, [1], mask=none)])
+    with pytest.raises(RequestError, match="no adapter named"):
+        any_engine.step([SeqWork(first, [1], adapter="mine"), SeqWork(second, [1], adapter="x")])
+    assert (any_engine.length(first), any_engine.length(second)) == (0, 0)
+    any_engine.remove_adapter("mine")
+    any_engine.step([SeqWork(first, [1])])
+
+
+def spoiled(name: str, **changes: Any) -> Adapter:
+    given = adapter()
+    parts = dict(given.parts)
+    parts[name] = dataclasses.replace(parts["layers.0.attn.q.weight"], **changes)
+    return dataclasses.replace(given, parts=parts)
+
+
+Q = "layers.0.attn.q.weight"
+NAN = np.full((4, 32), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (spoiled("layers.2.attn.q.weight"), "layers.2.attn.q.weight is no matrix"),
+        (spoiled("embed.weight"), "embed.weight is no matrix"),
+        (spoiled("layers.1.mlp.gate.weight"), r"corrects \[32, 32\]"),
+        (spoiled(Q, down=NAN), "NaN"),
+        (spoiled(Q, scale=float("inf")), "infinity"),
+        (spoiled(Q, down=NAN[:3]), "share no rank"),
+        (spoiled(Q, down=NAN[0]), "share no rank"),
+        (spoiled(Q, up=np.float32(1.0)), "share no rank"),
+        (spoiled(Q, down=NAN[:0], up=NAN.T[:, :0]), "rank 0"),
+        (spoiled(Q, down=np.ones((5000, 32), "f4"), up=np.ones((32, 5000), "f4")), "rank 5000"),
+        (adapter(parts={}), "corrects no matrix"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(
+    any_engine: AdaptableEngine, given: Adapter, says: str
+) -> None:
+    with pytest.raises(ModelFileError, match=says):
+        any_engine.add_adapter("mine", given)
+    with pytest.raises(RequestError, match="no adapter named 'mine'"):
+        any_engine.step([SeqWork(any_engine.open(), [1], adapter="mine")])
+    any_engine.add_adapter("mine", adapter())
+    with pytest.raises(RequestError, match="is there already"):
+        any_engine.add_adapter("mine", adapter())
+    with pytest.raises(RequestError):
+        any_engine.add_adapter("", adapter())
+
+
+def test_an_adapter_of_another_model_is_refused(engine: AdaptableEngine) -> None:
+    with pytest.raises(ModelFileError, match="was trained on the model ffffffffffff"):
+        engine.add_adapter("mine", adapter(base="f" * 64))
+    engine.add_adapter("mine", adapter(base=None))
+
+
+def test_the_correction_takes_activations_before_they_are_rounded() -> None:
+    ids = list(range(20))
+    quantised = {s.name for s in tensor_table(CONFIG) if len(s.shape) == 2}
+    decoder = some_decoder()
+    weights = {
+        name: encode(to_f32(t), DType.Q8_0) if name in quantised else t
+        for name, t in decoder.to_weights().items()
+    }
+    model = ModelFile(CONFIG, weights, None, None, None, "llama", None)
+    rounding = round_activations(Decoder.from_weights(CONFIG, weights), quantised)
+    native, twin = NativeEngine(model, activations="int8"), TorchEngine(rounding)
+    outs = []
+    for engine in (native, twin):
+        engine.add_adapter("mine", adapter())
+        (out,) = engine.step([SeqWork(engine.open(), ids, Want.HIDDEN, adapter="mine")])
+        assert out.hidden is not None
+        outs.append(out.hidden[1])
+    # A float on the other side of a rounding step moves a few values; the many are equal.
+    assert np.median(np.abs(outs[0] - outs[1])) < 1e-5

@@ -27,13 +27,15 @@ def ids_of(config: ModelConfig, seed: int, length: int = LENGTH) -> list[int]:
     return np.random.default_rng(seed).integers(0, config.vocab_size, length).tolist()
 
 
-def fed(engine: NativeEngine, ids: Sequence[int], cuts: Sequence[int] = ()) -> Floats:
+def fed(
+    engine: NativeEngine, ids: Sequence[int], cuts: Sequence[int] = (), adapter: str | None = None
+) -> Floats:
     """Returns logits [T, V] of a fresh conversation that takes `ids` in at `cuts`."""
     k = engine.open()
     bounds = [0, *cuts, len(ids)]
     rows = []
     for start, end in itertools.pairwise(bounds):
-        (out,) = engine.step([SeqWork(k, ids[start:end], Want.ALL_LOGITS)])
+        (out,) = engine.step([SeqWork(k, ids[start:end], Want.ALL_LOGITS, adapter=adapter)])
         assert out.logits is not None
         rows.append(out.logits)
     engine.close(k)
@@ -218,3 +220,82 @@ def test_threads_of_python_that_share_an_engine(
         together = list(pool.map(lambda ids: fed(engine, ids, range(1, len(ids))), prompts))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def adapted(
+    make_engine: Callable[[int], NativeEngine],
+    make_model: Callable[..., Any],
+    make_adapter: Callable[..., Any],
+) -> Callable[[int], NativeEngine]:
+    """Engines that were given the adapters "a" and "b"; a few rows of a step share a kernel."""
+
+    def make(threads: int) -> NativeEngine:
+        engine = make_engine(threads)
+        model = make_model(engine.config, seed=6)
+        for name, rank in (("a", 3), ("b", 21)):
+            engine.add_adapter(name, make_adapter(model, seed=rank, rank=rank))
+        return engine
+
+    return make
+
+
+def test_adapters_in_any_company_chunk_and_thread(adapted: Callable[[int], NativeEngine]) -> None:
+    engines = [adapted(n) for n in (1, 2, 3)]
+    ids = ids_of(engines[0].config, 12)
+    plain, a, b = (fed(engines[0], ids, adapter=name) for name in (None, "a", "b"))
+    assert np.abs(a - plain).max() > 0.1 < np.abs(a - b).max()
+    for engine in engines:
+        for name, right in ((None, plain), ("a", a), ("b", b)):
+            for cuts in (range(1, LENGTH), [1, 7, 50], [89]):
+                np.testing.assert_array_equal(right, fed(engine, ids, cuts, name))
+        order = ["b", None, "a", "b", "a", None, "a"]
+        k = [engine.open() for _ in order]
+        for start, end in ((0, 60), (60, 61), (61, 70)):
+            batch = [
+                SeqWork(c, ids[start:end], Want.ALL_LOGITS, adapter=name)
+                for c, name in zip(k, order, strict=True)
+            ]
+            for out, name in zip(engine.step(batch), order, strict=True):
+                right = {None: plain, "a": a, "b": b}[name]
+                np.testing.assert_array_equal(out.logits, right[start:end])
+
+
+def test_a_conversation_without_an_adapter_keeps_its_bits(
+    make_engine: Callable[[int], NativeEngine], adapted: Callable[[int], NativeEngine]
+) -> None:
+    untouched, engine = make_engine(2), adapted(2)
+    ids = ids_of(engine.config, 13)
+    np.testing.assert_array_equal(fed(untouched, ids), fed(engine, ids))
+
+
+def test_scores_with_an_adapter_are_those_of_its_steps(
+    adapted: Callable[[int], NativeEngine],
+) -> None:
+    engine = adapted(2)
+    ids = ids_of(engine.config, 14)
+    logits = fed(engine, ids, adapter="b")[:-1]
+    np.testing.assert_array_equal(engine.score(ids, adapter="b").argmax, logits.argmax(1))
+    assert (engine.score(ids).logprobs != engine.score(ids, adapter="b").logprobs).all()
+
+
+def test_adapters_across_the_engine_s_own_chunks(
+    make_model: Callable[..., Any], make_adapter: Callable[..., Any]
+) -> None:
+    config = ModelConfig.uniform(
+        n_layers=1, d_model=16, n_heads=2, d_ff=32, vocab_size=40, max_positions=700
+    )
+    model = make_model(config)
+    engine = NativeEngine(model, threads=2)
+    engine.add_adapter("a", make_adapter(model))
+    ids = ids_of(config, 11, 700)
+    whole = fed(engine, ids, adapter="a")
+    np.testing.assert_array_equal(whole, fed(engine, ids, [255, 256, 257, 600], "a"))
+    names = ["a", None, "a"]
+    k = [engine.open() for _ in names]
+    batch = [
+        SeqWork(c, ids[:250], Want.LAST_LOGITS, adapter=n) for c, n in zip(k, names, strict=True)
+    ]
+    first, _, last = engine.step(batch)
+    np.testing.assert_array_equal(first.logits, whole[249])
+    np.testing.assert_array_equal(last.logits, whole[249])

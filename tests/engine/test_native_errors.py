@@ -120,12 +120,51 @@ def test_results_of_the_wrong_size_are_refused(llama: Any) -> None:
         (64, None, None, ()),
     ]:
         with pytest.raises(native.NativeError):
-            core.step([native.Work(k, ids, want, plain, None, logits, hidden, attention)])
+            core.step([native.Work(k, ids, want, plain, None, logits, hidden, attention, None)])
     with pytest.raises(native.NativeError, match="mask"):
-        core.step([native.Work(k, ids, 1, plain, np.ones(3, np.bool_), None, None, ())])
+        core.step([native.Work(k, ids, 1, plain, np.ones(3, np.bool_), None, None, (), None)])
     with pytest.raises(native.NativeError, match="logprobs"):
-        core.score(ids, small, ids, small, 0, ids[:0], small[:0])
+        core.score(ids, small, ids, small, 0, ids[:0], small[:0], None)
     assert engine.length(k) == 0
+
+
+def test_the_c_door_checks_adapters_again(llama: Any) -> None:
+    native = load_native()
+    core = NativeEngine(llama)._core
+    q, k, out = "layers.0.attn.q.weight", "layers.0.attn.k.weight", np.ones((48, 2), np.float32)
+    down = np.ones((2, 48), np.float32)
+    good = (q, down, out, 1.0)
+    for parts, says in [
+        ([good, (k, down, out, 1.0)], f"{k}: up has 96 numbers"),
+        ([good, (k, down[:, :40].copy(), out[:16].copy(), 1.0)], f"{k}: down has 80 numbers"),
+        ([(q, down, out[:, :1].copy(), 1.0)], "up is not"),
+        ([(q, down * np.float32("nan"), out, 1.0)], "NaN"),
+        ([(q, down, out, float("inf"))], "infinity"),
+        ([good, good], "was given twice"),
+        ([("head.weight", down, out, 1.0)], "head.weight is no matrix"),
+        ([(f"{q}\0", down, out, 1.0)], "zero character"),
+        ([], "corrects no matrix"),
+    ]:
+        with pytest.raises(native.NativeError, match=says):
+            core.add_adapter("mine", parts)
+    with pytest.raises(native.NativeError, match="zero character"):
+        core.add_adapter("mi\0ne", [good])
+    with pytest.raises(native.NativeError, match="no adapter named 'mine'"):
+        core.remove_adapter("mine")
+    core.add_adapter("mine", [good])
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\0b", "\udc80", "x" * 201])
+def test_names_that_no_adapter_can_have(llama: Any, make_adapter: Any, name: str) -> None:
+    engine = NativeEngine(llama)
+    for call in (
+        lambda: engine.add_adapter(name, make_adapter(llama)),
+        lambda: engine.remove_adapter(name),
+        lambda: engine.score([1, 2], adapter=name),
+        lambda: engine.step([SeqWork(engine.open(), [1], adapter=name)]),
+    ):
+        with pytest.raises(RequestError, match="adapter's name"):
+            call()
 
 
 def test_too_many_positions_and_bad_ids(llama: Any) -> None:
@@ -194,9 +233,9 @@ def test_a_bias_for_an_id_that_the_model_has_not_means_nothing(llama: Any) -> No
     assert out.token == 9
 
 
-def test_memory_stays_flat(llama: Any) -> None:
+def test_memory_stays_flat(llama: Any, make_adapter: Any) -> None:
     engine = NativeEngine(llama, threads=2)
-    process = psutil.Process()
+    process, adapter = psutil.Process(), make_adapter(llama)
 
     def round_trip() -> None:
         k = engine.open()
@@ -205,6 +244,9 @@ def test_memory_stays_flat(llama: Any) -> None:
         engine.step([SeqWork(k, range(5))])
         engine.close(k)
         engine.score(range(60), top_k=3)
+        engine.add_adapter("mine", adapter)
+        engine.score(range(60), adapter="mine")
+        engine.remove_adapter("mine")
 
     for _ in range(50):
         round_trip()

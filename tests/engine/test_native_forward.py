@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from miudo.config import Activation, LayerConfig, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.decoder.decoder import Decoder
+from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.native import NativeEngine
 from miudo.formats.blocks import to_f32
 from miudo.protocol import SeqWork, Want
@@ -171,6 +173,24 @@ def test_stored_types_give_the_oracle_s_numbers(
     assert out.logits is not None
     expected = Oracle(model.config, model.weights).logits(ids)
     np.testing.assert_allclose(out.logits, expected, rtol=0, atol=FLOAT_ROUNDING)
+
+
+def test_adapters_equal_the_decoder_s_in_every_kind_of_model(
+    config: ModelConfig, make_model: Callable[..., Any], make_adapter: Callable[..., Any]
+) -> None:
+    model, ids = make_model(config), ids_for(config)
+    native = NativeEngine(model, threads=2, activations="float")
+    truth = TorchEngine(Decoder.from_weights(model.config, model.weights))
+    rows = []
+    for engine in (native, truth):
+        engine.add_adapter("beside", make_adapter(model))
+        work = [
+            SeqWork(engine.open(), ids, Want.ALL_LOGITS, adapter=name) for name in ("beside", None)
+        ]
+        rows.append([out.logits for out in engine.step(work)])
+    for ours, theirs in zip(*rows, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=FLOAT_ROUNDING)
+    assert np.abs(rows[0][0] - rows[0][1]).max() > 1.0
 
 
 def test_int8_activations_give_the_rounding_oracle_s_numbers(llama_q8: Any, isa: str) -> None:

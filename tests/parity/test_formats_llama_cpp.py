@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from miudo.adapter import Adapter, LowRank, base_fingerprint
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
 from miudo.decoder.decoder import Decoder
+from miudo.engine.native import NativeEngine
 from miudo.formats import ModelFile, open_model
 from miudo.formats.blocks import encode, to_f32
 from miudo.formats.gguf import write_gguf
-from miudo.tensors import DType, StoredTensor
+from miudo.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
+from miudo.protocol import SeqWork
+from miudo.tensors import DType, Role, StoredTensor, tensor_table
 from miudo.text.tokenizer import TextTokenizer, train_bpe
 
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -37,10 +41,12 @@ TEXTS = (
 )
 
 
-def server(path: Path) -> Any:
+def server(path: Path, adapter: Path | None = None) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx = 512
+    if adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     params.n_parallel = 1
     params.warmup = False
     params.verbosity = -1
@@ -136,6 +142,77 @@ def test_the_same_greedy_ids(name: str, noisy: Callable[[str], ModelFile], tmp_p
     assert [t for t, _ in theirs] == [t for t, _ in ours]
     bound = LOGPROB_GELU if name == "gpt2" else LOGPROB
     np.testing.assert_allclose([p for _, p in theirs], [p for _, p in ours], atol=bound)
+
+
+def noise_beside(model: ModelFile) -> Adapter:
+    """An adapter on every matrix, each of its own rank, strong enough to change the text."""
+    rng = np.random.default_rng(9)
+    parts = {}
+    for i, spec in enumerate(tensor_table(model.config)):
+        if spec.role in (Role.ATTENTION, Role.MLP):
+            rank = 4 + i % 3
+            down = rng.standard_normal((rank, spec.shape[1])).astype(np.float32) * np.float32(0.2)
+            up = rng.standard_normal((spec.shape[0], rank)).astype(np.float32) * np.float32(0.3)
+            parts[spec.name] = LowRank(down, up, 6.0 / rank)
+    return Adapter(parts, base_fingerprint(model.config, model.weights))
+
+
+def continued_by_us(
+    model: ModelFile, adapter: Adapter | None, prompt: list[int], n: int
+) -> list[tuple[int, float]]:
+    """What `continued` must give, of the native engine with the adapter beside the model."""
+    engine = NativeEngine(model, threads=1, activations="float")
+    if adapter is not None:
+        engine.add_adapter("beside", adapter)
+    conversation, pending, out = engine.open(), list(prompt), []
+    mask = np.ones(model.config.vocab_size, dtype=np.bool_)
+    mask[list(model.config.eos_ids)] = False
+    for _ in range(n):
+        name = None if adapter is None else "beside"
+        (step,) = engine.step([SeqWork(conversation, pending, mask=mask, adapter=name)])
+        assert step.token is not None
+        assert step.logprob is not None
+        pending = [step.token]
+        out.append((step.token, step.logprob))
+    return out
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biases", "qwen2", "qwen3", "gpt2"])
+def test_an_adapter_means_the_same_to_llama_cpp(
+    name: str, noisy: Callable[[str], ModelFile], tmp_path: Path
+) -> None:
+    model = noisy(name)
+    given = noise_beside(model)
+    write_gguf(tmp_path / "model.gguf", model)
+    write_gguf_adapter(tmp_path / "adapter.gguf", model.config, given)
+    prompt = [0, 17, 200, 5, 81, 300]
+    theirs = continued(server(tmp_path / "model.gguf", tmp_path / "adapter.gguf"), prompt, 30)
+    back = read_gguf_adapter(tmp_path / "adapter.gguf", model.config)
+    bound = LOGPROB_GELU if name == "gpt2" else LOGPROB
+    for adapter in (given, back):
+        ours = continued_by_us(model, adapter, prompt, 30)
+        assert [t for t, _ in theirs] == [t for t, _ in ours]
+        np.testing.assert_allclose([p for _, p in theirs], [p for _, p in ours], atol=bound)
+    plain = continued_by_us(model, None, prompt, 30)
+    assert [t for t, _ in theirs] != [t for t, _ in plain]
+
+
+def test_an_adapter_s_keys_are_those_of_their_package(
+    noisy: Callable[[str], ModelFile], tmp_path: Path
+) -> None:
+    model = noisy("qwen3")
+    adapter = noise_beside(model)
+    write_gguf_adapter(tmp_path / "adapter.gguf", model.config, adapter)
+    reader = gguf.GGUFReader(tmp_path / "adapter.gguf")
+    keys = gguf.Keys
+    assert reader.get_field(keys.General.TYPE).contents() == gguf.GGUFType.ADAPTER
+    assert reader.get_field(keys.General.ARCHITECTURE).contents() == "qwen3"
+    assert reader.get_field(keys.Adapter.TYPE).contents() == "lora"
+    assert reader.get_field(keys.Adapter.LORA_ALPHA).contents() == 6.0
+    theirs = {t.name: t.data for t in reader.tensors}
+    part = adapter.parts["layers.1.mlp.down.weight"]
+    np.testing.assert_array_equal(theirs["blk.1.ffn_down.weight.lora_a"], part.down)
+    np.testing.assert_array_equal(theirs["blk.1.ffn_down.weight.lora_b"], part.up)
 
 
 def test_text_is_cut_alike(

@@ -1,6 +1,6 @@
 """`miudo export`.
 
-For: a model as one GGUF file, or as a Hugging Face folder.
+For: a model as one GGUF file, or as a Hugging Face folder; its adapter as a GGUF file.
 Not for: fewer bits with an account of it (`miudo quantize`).
 Read next: `miudo.formats.export`.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from miudo.cli.options import emit, verb
+from miudo.errors import UsageError
 
 __all__ = ["export"]
 
@@ -28,14 +29,28 @@ __all__ = ["export"]
     type=click.Choice(["F32", "F16", "BF16", "Q8_0"], case_sensitive=False),
     help="How numbers lie; default: as they are (gguf), F32 (hf).",
 )
-def export(model: str, *, to: Any, out: Path, dtype: str | None, as_json: bool) -> None:
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Write this LoRA adapter of MODEL, not MODEL itself.",
+)
+def export(
+    model: str, *, to: Any, out: Path, dtype: str | None, adapter: Path | None, as_json: bool
+) -> None:
     """Write MODEL in the other form: what transformers loads, or what llama.cpp runs."""
     from miudo.formats.export import export as export_model
+    from miudo.formats.export import export_adapter
     from miudo.hub.resolve import resolve
     from miudo.names import parse_reference
     from miudo.tensors import DType
 
     path = resolve(parse_reference(model))
-    made = export_model(path, out, to=to, dtype=None if dtype is None else DType(dtype))
-    text = "\n".join([f"model  {made.path}", *(f"note   {note}" for note in made.notes)])
-    emit({"schema": 1, "model": str(made.path), "notes": made.notes}, text, as_json=as_json)
+    kind = "model" if adapter is None else "adapter"
+    if adapter is None:
+        made = export_model(path, out, to=to, dtype=None if dtype is None else DType(dtype))
+    elif to != "gguf" or dtype is not None:
+        raise UsageError("an adapter goes out as GGUF in F32", remedy="Say --to gguf, no --dtype")
+    else:
+        made = export_adapter(adapter, path, out)
+    text = "\n".join([f"{kind:<7} {made.path}", *(f"note    {note}" for note in made.notes)])
+    emit({"schema": 1, kind: str(made.path), "notes": made.notes}, text, as_json=as_json)

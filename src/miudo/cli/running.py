@@ -28,6 +28,9 @@ __all__ = ["choose", "run"]
 
 @verb("run")
 @click.argument("model_and_prompt", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path), help="Lay this LoRA adapter over the model."
+)
 @click.option("--prompt", help="The prompt, whatever it looks like; - reads standard input.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
@@ -43,6 +46,7 @@ __all__ = ["choose", "run"]
 def run(
     model_and_prompt: tuple[str, ...],
     *,
+    adapter: Path | None,
     prompt: str | None,
     raw: bool,
     threads: int | None,
@@ -59,8 +63,10 @@ def run(
 
     model, given = choose(model_and_prompt, prompt)
     settings = _settings(**sampling)
-    loaded = load_model(_path(model), threads=threads, activations=activations)
-    settings = dataclasses.replace(settings, eos_ids=loaded.model.config.eos_ids)
+    loaded = load_model(_path(model), threads=threads, activations=activations, adapter=adapter)
+    settings = dataclasses.replace(
+        settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter
+    )
     if given is None and sys.stdin.isatty():
         from miudo.cli.conversing import converse
 

@@ -22,13 +22,26 @@ __all__ = ["show", "version"]
     help="Read every byte: compare a folder's files with its record, look for NaN and infinity.",
 )
 def show(model: str, *, verify: bool, as_json: bool) -> None:
-    """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage."""
+    """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage.
+
+    MODEL may be a LoRA adapter: its rank, its matrices, the model it was made for.
+    """
     from miudo.hub.resolve import resolve
     from miudo.names import parse_reference
 
     path = resolve(parse_reference(model))
     from miudo.formats import open_model
+    from miudo.formats.adapter import is_adapter
     from miudo.registry.describe import describe, description_text
+
+    if is_adapter(path):
+        from miudo.registry.describe_adapter import adapter_text, describe_adapter
+
+        if as_json:
+            emit(describe_adapter(path), "", as_json=True)
+        else:
+            click.echo(printable(adapter_text(path)))
+        return
 
     if verify and path.is_dir():
         from miudo.formats.hf import verify_folder

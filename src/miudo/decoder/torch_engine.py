@@ -7,13 +7,17 @@ Read next: `miudo.engine.native`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch.utils.hooks import RemovableHandle
 
+from miudo.adapter import Adapter, AdapterBook, LowRank, base_fingerprint, check_adapter
 from miudo.config import ModelConfig
 from miudo.decoder.attention import Capture
 from miudo.decoder.cache import KVCache
@@ -30,6 +34,7 @@ from miudo.protocol import (
     check_top_k,
 )
 from miudo.sampling import log_softmax_at, sample
+from miudo.tensors import StoredTensor
 
 __all__ = ["TorchEngine"]
 
@@ -49,6 +54,7 @@ class TorchEngine:
         self._decoder = decoder.eval()
         self._open: dict[int, _Conversation] = {}
         self._next = 0
+        self._book = AdapterBook()
 
     @property
     def config(self) -> ModelConfig:
@@ -65,6 +71,7 @@ class TorchEngine:
         """Frees a conversation."""
         self._get(conversation)
         del self._open[conversation]
+        self._book.bound.pop(conversation, None)
 
     def length(self, conversation: int) -> int:
         """Returns how many positions the conversation holds."""
@@ -77,14 +84,33 @@ class TorchEngine:
             raise RequestError(f"length {length}, the conversation holds {len(held.ids)}")
         del held.ids[length:]
         held.cache.length = length
+        if not length:
+            self._book.bound.pop(conversation, None)
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Lets works name `name`; the decoder stays as it is.
+
+        Raises RequestError for a name in use, ModelFileError for an adapter of another model.
+        """
+        norms = {
+            key: StoredTensor.from_f32(value.detach().float().cpu().numpy())
+            for key, value in self._decoder.named_parameters()
+            if "norm" in key
+        }
+        base = base_fingerprint(self.config, norms)
+        check_adapter(self.config, adapter, base=base, where=f"adapter {name}")
+        self._book.add(name, adapter)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises RequestError if it is unknown or a conversation has it."""
+        self._book.remove(name)
 
     @torch.inference_mode()
     def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
         """Takes in every item's ids and returns what each wanted, in the batch's order."""
         check_batch(self.config, {k: len(v.ids) for k, v in self._open.items()}, batch)
         for work in batch:
-            if work.adapter is not None:
-                raise RequestError(f"no adapter named {work.adapter!r} was given to this engine")
+            self._book.check(work)
         lengths = [self.length(work.conversation) for work in batch]
         try:
             return [self._step(work) for work in batch]
@@ -94,7 +120,7 @@ class TorchEngine:
             raise
 
     @torch.inference_mode()
-    def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
+    def score(self, ids: Sequence[int], *, top_k: int = 0, adapter: str | None = None) -> Scores:
         """Scores ids[1:] in chunks, in a conversation of its own."""
         check_ids(self.config, ids)
         check_top_k(self.config, top_k)
@@ -102,11 +128,12 @@ class TorchEngine:
             raise RequestError(f"{len(ids)} ids, the model has {self.config.max_positions}")
         cache = KVCache(self.config)
         parts = []
-        for start in range(0, len(ids) - 1, _SCORE_CHUNK):
-            end = min(start + _SCORE_CHUNK, len(ids) - 1)
-            hidden = self._decoder(torch.tensor([ids[start:end]]), cache=cache)
-            logits = self._decoder.logits(hidden)[0].float()  # T V
-            parts.append(_score(logits, torch.tensor(ids[start + 1 : end + 1]), top_k))
+        with _adapted(self._decoder, self._book.named(adapter)):
+            for start in range(0, len(ids) - 1, _SCORE_CHUNK):
+                end = min(start + _SCORE_CHUNK, len(ids) - 1)
+                hidden = self._decoder(torch.tensor([ids[start:end]]), cache=cache)
+                logits = self._decoder.logits(hidden)[0].float()  # T V
+                parts.append(_score(logits, torch.tensor(ids[start + 1 : end + 1]), top_k))
         return _joined(parts, top_k)
 
     def _get(self, conversation: int) -> _Conversation:
@@ -119,8 +146,11 @@ class TorchEngine:
         capture = None
         if work.want & (Want.HIDDEN | Want.ATTENTION):
             capture = Capture(want_attention=Want.ATTENTION in work.want)
-        hidden = self._decoder(torch.tensor([list(work.ids)]), cache=held.cache, capture=capture)
+        with _adapted(self._decoder, self._book.named(work.adapter)):
+            ids = torch.tensor([list(work.ids)])
+            hidden = self._decoder(ids, cache=held.cache, capture=capture)
         held.ids.extend(work.ids)
+        self._book.bound[work.conversation] = work.adapter
         whole = Want.ALL_LOGITS in work.want
         logits = _array(self._decoder.logits(hidden[0] if whole else hidden[0, -1:]))  # T|1 V
         token = logprob = None
@@ -137,6 +167,36 @@ class TorchEngine:
             hidden=_hidden(capture) if Want.HIDDEN in work.want else None,
             attention=_attention(capture) if Want.ATTENTION in work.want else None,
         )
+
+
+@contextmanager
+def _adapted(decoder: Decoder, adapter: Adapter | None) -> Iterator[None]:
+    """Lets the decoder's matrices answer with `adapter` beside them, for a while."""
+    parts = {} if adapter is None else adapter.parts
+    hooks = [h for name, part in parts.items() for h in _beside(decoder, name, part)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _beside(decoder: nn.Module, name: str, part: LowRank) -> list[RemovableHandle]:
+    module = decoder.get_submodule(name.removesuffix(".weight"))
+    # Copied: what lies in a file's map may not be written to, and torch would warn.
+    down, up = (torch.from_numpy(np.array(x, np.float32, order="C")) for x in (part.down, part.up))
+    given: list[Tensor] = []
+
+    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        given[:] = inputs
+
+    def add(_: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        low = F.linear(given[0], down)  # B T rank
+        return out + part.scale * F.linear(low, up)
+
+    # Before any hook that rounds activations: the correction takes them as they are.
+    first = module.register_forward_pre_hook(take, prepend=True)
+    return [first, module.register_forward_hook(add)]
 
 
 def _array(x: Tensor) -> FloatArray:

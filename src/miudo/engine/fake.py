@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from miudo.adapter import Adapter, AdapterBook, check_adapter
 from miudo.config import ModelConfig
 from miudo.errors import RequestError
 from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want, check_batch, check_ids
@@ -33,7 +34,8 @@ def follow(script: Sequence[int], vocab_size: int) -> Callable[[Sequence[int]], 
 class FakeEngine:
     """Answers every step from `logits_of`: ids so far to logits [V].
 
-    `steps` counts work items, `opened` and `closed` conversations.
+    `steps` counts work items, `opened` and `closed` conversations. Adapters follow the rules of
+    every engine and change no logits.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class FakeEngine:
     ) -> None:
         self._config, self._logits_of = config, logits_of
         self._ids: dict[int, list[int]] = {}
+        self._book = AdapterBook()
         self.steps = self.opened = self.closed = 0
 
     @property
@@ -58,6 +61,7 @@ class FakeEngine:
         """Frees a conversation."""
         self.closed += 1
         del self._ids[self._known(conversation)]
+        self._book.bound.pop(conversation, None)
 
     def length(self, conversation: int) -> int:
         """Returns how many positions the conversation holds."""
@@ -69,10 +73,23 @@ class FakeEngine:
         if not 0 <= length <= len(held):
             raise RequestError(f"length {length}, the conversation holds {len(held)}")
         del held[length:]
+        if not length:
+            self._book.bound.pop(conversation, None)
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Lets works name `name`, as every engine that runs adapters."""
+        check_adapter(self._config, adapter, where=f"adapter {name}")
+        self._book.add(name, adapter)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises RequestError if it is unknown or a conversation has it."""
+        self._book.remove(name)
 
     def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
         """Takes in every item's ids and returns tokens and logits; no insides."""
         check_batch(self._config, {k: len(v) for k, v in self._ids.items()}, batch)
+        for work in batch:
+            self._book.check(work)
         lengths = [self.length(work.conversation) for work in batch]
         try:
             return [self._step(work) for work in batch]
@@ -81,9 +98,10 @@ class FakeEngine:
                 self.truncate(work.conversation, length)
             raise
 
-    def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
+    def score(self, ids: Sequence[int], *, top_k: int = 0, adapter: str | None = None) -> Scores:
         """Scores ids[1:]; raises RequestError for top_k, which it does not keep."""
         check_ids(self._config, ids)
+        self._book.named(adapter)
         if top_k:
             raise RequestError("the fake engine keeps no top_k")
         rows = [self._logits_of(ids[:i]) for i in range(1, len(ids))]
@@ -104,6 +122,7 @@ class FakeEngine:
         held = self._ids[work.conversation]
         start = len(held) + 1
         held.extend(work.ids)
+        self._book.bound[work.conversation] = work.adapter
         rows = [self._logits_of(held[:end]) for end in range(start, len(held) + 1)]
         token = None
         if Want.SAMPLE in work.want:

@@ -22,12 +22,16 @@ __all__ = ["GenerateSettings", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class GenerateSettings:
-    """When to stop and how to draw; generation also stops where the model's positions end."""
+    """When to stop and how to draw; generation also stops where the model's positions end.
+
+    `adapter` names one that the engine was given.
+    """
 
     max_tokens: int = 256
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stop: tuple[str, ...] = ()
     eos_ids: tuple[int, ...] = ()
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -74,9 +78,10 @@ def _continue(
     pending, made, reason = prompt, 0, "length"
     limit = min(settings.max_tokens, engine.config.max_positions - len(prompt) + 1)
     while made < limit:
-        (out,) = engine.step(
-            [SeqWork(conversation, pending, sampling=settings.sampling, mask=mask)]
+        work = SeqWork(
+            conversation, pending, sampling=settings.sampling, mask=mask, adapter=settings.adapter
         )
+        (out,) = engine.step([work])
         if out.token is None:
             raise RequestError("the engine returned no token")
         made += 1

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from miudo.adapter import Adapter, base_fingerprint, check_adapter
 from miudo.config import ModelConfig
 from miudo.engine.native_door import (
     DTYPES,
+    adapter_name,
     call,
     config_values,
     empty,
@@ -82,6 +84,7 @@ class NativeEngine:
         self._config = model.config
         self._work = native.Work
         check_weights(model.config, model.weights)
+        self._base = base_fingerprint(model.config, model.weights)
         int8 = activations == "int8"
         values, layers = config_values(model.config), layer_values(model.config)
         self._core: _native.Engine = call(
@@ -136,6 +139,22 @@ class NativeEngine:
             raise RequestError(f"length is {length}")
         call(self._core.truncate, conversation, length)
 
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Copies `adapter`, which works that name `name` then run beside the model.
+
+        Raises RequestError for a name in use, ModelFileError for an adapter of another model.
+        """
+        check_adapter(self._config, adapter, base=self._base, where=f"adapter {name}")
+        parts = [
+            (matrix, _f32(part.down), _f32(part.up), part.scale)
+            for matrix, part in adapter.parts.items()
+        ]
+        call(self._core.add_adapter, adapter_name(name), parts)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises RequestError if it is unknown or a conversation has it."""
+        call(self._core.remove_adapter, adapter_name(name))
+
     def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
         """Takes in every item's ids and returns what each wanted, in the batch's order.
 
@@ -146,7 +165,7 @@ class NativeEngine:
         drawn = call(self._core.step, works)
         return [item.out(*result) for item, result in zip(prepared, drawn, strict=True)]
 
-    def score(self, ids: Sequence[int], *, top_k: int = 0) -> Scores:
+    def score(self, ids: Sequence[int], *, top_k: int = 0, adapter: str | None = None) -> Scores:
         """Scores ids[1:] in chunks, in a conversation of its own."""
         if not 0 <= top_k <= self._config.vocab_size:
             raise RequestError(f"top_k is {top_k}, allowed 0 to {self._config.vocab_size}")
@@ -156,7 +175,8 @@ class NativeEngine:
         argmax = np.empty(rows, np.int32)
         top_ids = np.empty((rows, top_k), np.int32)
         top = np.empty((rows, top_k), np.float32)
-        call(self._core.score, given, logprobs, argmax, total, top_k, top_ids, top)
+        name = None if adapter is None else adapter_name(adapter)
+        call(self._core.score, given, logprobs, argmax, total, top_k, top_ids, top, name)
         if not top_k:
             return Scores(logprobs, argmax)
         return Scores(logprobs, argmax, top_ids, top, total)
@@ -167,8 +187,6 @@ class _Prepared:
 
     def __init__(self, engine: NativeEngine, work: SeqWork) -> None:
         config, want = engine.config, work.want
-        if work.adapter is not None:
-            raise RequestError(f"no adapter named {work.adapter!r} was given to this engine")
         self.work, ids = work, id_array(config, work.ids)
         t, v, d = len(ids), config.vocab_size, config.d_model
         self.logits: FloatArray | None = None
@@ -197,6 +215,7 @@ class _Prepared:
             self.logits,
             self.hidden,
             self.attention or (),
+            None if work.adapter is None else adapter_name(work.adapter),
         )
 
     def out(self, token: int, logprob: float) -> StepOut:
@@ -209,3 +228,7 @@ class _Prepared:
             hidden=self.hidden,
             attention=self.attention,
         )
+
+
+def _f32(array: FloatArray) -> FloatArray:
+    return np.ascontiguousarray(array, dtype=np.float32)

@@ -20,6 +20,7 @@ from miudo.tensors import DType
 
 __all__ = [
     "DTYPES",
+    "adapter_name",
     "call",
     "config_values",
     "empty",
@@ -98,6 +99,15 @@ def id_array(config: ModelConfig, ids: Sequence[int]) -> _IntArray:
     if wrong.size:
         raise RequestError(f"id {wrong[0]} is outside the vocabulary of {config.vocab_size}")
     return wide.astype(np.int32)
+
+
+def adapter_name(name: str) -> str:
+    """Returns `name`. Raises RequestError for what no adapter can be called."""
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
+        raise RequestError(
+            f"{name!r:.100} cannot be an adapter's name", remedy="Use 1 to 200 printable characters"
+        )
+    return name
 
 
 def mask_array(

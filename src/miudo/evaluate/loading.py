@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from miudo.errors import TokenizerError, UsageError
+from miudo.adapter import AdaptableEngine, base_fingerprint, check_adapter
+from miudo.errors import ModelFileError, TokenizerError, UsageError
 from miudo.formats import ModelFile, open_model
+from miudo.formats.adapter import open_adapter
 from miudo.protocol import Engine
 from miudo.text.tokenizer import TextTokenizer
 
@@ -21,15 +23,21 @@ __all__ = ["Activations", "EngineKind", "LoadedModel", "load_model"]
 EngineKind = Literal["native", "torch"]
 Activations = Literal["int8", "float"]
 
+_ADAPTER = "adapter"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What was read from `path`, an engine that runs it, and its tokenizer."""
+    """What was read from `path`, an engine that runs it, and its tokenizer.
+
+    `adapter` names the one that the engine was given, for `SeqWork`.
+    """
 
     path: Path
     model: ModelFile
     engine: Engine
     tokenizer: TextTokenizer
+    adapter: str | None = None
 
 
 def load_model(
@@ -38,10 +46,12 @@ def load_model(
     engine: EngineKind = "native",
     threads: int | None = None,
     activations: Activations = "int8",
+    adapter: Path | None = None,
 ) -> LoadedModel:
     """Returns the model at `path` on the native engine, or on PyTorch as its twin.
 
-    Raises TokenizerError for a model without a tokenizer, ModelFileError for a damaged one.
+    Raises TokenizerError for a model without a tokenizer, ModelFileError for a damaged one, or
+    an `adapter` that was made for another model or tokenizer.
     """
     model = open_model(path)
     if model.tokenizer_json is None:
@@ -51,12 +61,32 @@ def load_model(
             cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
         raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
     tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
-    return LoadedModel(path, model, _engine(model, engine, threads, activations), tokenizer)
+    running = _engine(model, engine, threads, activations)
+    if adapter is None:
+        return LoadedModel(path, model, running, tokenizer)
+    _add_adapter(running, adapter, model, tokenizer)
+    return LoadedModel(path, model, running, tokenizer, _ADAPTER)
+
+
+def _add_adapter(
+    engine: AdaptableEngine, path: Path, model: ModelFile, tokenizer: TextTokenizer
+) -> None:
+    adapter = open_adapter(path, model.config)
+    base = base_fingerprint(model.config, model.weights)
+    check_adapter(model.config, adapter, base=base, where=path)
+    if adapter.tokenizer not in (None, tokenizer.fingerprint):
+        raise ModelFileError(
+            f"was trained with the tokenizer {adapter.tokenizer:.12}, the model's is "
+            f"{tokenizer.fingerprint:.12}",
+            where=path,
+            remedy="Use it with its own base model",
+        )
+    engine.add_adapter(_ADAPTER, adapter)
 
 
 def _engine(
     model: ModelFile, kind: EngineKind, threads: int | None, activations: Activations
-) -> Engine:
+) -> AdaptableEngine:
     if kind == "native":
         from miudo.engine.native import NativeEngine
 

@@ -1,6 +1,6 @@
 """From one form of a model to the other, with a record of it.
 
-For: `miudo export`: a Hugging Face folder or a GGUF file out of either.
+For: `miudo export`: a Hugging Face folder or a GGUF file out of either; an adapter as GGUF.
 Not for: making a model smaller (`miudo.compress`): a type given here is only how numbers lie.
 Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 """
@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from miudo.adapter import base_fingerprint, check_adapter
 from miudo.errors import UsageError
 from miudo.files import refuse_inputs, sha256_file
+from miudo.formats.adapter import open_adapter
 from miudo.formats.gguf import write_gguf
+from miudo.formats.gguf_adapter import write_gguf_adapter
 from miudo.formats.hf import write_folder
 from miudo.formats.opening import open_model
 from miudo.records import Artefact, Record
 from miudo.tensors import DType
 
-__all__ = ["Exported", "Form", "export", "weights_sha256"]
+__all__ = ["Exported", "Form", "export", "export_adapter", "weights_sha256"]
 
 Form = Literal["hf", "gguf"]
 
@@ -63,6 +66,23 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
     report = write_gguf(out, found, dtype=dtype)
     kept = tuple(f"{n} is {report.dtypes[n]}: it does not fit {dtype}" for n in report.fallbacks)
     return Exported(out, report.notes + kept)
+
+
+def export_adapter(adapter: Path, model: Path, out: Path) -> Exported:
+    """Writes `adapter`, made for the model at `model`, to the GGUF file `out`.
+
+    Raises UsageError for another name or an `out` that is an input, ModelFileError for an
+    adapter of another model.
+    """
+    if out.suffix != ".gguf":
+        raise UsageError("is no GGUF name", where=out, remedy="Give a name that ends in .gguf")
+    refuse_inputs(out, adapter, model)
+    found = open_model(model)
+    held = open_adapter(adapter, found.config)
+    base = base_fingerprint(found.config, found.weights)
+    check_adapter(found.config, held, base=base, where=adapter)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return Exported(out, write_gguf_adapter(out, found.config, held, name=out.stem))
 
 
 def weights_sha256(path: Path) -> str:

@@ -47,7 +47,7 @@ from miudo.tensors import (
     tensor_table,
 )
 
-__all__ = ["GgufReport", "read_gguf", "write_gguf"]
+__all__ = ["GgufReport", "paired", "read_gguf", "write_gguf"]
 
 # What no family's keys can say is written under this name, so that other readers refuse it.
 _OWN = "miudo"
@@ -134,13 +134,14 @@ def _file_tensors(
 ) -> list[tuple[str, StoredTensor]]:
     if family is None:
         return list(weights.items())
-    paired = _paired(family, config, weights)
-    return [(s.name, join(s, paired)) for s in sources(config, family.gguf_names)]
+    turned = paired(family, config, weights)
+    return [(s.name, join(s, turned)) for s in sources(config, family.gguf_names)]
 
 
-def _paired(
+def paired(
     family: Family, config: ModelConfig, weights: Weights, *, inverse: bool = False
 ) -> Weights:
+    """Returns `weights` with query and key rows in the family's GGUF order, or back."""
     if not family.permuted:
         return weights
     out = dict(weights)
@@ -191,6 +192,10 @@ def read_gguf(path: Path) -> ModelFile:
     disagree, two tokenizers that disagree.
     """
     container = read_container(path)
+    if container.text("general.type") == "adapter":
+        raise ModelFileError(
+            "is an adapter, not a model", where=path, remedy="Give its model, and --adapter"
+        )
     architecture = container.text("general.architecture")
     if architecture is None:
         raise ModelFileError("is missing", where=f"{path}: general.architecture")
@@ -206,7 +211,7 @@ def read_gguf(path: Path) -> ModelFile:
     else:
         wanted = sources(config, family.gguf_names)
         weights = canonical_weights(wanted, container.tensors, config, path)
-        weights = _paired(family, config, weights, inverse=True)
+        weights = paired(family, config, weights, inverse=True)
     return ModelFile(
         config=config,
         weights=weights,

@@ -1,0 +1,52 @@
+"""Opening a LoRA adapter, whatever its form: a GGUF file or a PEFT folder.
+
+For: the one door through which files become an `Adapter`, and telling what a file is.
+Not for: laying it over a model (`miudo.engine.native`).
+Read next: `miudo.formats.gguf_adapter`, `miudo.formats.peft`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from miudo.adapter import Adapter
+from miudo.config import ModelConfig
+from miudo.errors import MissingError, ModelFileError
+from miudo.files import open_regular
+from miudo.formats.gguf_adapter import read_gguf_adapter
+from miudo.formats.gguf_reader import read_container
+
+__all__ = ["PEFT_CONFIG", "is_adapter", "open_adapter"]
+
+PEFT_CONFIG = "adapter_config.json"
+"""The file that makes a folder an adapter."""
+
+
+def open_adapter(path: Path, config: ModelConfig) -> Adapter:
+    """Returns the adapter at `path`, for a model of `config`.
+
+    Raises MissingError if there is nothing at `path`, ModelFileError for what is no adapter of
+    such a model. Whether it is this model's: `miudo.adapter.check_adapter`.
+    """
+    if path.is_dir():
+        if not (path / PEFT_CONFIG).is_file():
+            raise ModelFileError(
+                f"has no {PEFT_CONFIG}", where=path, remedy="Give a PEFT folder or a .gguf adapter"
+            )
+        from miudo.formats.peft import read_peft  # type: ignore[import-not-found, unused-ignore]
+
+        adapter: Adapter = read_peft(path, config)
+        return adapter
+    if not path.exists():
+        raise MissingError("no such file or folder", where=path, remedy="Check the path")
+    return read_gguf_adapter(path, config)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is an adapter: by a folder's files, by a GGUF file's keys."""
+    if path.is_dir():
+        return (path / PEFT_CONFIG).is_file()
+    with open_regular(path) as file:
+        if file.read(4) != b"GGUF":
+            return False
+    return read_container(path).text("general.type") == "adapter"

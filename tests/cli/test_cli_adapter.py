@@ -1,0 +1,132 @@
+"""Adapters on the command line: run with one, shown, exported, refused beside another model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from miudo.adapter import Adapter, LowRank, base_fingerprint
+from miudo.cli.main import cli
+from miudo.evaluate.loading import load_model
+from miudo.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
+from miudo.formats.opening import open_model
+from miudo.formats.safetensors import write_safetensors
+from miudo.protocol import SeqWork
+from miudo.tensors import Role, StoredTensor, tensor_table
+from miudo.text.tokenizer import TextTokenizer
+
+TINY = Path(__file__).parent.parent / "data" / "tiny"
+
+
+def miudo(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def made() -> Adapter:
+    model = open_model(TINY)
+    assert model.tokenizer_json is not None
+    rng = np.random.default_rng(4)
+    parts = {}
+    for spec in tensor_table(model.config):
+        if spec.role in (Role.ATTENTION, Role.MLP):
+            down = rng.standard_normal((3, spec.shape[1])).astype(np.float32)
+            up = rng.standard_normal((spec.shape[0], 3)).astype(np.float32)
+            parts[spec.name] = LowRank(down, up, 1.0)
+    base = base_fingerprint(model.config, model.weights)
+    return Adapter(parts, base, TextTokenizer.from_json(model.tokenizer_json).fingerprint)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    path = tmp_path / "noise.gguf"
+    write_gguf_adapter(path, open_model(TINY).config, made())
+    return path
+
+
+def test_run_answers_with_the_adapter(adapter: Path) -> None:
+    options = ["--prompt", "Once upon", "--raw", "--temperature", 0, "--max-tokens", 12, "--json"]
+    plain = json.loads(miudo("run", TINY, *options).stdout)["text"]
+    result = miudo("run", TINY, "--adapter", adapter, *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["text"] != plain
+    loaded = load_model(TINY, adapter=adapter)
+    ids = loaded.tokenizer.encode("Once upon")
+    (out,) = loaded.engine.step([SeqWork(loaded.engine.open(), ids, adapter=loaded.adapter)])
+    assert out.token is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"base": "0" * 64}, "was trained on the model 000000000000"),
+        ({"tokenizer": "1" * 64}, "was trained with the tokenizer 111111111111"),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused(
+    tmp_path: Path, change: dict[str, str], says: str
+) -> None:
+    path = tmp_path / "other.gguf"
+    other = dataclasses.replace(made(), **change)  # type: ignore[arg-type]
+    write_gguf_adapter(path, open_model(TINY).config, other)
+    result = miudo("run", TINY, "--adapter", path, "--prompt", "a")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{path}: {says}" in result.stderr
+
+
+def test_paths_that_hold_no_adapter_are_told(tmp_path: Path, adapter: Path) -> None:
+    for path, code, says in (
+        (tmp_path / "absent", 4, "no such file"),
+        (TINY, 1, "has no adapter_config.json"),
+        (Path(__file__), 1, "not little-endian GGUF"),
+    ):
+        result = miudo("run", TINY, "--adapter", path, "--prompt", "a")
+        assert (result.exit_code, says in result.stderr) == (code, True), result.stderr
+    result = miudo("run", adapter, "--prompt", "a")
+    assert result.exit_code == 1
+    assert "is an adapter, not a model" in result.stderr
+
+
+def test_show_tells_rank_matrices_and_base(adapter: Path) -> None:
+    text = miudo("show", adapter).stdout
+    layers = open_model(TINY).config.n_layers
+    assert "rank             3\n" in text
+    assert f"corrects         blk.*.attn_q.weight x {layers}\n" in text
+    assert f"base model       {made().base}\n" in text
+    facts = json.loads(miudo("show", adapter, "--json").stdout)
+    assert (facts["kind"], facts["ranks"], facts["alpha"]) == ("adapter", [3], 3.0)
+    assert facts["matrices"]["blk.0.ffn_up.weight"]["rank"] == 3
+    assert facts["parameters"] == sum(p.up.size + p.down.size for p in made().parts.values())
+
+
+def test_show_tells_of_a_peft_folder(tmp_path: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{name}.lora_A.weight": StoredTensor.from_f32(np.ones((2, 8), np.float32)),
+        f"{name}.lora_B.weight": StoredTensor.from_f32(np.ones((6, 2), np.float32)),
+    }
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 16}')
+    with (tmp_path / "adapter_model.safetensors").open("wb") as file:
+        write_safetensors(file, tensors.items())
+    facts = json.loads(miudo("show", tmp_path, "--json").stdout)
+    assert (facts["form"], facts["ranks"], facts["alpha"]) == ("PEFT folder", [2], 16.0)
+    assert facts["matrices"] == {"model.layers.0.self_attn.q_proj": {"shape": [6, 8], "rank": 2}}
+
+
+def test_export_writes_an_adapter_as_gguf(adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again.gguf"
+    result = miudo("export", TINY, "--adapter", adapter, "--to", "gguf", "--out", out)
+    assert (result.exit_code, result.stdout) == (0, f"adapter {out}\n"), result.output
+    back = read_gguf_adapter(out, open_model(TINY).config)
+    assert back.base == made().base
+    for name, part in made().parts.items():
+        np.testing.assert_array_equal(back.parts[name].up, part.up)
+    for wrong in (
+        ["--to", "hf", "--out", tmp_path / "folder"],
+        ["--to", "gguf", "--dtype", "F16", "--out", out],
+        ["--to", "gguf", "--out", tmp_path / "folder"],
+        ["--to", "gguf", "--out", adapter],
+    ):
+        assert miudo("export", TINY, "--adapter", adapter, *wrong).exit_code == 2
