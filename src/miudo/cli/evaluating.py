@@ -16,6 +16,7 @@ import click
 
 from miudo.cli.counter import Counter
 from miudo.cli.options import emit, verb
+from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
     from miudo.evaluate.loading import LoadedModel
@@ -75,7 +76,7 @@ def evaluate(
     from miudo.evaluate.loading import load_model
 
     jobs = _jobs(task, options, extra)
-    path = _path(model)
+    path = model_path(model)
     loaded = load_model(path, engine=engine, threads=threads, activations=activations)  # type: ignore[arg-type]
     data = options["data"]
     result: dict[str, Any] = {
@@ -237,7 +238,7 @@ def compare(  # noqa: PLR0913 - one parameter an option
         "bench": {"repeats": repeats},
     }
     rows = compare_models(
-        [_path(model) for model in models],
+        [model_path(model) for model in models],
         list(read_texts(data, max_bytes=max_bytes)),
         make_settings(CompareSettings, values),
         progress=lambda line: click.echo(line, err=True),
@@ -246,10 +247,3 @@ def compare(  # noqa: PLR0913 - one parameter an option
     if html is not None:
         html_report("Models side by side", [Section("Comparison", table=table)], html)
     emit(comparison_json(rows), f"{text_table(table)}\n\n{table.caption}", as_json=as_json)
-
-
-def _path(model: str) -> Path:
-    from miudo.hub.resolve import resolve
-    from miudo.names import parse_reference
-
-    return resolve(parse_reference(model))

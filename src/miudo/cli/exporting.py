@@ -14,6 +14,7 @@ import click
 
 from miudo.cli.options import emit, verb
 from miudo.errors import UsageError
+from miudo.hub.resolve import model_path
 
 __all__ = ["export"]
 
@@ -40,11 +41,9 @@ def export(
     """Write MODEL in the other form: what transformers loads, or what llama.cpp runs."""
     from miudo.formats.export import export as export_model
     from miudo.formats.export import export_adapter
-    from miudo.hub.resolve import resolve
-    from miudo.names import parse_reference
     from miudo.tensors import DType
 
-    path = resolve(parse_reference(model))
+    path = model_path(model)
     kind = "model" if adapter is None else "adapter"
     if adapter is None:
         made = export_model(path, out, to=to, dtype=None if dtype is None else DType(dtype))

@@ -21,6 +21,7 @@ from miudo.cli.training_options import (
     run_options,
     run_settings,
 )
+from miudo.hub.resolve import model_path
 
 __all__ = ["prepare", "train"]
 
@@ -102,8 +103,6 @@ def train(  # noqa: PLR0913 - one parameter an option
     Further settings of the run (lr, batch_size, eval_every, ...) and of the text
     (prepare.vocab_size, ...) go by --set or --config.
     """
-    from miudo.hub.resolve import resolve
-    from miudo.names import parse_reference
     from miudo.train.pretrain import TrainJob
     from miudo.train.pretrain import resume as resume_run
     from miudo.train.pretrain import train as train_model
@@ -122,7 +121,7 @@ def train(  # noqa: PLR0913 - one parameter an option
             prepare=packing,
             tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
             chat_template=None if chat_template is None else _template(chat_template),
-            init=None if init is None else resolve(parse_reference(init)),
+            init=None if init is None else model_path(init),
         )
         made = train_model(job, Lines())
     emit_fit(made.folder, made.fit, as_json=as_json)
@@ -131,12 +130,10 @@ def train(  # noqa: PLR0913 - one parameter an option
 def _tokenizer(reference: str) -> Any:
     from miudo.errors import TokenizerError
     from miudo.files import open_regular
-    from miudo.hub.resolve import resolve
     from miudo.limits import LIMITS
-    from miudo.names import parse_reference
     from miudo.text.tokenizer import TextTokenizer
 
-    path = resolve(parse_reference(reference))
+    path = model_path(reference)
     if path.suffix == ".json":
         with open_regular(path, TokenizerError) as file:
             return TextTokenizer.from_json(file.read(LIMITS.json_bytes), where=path)

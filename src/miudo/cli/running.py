@@ -19,6 +19,7 @@ import click
 from miudo.cli.answering import answer
 from miudo.cli.options import verb
 from miudo.errors import RequestError, UsageError
+from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
@@ -63,7 +64,9 @@ def run(
 
     model, given = choose(model_and_prompt, prompt)
     settings = _settings(**sampling)
-    loaded = load_model(_path(model), threads=threads, activations=activations, adapter=adapter)
+    loaded = load_model(
+        model_path(model), threads=threads, activations=activations, adapter=adapter
+    )
     settings = dataclasses.replace(
         settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter
     )
@@ -119,16 +122,6 @@ def _settings(*, max_tokens: int, stop: tuple[str, ...], **sampling: Any) -> Gen
 def _piped(*, raw: bool) -> str:
     text = sys.stdin.read()
     return text if raw else text.removesuffix("\n")  # `echo` and editors end with one
-
-
-def _path(model: str | None) -> Path:
-    from miudo.hub.resolve import embedded_path, resolve
-
-    if model is None:
-        return embedded_path()
-    from miudo.names import parse_reference
-
-    return resolve(parse_reference(model))
 
 
 def _is_prompt(text: str) -> bool:

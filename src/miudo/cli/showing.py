@@ -10,6 +10,7 @@ from __future__ import annotations
 import click
 
 from miudo.cli.options import emit, printable, verb
+from miudo.hub.resolve import model_path
 
 __all__ = ["show", "version"]
 
@@ -26,10 +27,7 @@ def show(model: str, *, verify: bool, as_json: bool) -> None:
 
     MODEL may be a LoRA adapter: its rank, its matrices, the model it was made for.
     """
-    from miudo.hub.resolve import resolve
-    from miudo.names import parse_reference
-
-    path = resolve(parse_reference(model))
+    path = model_path(model)
     from miudo.formats import open_model
     from miudo.formats.adapter import is_adapter
     from miudo.registry.describe import describe, description_text

@@ -22,6 +22,7 @@ from miudo.cli.training_options import (
     run_options,
     run_settings,
 )
+from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
     from miudo.compress.distill.response import ResponseSettings
@@ -69,12 +70,12 @@ def distill(  # noqa: PLR0913 - one parameter an option
     settings, packing = run_settings(extra, length)
     require_data(data, packing)
     job = DistillJob(
-        teacher=_path(teacher),
+        teacher=model_path(teacher),
         inputs=data,
         out=out,
         fit=settings,
         student=_share_or_preset(student),
-        start=None if start is None else _path(start),
+        start=None if start is None else model_path(start),
         response=response,
         prepare=packing,
     )
@@ -123,7 +124,7 @@ def prune(  # noqa: PLR0913 - one parameter an option
     settings, packing = run_settings(extra, length if recovers else {**length, "steps": 1})
     require_data(data, packing)
     job = PruneJob(
-        model=_path(model),
+        model=model_path(model),
         inputs=data,
         out=out,
         methods=methods,
@@ -147,7 +148,7 @@ def quantize(model: str, *, out: Path, dtype: str, as_json: bool) -> None:
     from miudo.compress.verbs import run_quantize
     from miudo.tensors import DType
 
-    made = run_quantize(_path(model), out, dtype=DType(dtype))
+    made = run_quantize(model_path(model), out, dtype=DType(dtype))
     (report,) = made.reports
     counts = dataclasses.asdict(report)
     del counts["changes"]
@@ -193,10 +194,3 @@ def _share_or_preset(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _path(reference: str) -> Path:
-    from miudo.hub.resolve import resolve
-    from miudo.names import parse_reference
-
-    return resolve(parse_reference(reference))

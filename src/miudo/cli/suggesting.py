@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from miudo.cli.options import emit, printable, verb
+from miudo.hub.resolve import model_path
 
 __all__ = ["suggest"]
 
@@ -38,7 +39,6 @@ def suggest(
     """
     from miudo.engine.suggest import Suggester
     from miudo.evaluate.loading import load_model
-    from miudo.hub.resolve import model_path
 
     loaded = load_model(model_path(model), threads=threads, activations=activations)
     start = () if loaded.model.config.bos_id is None else (loaded.model.config.bos_id,)
