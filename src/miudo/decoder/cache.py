@@ -21,15 +21,17 @@ class KVCache:
     K and both head sizes may differ from layer to layer.
     """
 
-    def __init__(self, config: ModelConfig, batch: int = 1) -> None:
+    def __init__(
+        self, config: ModelConfig, batch: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
         self.length = 0
         self._config = config
         self._capacity = 0
         self._keys = [
-            torch.empty(batch, c.n_kv_heads, 0, c.head_dim) for c in config.layers
+            torch.empty(batch, c.n_kv_heads, 0, c.head_dim, device=device) for c in config.layers
         ]  # B K S head_dim
         self._values = [
-            torch.empty(batch, c.n_kv_heads, 0, c.v_head_dim) for c in config.layers
+            torch.empty(batch, c.n_kv_heads, 0, c.v_head_dim, device=device) for c in config.layers
         ]  # B K S v_head_dim
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +48,6 @@ class KVCache:
         for stored in (self._keys, self._values):
             for i, old in enumerate(stored):
                 batch, heads, _, size = old.shape
-                grown = torch.zeros(batch, heads, self._capacity, size, dtype=old.dtype)
+                grown = old.new_zeros(batch, heads, self._capacity, size)
                 grown[:, :, : self.length] = old[:, :, : self.length]
                 stored[i] = grown

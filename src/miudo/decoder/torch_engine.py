@@ -52,6 +52,7 @@ class TorchEngine:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder.eval()
+        self._device = decoder.embed.weight.device
         self._open: dict[int, _Conversation] = {}
         self._next = 0
         self._book = AdapterBook()
@@ -64,7 +65,7 @@ class TorchEngine:
     def open(self) -> int:
         """Returns a new, empty conversation."""
         self._next += 1
-        self._open[self._next] = _Conversation(KVCache(self.config))
+        self._open[self._next] = _Conversation(KVCache(self.config, device=self._device))
         return self._next
 
     def close(self, conversation: int) -> None:
@@ -126,14 +127,14 @@ class TorchEngine:
         check_top_k(self.config, top_k)
         if len(ids) > self.config.max_positions:
             raise RequestError(f"{len(ids)} ids, the model has {self.config.max_positions}")
-        cache = KVCache(self.config)
+        cache = KVCache(self.config, device=self._device)
         parts = []
         with _adapted(self._decoder, self._book.named(adapter)):
             for start in range(0, len(ids) - 1, _SCORE_CHUNK):
                 end = min(start + _SCORE_CHUNK, len(ids) - 1)
-                hidden = self._decoder(torch.tensor([ids[start:end]]), cache=cache)
+                hidden = self._decoder(self._tensor([ids[start:end]]), cache=cache)
                 logits = self._decoder.logits(hidden)[0].float()  # T V
-                parts.append(_score(logits, torch.tensor(ids[start + 1 : end + 1]), top_k))
+                parts.append(_score(logits, self._tensor(ids[start + 1 : end + 1]), top_k))
         return _joined(parts, top_k)
 
     def _get(self, conversation: int) -> _Conversation:
@@ -141,13 +142,16 @@ class TorchEngine:
             raise RequestError(f"conversation {conversation} is not open")
         return self._open[conversation]
 
+    def _tensor(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(ids, device=self._device)
+
     def _step(self, work: SeqWork) -> StepOut:
         held = self._open[work.conversation]
         capture = None
         if work.want & (Want.HIDDEN | Want.ATTENTION):
             capture = Capture(want_attention=Want.ATTENTION in work.want)
         with _adapted(self._decoder, self._book.named(work.adapter)):
-            ids = torch.tensor([list(work.ids)])
+            ids = self._tensor([list(work.ids)])
             hidden = self._decoder(ids, cache=held.cache, capture=capture)
         held.ids.extend(work.ids)
         self._book.bound[work.conversation] = work.adapter
@@ -183,8 +187,10 @@ def _adapted(decoder: Decoder, adapter: Adapter | None) -> Iterator[None]:
 
 def _beside(decoder: nn.Module, name: str, part: LowRank) -> list[RemovableHandle]:
     module = decoder.get_submodule(name.removesuffix(".weight"))
+    device = next(module.parameters()).device
     # Copied: what lies in a file's map may not be written to, and torch would warn.
-    down, up = (torch.from_numpy(np.array(x, np.float32, order="C")) for x in (part.down, part.up))
+    pair = (np.array(x, np.float32, order="C") for x in (part.down, part.up))
+    down, up = (torch.from_numpy(x).to(device) for x in pair)
     given: list[Tensor] = []
 
     def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -200,7 +206,7 @@ def _beside(decoder: nn.Module, name: str, part: LowRank) -> list[RemovableHandl
 
 
 def _array(x: Tensor) -> FloatArray:
-    return x.float().numpy()
+    return x.float().cpu().numpy()
 
 
 def _hidden(capture: Capture | None) -> FloatArray | None:
@@ -226,8 +232,8 @@ def _joined(parts: list[list[Tensor]], top_k: int) -> Scores:
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return Scores(
         logprobs=_array(columns[0]),
-        argmax=columns[1].to(torch.int32).numpy(),
+        argmax=columns[1].to(torch.int32).cpu().numpy(),
         logsumexp=_array(columns[2]) if top_k else None,
-        top_ids=columns[3].to(torch.int32).numpy() if top_k else None,
+        top_ids=columns[3].to(torch.int32).cpu().numpy() if top_k else None,
         top_logprobs=_array(columns[4]) if top_k else None,
     )
