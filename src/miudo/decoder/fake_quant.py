@@ -7,7 +7,7 @@ Read next: `native/kernels/vector_inl.h`, the same rule in C++.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,19 @@ def round_to_int8(x: Tensor) -> Tensor:
     return (steps.clamp(-127, 127) * scale).flatten(-2)
 
 
-def round_activations(decoder: Decoder, quantised: Collection[str]) -> Decoder:
+def round_activations(
+    decoder: Decoder,
+    quantised: Collection[str],
+    rule: Callable[[Tensor], Tensor] = round_to_int8,
+) -> Decoder:
     """Makes `decoder` round what goes into each matrix named in `quantised`; returns it.
 
-    Names are canonical ("layers.0.attn.q.weight"); the tied head is "embed.weight".
+    Names are canonical ("layers.0.attn.q.weight"); the tied head is "embed.weight". A `rule`
+    other than the engine's is for comparing rules.
     """
     for name, module in decoder.named_modules():
         if isinstance(module, nn.Linear) and f"{name}.weight" in quantised:
-            module.register_forward_pre_hook(lambda _, args: (round_to_int8(args[0]),))
+            module.register_forward_pre_hook(lambda _, args: (rule(args[0]),))
     if decoder.head is None and "embed.weight" in quantised:
-        decoder.head_input = round_to_int8
+        decoder.head_input = rule
     return decoder
