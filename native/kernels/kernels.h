@@ -39,7 +39,8 @@ struct Kernels {
   Matmul matmul_q8_float;   // Q8_0 weights dequantised, float activations: the reference
   Matmul matmul_q8_int8;    // Q8_0 weights, int8 activations
 
-  // Groups of 32: scale = max|x| / 127, quant = x / scale rounded half to even.
+  // Groups of 32: scale = max|x| / 127 rounded to float16, quant = x * (127 / max|x|) rounded
+  // half to even.
   void (*quantize)(const float* x, std::size_t k, std::int8_t* quants, float* scales);
 
   void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* out);

@@ -138,6 +138,20 @@ void layer_norm(const float* x, const float* weight, const float* bias, std::siz
   }
 }
 
+// scale >= 0 in float16 and back, half to even. From the greatest float16 on it is that one: a
+// scale is never infinite.
+inline float half_scale(float scale) {
+  // Float16 below 2^-14 has steps of 2^-24, as float has from 0.5 on.
+  if (scale < 0x1.0p-14f) return (scale + 0.5f) - 0.5f;
+  std::uint32_t bits;
+  std::memcpy(&bits, &scale, sizeof(bits));
+  bits = (bits + 0xFFFu + (bits >> 13 & 1u)) & ~0x1FFFu;
+  float rounded;
+  std::memcpy(&rounded, &bits, sizeof(rounded));
+  return rounded < 65504.0f ? rounded : 65504.0f;
+}
+
+// As ggml's quantize_row_q8_0 on x86, step by step: what llama.cpp multiplies with.
 void quantize(const float* x, std::size_t k, std::int8_t* quants, float* scales) {
   for (std::size_t g = 0; g < k / kGroup; ++g, x += kGroup, quants += kGroup) {
     F8 most = set1(0.0f), poison = set1(0.0f);
@@ -145,14 +159,15 @@ void quantize(const float* x, std::size_t k, std::int8_t* quants, float* scales)
       most = max(abs(load(x + i)), most);
       poison = fma(load(x + i), set1(0.0f), poison);
     }
-    const float scale = max_lanes(most) / 127.0f;
+    const float greatest = max_lanes(most);
+    const float scale = half_scale(greatest / 127.0f);
     // Bytes cannot hold NaN: the scale carries it, or a broken model would give numbers.
     scales[g] = scale + sum_lanes(poison);
-    // A scale of 0 (all zero, or so small that the division underflows) gives zeros.
-    const F8 by = set1(scale > 0.0f ? scale : 1.0f);
+    // A scale of 0 (all zero, or too small for float16) gives zeros; its inverse may overflow.
+    const F8 inverse = set1(scale > 0.0f ? 127.0f / greatest : 0.0f);
     for (std::size_t i = 0; i < kGroup; i += 8) {
-      const F8 ratio = div(load(x + i), by);
-      const F8 held = min(max(ratio, set1(-127.0f)), set1(127.0f));
+      const F8 steps = mul(load(x + i), inverse);
+      const F8 held = min(max(steps, set1(-127.0f)), set1(127.0f));
       store_int8(quants + i, sub(add(held, set1(kRoundMagic)), set1(kRoundMagic)));
     }
   }

