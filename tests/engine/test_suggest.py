@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from miudo.config import ModelConfig
 from miudo.engine.fake import FakeEngine
-from miudo.engine.suggest import Suggester
+from miudo.engine.suggest import Suggester, _part
 from miudo.errors import RequestError
+from miudo.protocol import SeqWork, StepOut
 
 WORDS = {" cat": 0.4, " car": 0.24, " cart": 0.06, " dog": 0.2, " pão": 0.1}
 END = 256
@@ -95,24 +97,92 @@ def test_no_word_is_made_of_half_a_character(made: Suggester) -> None:
     assert words(made.suggest("x. p", 3)) == {"pão": 1.0}
 
 
-def test_letters_that_nothing_begins_with_give_nothing_likely(made: Suggester) -> None:
-    assert all(s.probability <= 1.0 for s in made.suggest("x. zz", 3))
+def test_ways_to_spell_the_same_letters_are_weighed_as_they_are() -> None:
+    whole = Pieces.pieces.index(b" ca")
+
+    def language(ids: Sequence[int]) -> np.ndarray:
+        """ " ca" goes on as "car"; " " is followed by "c" once in a hundred, then by "at"."""
+        after = {END: 1.0}
+        if ids[-1] == ord("."):
+            after = {whole: 0.5, ord(" "): 0.5}
+        elif ids[-1] == ord(" "):
+            after = {ord("z"): 0.99, ord("c"): 0.01}
+        elif ids[-1] == ord("c"):
+            after = {ord("a"): 1.0}
+        elif ids[-1] in (whole, ord("a")):
+            after = {ord("r") if ids[-1] == whole else ord("t"): 1.0}
+        logits = np.full(SIZE, -40.0, np.float32)
+        for token, probability in after.items():
+            logits[token] = np.log(probability)
+        return logits
+
+    _, engine = suggester()
+    one = Suggester(FakeEngine(engine.config, language), Pieces(), start=(END,))
+    assert words(one.suggest("x. ca")) == {"car": 0.5 / 0.505, "cat": 0.005 / 0.505}
+
+
+def test_many_words_come_in_order(made: Suggester) -> None:
+    found = made.suggest("x. ", 32)
+    assert [s.word for s in found[:5]] == ["cat", "car", "dog", "pão", "cart"]
+    assert found == sorted(found, key=lambda s: -s.probability)
+
+
+class Counting(FakeEngine):
+    """Counts the ids that it was given to read."""
+
+    read = 0
+
+    def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
+        self.read += sum(len(work.ids) for work in batch)
+        return super().step(batch)
+
+
+def counting(positions: int) -> tuple[Suggester, Counting]:
+    engine = Counting(suggester(positions)[1].config, byte_language)
+    return Suggester(engine, Pieces(), start=(END,)), engine
 
 
 def test_a_keystroke_reads_only_what_is_new() -> None:
-    one, engine = suggester()
-    one.suggest("x. ca")
-    before = len(engine._ids[1])
-    one.suggest("x. ca")
-    held = engine._ids[1]
-    assert held[:3] == [END, *b"x."]
-    assert len(held) <= before + 8
+    one, engine = counting(256)
+    text = "a long text of which not all is read again. "
+    one.suggest(text)
+    for typed in ("c", "ca", "car"):
+        before = engine.read
+        one.suggest(text + typed)
+        assert engine.read - before < len(text)
 
 
-def test_a_long_text_is_cut_in_front_and_keeps_its_start() -> None:
-    one, engine = suggester(positions=32)
-    assert words(one.suggest("y" * 500 + ". ", 1)) == {"cat": 0.4}
-    assert engine._ids[1][0] == END
+def test_a_text_over_the_models_positions_is_seldom_read_anew() -> None:
+    one, engine = counting(128)
+    text, anew = "", 0
+    for _ in range(60):
+        text += "and so. "
+        before = engine.read
+        one.suggest(text, 1)
+        anew += engine.read - before > 60
+        assert engine._ids[1][0] == END
+    assert len(text) > 3 * 128
+    assert anew <= 60 * 8 / 20  # at most once in a quarter of the room, about 20 ids
+
+
+@pytest.mark.parametrize("text", ["x. cafe\u0301", "x. zz", "x. (", "x $", "x" * 200])
+def test_what_no_word_of_the_language_begins_with_gives_none_that_is_wrong(
+    made: Suggester, text: str
+) -> None:
+    typed = unicodedata.normalize("NFC", text).rpartition(" ")[2].lstrip("($")
+    assert all(s.word.startswith(typed) for s in made.suggest(text, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "context", "typed"),
+    [("", "", b""), ("a b", "a", b" b"), ("a,", "a,", b" "), ("a, ", "a,", b" "),
+     ("He (", "He (", b""), ("Cost: $", "Cost: $", b""), ("a\n", "a\n", b""),
+     ("one/tw", "one/", b"tw"),
+     ("cafe\u0301", "", "caf\u00e9".encode()), ("don't", "", b"don't"), ("a  b", "a ", b" b"),
+     ("x \u0915\u093f", "x", " \u0915\u093f".encode())],
+)  # fmt: skip
+def test_where_the_word_begins(text: str, context: str, typed: bytes) -> None:
+    assert _part(unicodedata.normalize("NFC", text)) == (context, typed)
 
 
 @pytest.mark.parametrize("count", [0, 33, -1])

@@ -10,47 +10,56 @@ Shapes: V vocab_size.
 from __future__ import annotations
 
 import heapq
+import math
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
 from miudo.errors import RequestError
 from miudo.protocol import Engine, FloatArray, SeqWork, Tokenizer, Want
 
 __all__ = ["Suggester", "Suggestion"]
 
-_WIDTH = 8
-_STEPS = 20
-_TOKENS = 8
+_TYPED_BYTES = 64
+"""More letters than this in a row are no word that could be completed."""
+_SPELLING_STEPS = 12
+_SPELLING_SHARE = 1e-3
+"""Ways to spell the typed letters that are looked at, and the least share of them that counts."""
+_WORD_TOKENS = 8
 _LEAST = 1e-4
-"""Width and length of the search, and the least probability that is worth showing."""
-_CONTEXT_KEPT = 0.75
+"""The most tokens of a word beyond the typed letters, and the least probability worth showing."""
+_CLOSING = frozenset(".,;:!?\u2026)]}\u201d\u00bb")
+_MARKS = ("Mn", "Mc")
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A whole word and its probability, given the text and the letters typed of it."""
+    """A whole word, and its probability given the text, what is typed, and that a word follows."""
 
     word: str
     probability: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Partial:
+class _Path:
+    """Tokens after the context, the bytes they stand for, log of their probability."""
+
     ids: tuple[int, ...]
     text: bytes
+    logprob: float
 
 
 class Suggester:
     """Suggests words from one conversation, whose cache serves the next keystroke.
 
     `start` are the ids that every text begins with, such as the model's bos id. Close it when
-    done. A word is letters, digits, apostrophes and hyphens; the search is best first over
-    tokens, so that a word of several tokens has its whole probability.
+    done. A word is letters, digits, marks, apostrophes and hyphens. The typed letters may be
+    spelled by several rows of tokens: all that matter are summed, and so are all the ways in
+    which a word is found to go on.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, *, start: Sequence[int] = ()) -> None:
@@ -62,7 +71,7 @@ class Suggester:
         self._bytes = [tokenizer.token_bytes(i) for i in known]
         self._sorted = sorted((piece, i) for i, piece in enumerate(self._bytes) if piece)
         self._inside = np.zeros(size, np.bool_)
-        self._inside[: len(self._bytes)] = [_continues(piece) for piece in self._bytes]
+        self._inside[: len(self._bytes)] = [_goes_on(piece) for piece in self._bytes]
         self._letters = np.flatnonzero(self._inside)
 
     def close(self) -> None:
@@ -74,48 +83,80 @@ class Suggester:
 
         After letters: words that begin with them; otherwise the next words. Only as much of a
         long text is read as the model has positions for. Raises RequestError for a count below
-        1 or above 32.
+        1 or above 32, or where there is no text and no start token.
         """
         if not 1 <= count <= 32:
             raise RequestError(f"count is {count}, allowed 1 to 32")
-        context, typed = _part(text)
-        logprobs = self._after(self._ids(context))
-        found: dict[str, float] = {}
-        queue: list[tuple[float, int, _Partial]] = []
-        order = 0
-        for logprob, partial in self._first(logprobs, typed):
-            heapq.heappush(queue, (-logprob, order, partial))
-            order += 1
-        base = list(self._held)
-        for _ in range(_STEPS):
-            if not queue or _settled(found, count, -queue[0][0]):
-                break
-            negative, _, partial = heapq.heappop(queue)
-            logprobs = self._after(base + list(partial.ids))
-            whole = len(partial.text) >= len(typed)
-            if whole and (word := _word(partial.text)):
-                ends = float(np.exp(logprobs[~self._inside], dtype=np.float64).sum())
-                found[word] = found.get(word, 0.0) + float(np.exp(-negative)) * ends
-            if len(partial.ids) < _TOKENS:
-                for logprob, longer in self._longer(logprobs, partial, typed):
-                    heapq.heappush(queue, (negative - logprob, order, longer))
-                    order += 1
+        context, typed = _part(unicodedata.normalize("NFC", text))
+        if len(typed) > _TYPED_BYTES:
+            return []
+        base = self._ids(context)
+        begun = list(self._spellings(base, typed))
+        if not begun:
+            return []
+        total = math.log(sum(math.exp(path.logprob) for path in begun))
+        found = self._words(base, begun, count, total)
         likely = [item for item in found.items() if item[1] >= _LEAST]
         best = sorted(likely, key=lambda item: (-item[1], item[0]))[:count]
         return [Suggestion(word, min(1.0, probability)) for word, probability in best]
 
+    def _spellings(self, base: list[int], typed: bytes) -> Iterator[_Path]:
+        """Yields the paths that cover `typed`: the token that completes it may go beyond."""
+        queue = [(0.0, 0, _Path((), b"", 0.0))]
+        covered = 0.0
+        for order in range(1, _SPELLING_STEPS + 1):
+            if not queue or math.exp(-queue[0][0]) < _SPELLING_SHARE * covered:
+                return
+            _, _, path = heapq.heappop(queue)
+            logprobs = self._after([*base, *path.ids])
+            rest = typed[len(path.text) :]
+            for token in self._covering(rest):
+                longer = _longer(path, token, self._bytes[token], logprobs)
+                covered += math.exp(longer.logprob)
+                yield longer
+            for at, token in enumerate(self._beginning(rest)):
+                longer = _longer(path, token, self._bytes[token], logprobs)
+                heapq.heappush(queue, (-longer.logprob, order * len(typed) + at, longer))
+
+    def _words(
+        self, base: list[int], begun: list[_Path], count: int, total: float
+    ) -> dict[str, float]:
+        """Returns words and probabilities, searching the likeliest beginnings first."""
+        steps, width = 16 + 4 * count, 8 + 4 * count
+        best = heapq.nlargest(2 * steps, begun, key=lambda path: path.logprob)
+        queue = [(-path.logprob, at, path) for at, path in enumerate(best)]
+        heapq.heapify(queue)
+        order, found = len(queue), dict[str, float]()
+        for _ in range(steps):
+            if not queue or _settled(found, count, math.exp(-queue[0][0] - total)):
+                break
+            _, _, path = heapq.heappop(queue)
+            logprobs = self._after([*base, *path.ids])
+            if word := _word(path.text):
+                ends = float(np.exp(logprobs[~self._inside], dtype=np.float64).sum())
+                found[word] = found.get(word, 0.0) + math.exp(path.logprob - total) * ends
+            if len(path.ids) >= _WORD_TOKENS + _SPELLING_STEPS:
+                continue
+            likely = np.argsort(-logprobs[self._letters], kind="stable")[:width]
+            for token in self._letters[likely].tolist():
+                longer = _longer(path, token, self._bytes[token], logprobs)
+                heapq.heappush(queue, (-longer.logprob, order, longer))
+                order += 1
+        return found
+
     def _ids(self, context: str) -> list[int]:
-        ids = [*self._start, *self._tokenizer.encode(context)]
-        room = self._engine.config.max_positions - _TOKENS
+        ids = self._tokenizer.encode(context)
+        spare = _SPELLING_STEPS + 2 * _WORD_TOKENS + len(self._start)
+        room = max(1, self._engine.config.max_positions - spare)
         if len(ids) > room:
-            # Cut well below the limit, so that the next keystrokes find the same beginning.
-            kept = int(room * _CONTEXT_KEPT)
-            ids = [*self._start, *ids[len(ids) - kept + len(self._start) :]]
-        if not ids:
+            # By quarters of the room, so that the next keystrokes find the same beginning.
+            quarter = max(1, room // 4)
+            ids = ids[-(-(len(ids) - room) // quarter) * quarter :]
+        if not self._start and not ids:
             raise RequestError(
                 "there is no text and the model has no start token", remedy="Give some text"
             )
-        return ids
+        return [*self._start, *ids]
 
     def _after(self, ids: list[int]) -> FloatArray:
         """Returns log-probabilities [V] of what follows `ids`, reading only what is new."""
@@ -132,95 +173,70 @@ class Suggester:
         if out.logits is None:
             raise RequestError("the engine returned no logits")
         x = out.logits.astype(np.float64)
-        x = x - x.max()
-        logprobs: FloatArray = (x - np.log(np.exp(x).sum())).astype(np.float32)
+        x -= x.max()
+        logprobs: FloatArray = (x - math.log(np.exp(x).sum())).astype(np.float32)
         return logprobs
 
-    def _first(self, logprobs: FloatArray, typed: bytes) -> Iterator[tuple[float, _Partial]]:
-        """Yields the best first tokens that agree with what was typed, renormalised."""
-        ids = np.array(self._fitting(typed), np.int64)
-        total = _total(logprobs[ids])
-        for token in _best(ids, logprobs):
-            yield float(logprobs[token]) - total, _Partial((token,), self._bytes[token])
+    def _covering(self, rest: bytes) -> list[int]:
+        """Returns the tokens that begin with all of `rest` and go on as a word does."""
+        if not rest:
+            return self._letters.tolist()
+        return [
+            token
+            for token in self._spelled(rest)
+            if _goes_on(self._bytes[token].removeprefix(b" ")) or self._bytes[token] == b" "
+        ]
 
-    def _fitting(self, typed: bytes) -> list[int]:
-        """Returns the tokens that begin `typed`, or begin with it and go on as a word does."""
-        found = []
-        for end in range(1, len(typed)):
-            found += self._spelled(typed[:end], exactly=True)
-        if typed:
-            return found + [i for i in self._spelled(typed) if _tail(self._bytes[i])]
-        return [i for piece, i in self._sorted if _tail(piece)]
+    def _beginning(self, rest: bytes) -> list[int]:
+        """Returns the tokens that are a true beginning of `rest`."""
+        ends = range(1, len(rest))
+        return [token for end in ends for token in self._spelled(rest[:end], exactly=True)]
 
     def _spelled(self, start: bytes, *, exactly: bool = False) -> list[int]:
-        at = bisect_left(self._sorted, (start, -1))
         found = []
-        for piece, token in islice(self._sorted, at, None):
+        for piece, token in islice(self._sorted, bisect_left(self._sorted, (start, -1)), None):
             if not piece.startswith(start) or (exactly and piece != start):
                 break
             found.append(token)
         return found
 
-    def _longer(
-        self, logprobs: FloatArray, partial: _Partial, typed: bytes
-    ) -> Iterator[tuple[float, _Partial]]:
-        rest = typed[len(partial.text) :]
-        ids, total = self._letters, 0.0
-        if rest:
-            ids = np.array([i for i in self._fitting(rest) if self._inside[i]], np.int64)
-            total = _total(logprobs[ids])
-        for token in _best(ids, logprobs):
-            longer = _Partial((*partial.ids, token), partial.text + self._bytes[token])
-            yield float(logprobs[token]) - total, longer
+
+def _longer(path: _Path, token: int, piece: bytes, logprobs: FloatArray) -> _Path:
+    return _Path((*path.ids, token), path.text + piece, path.logprob + float(logprobs[token]))
 
 
 def _part(text: str) -> tuple[str, bytes]:
     """Returns the text before the word that is to be found, and what is typed of that word.
 
-    A space before the word belongs to it, since tokenizers put it there.
+    A space before the word belongs to it, since tokenizers put it there; after a full stop or
+    a comma it is understood.
     """
     at = len(text)
     while at and _in_word(text[at - 1]):
         at -= 1
+    if at == len(text) and text and text[-1] in _CLOSING:
+        return text, b" "
     if at and text[at - 1] == " ":
         at -= 1
-    if at == len(text) and text and not text[-1].isspace():
-        return text, b" "  # after a full stop or a comma comes a space
     return text[:at], text[at:].encode()
 
 
 def _in_word(character: str) -> bool:
-    return character.isalnum() or character in "'\u2019-"
+    return (
+        character.isalnum() or character in "'\u2019-" or unicodedata.category(character) in _MARKS
+    )
 
 
-def _continues(piece: bytes) -> bool:
+def _goes_on(piece: bytes) -> bool:
     """Whether a token goes on with a word; a byte of a longer character may."""
-    if not piece:
-        return False
     text = piece.decode(errors="replace")
-    return all(_in_word(c) or c == "\ufffd" for c in text)
-
-
-def _best(ids: npt.NDArray[np.int64], logprobs: FloatArray) -> list[int]:
-    found: list[int] = ids[np.argsort(-logprobs[ids], kind="stable")[:_WIDTH]].tolist()
-    return found
-
-
-def _total(logprobs: FloatArray) -> float:
-    """Returns the logarithm of the sum of probabilities; 0 for none, where it is not used."""
-    if not len(logprobs):
-        return 0.0
-    return float(np.log(np.exp(logprobs, dtype=np.float64).sum() + 1e-300))
-
-
-def _tail(piece: bytes) -> bool:
-    return _continues(piece.removeprefix(b" ")) or piece == b" "
+    return bool(text) and all(_in_word(c) or c == "\ufffd" for c in text)
 
 
 def _word(text: bytes) -> str:
     """Returns the word that `text` is, "" where it is none or breaks a character."""
     try:
-        word = text.decode().strip(" ")
+        word = text.decode().removeprefix(" ")
     except UnicodeDecodeError:
         return ""
     return word if any(c.isalnum() for c in word) else ""
@@ -230,4 +246,4 @@ def _settled(found: dict[str, float], count: int, best_left: float) -> bool:
     """Whether nothing that is left can come among the best `count`."""
     if len(found) < count:
         return False
-    return sorted(found.values(), reverse=True)[count - 1] >= float(np.exp(best_left))
+    return sorted(found.values(), reverse=True)[count - 1] >= best_left
