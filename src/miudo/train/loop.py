@@ -20,6 +20,7 @@ import torch
 
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError, TrainingError
+from miudo.records import Measurement
 from miudo.report import loss_plot
 from miudo.train.checkpoint import load_checkpoint, prune, save_checkpoint
 from miudo.train.evaluation import as_it_runs, held_out_loss
@@ -62,6 +63,21 @@ class FitResult:
     def tokens_per_s(self) -> float:
         """Tokens learned from a second, compilation, evaluation and saving included."""
         return self.tokens / self.elapsed_s if self.elapsed_s else 0.0
+
+    def measurements(self, settings: FitSettings) -> list[Measurement]:
+        """Returns the run as a record keeps it."""
+        found = [
+            Measurement("steps", self.steps, "1", "counted"),
+            Measurement("training_tokens", self.tokens, "1", "counted"),
+            Measurement("skipped_steps", self.bad_steps, "1", "counted"),
+            Measurement("training_time", self.elapsed_s, "s", "monotonic clock, all sittings"),
+            Measurement("training_speed", self.tokens_per_s, "tokens/s", "tokens by training time"),
+            Measurement("training_loss", self.loss, "nats/token", "mean since the log line before"),
+        ]
+        if self.held_out_loss is not None:
+            method = f"cross-entropy, float32, first {settings.eval_tokens} held-out tokens"
+            found.append(Measurement("held_out_loss", self.held_out_loss, "nats/token", method))
+        return found
 
 
 def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a default

@@ -130,21 +130,21 @@ class _ChunkedLoss(torch.autograd.Function):
         gradient_of: ChunkGradient,
         gradients: bool,  # needs_input_grad is True even under no_grad
     ) -> Tensor:
-        wanted = gradients
         cast = weight.to(hidden.dtype)  # V D
-        of_hidden = torch.empty_like(hidden) if wanted else None  # N D
-        of_weight = torch.zeros_like(weight) if wanted else None  # V D
+        of_hidden = torch.empty_like(hidden) if gradients else None  # N D
+        # A frozen head needs none: a third of its work.
+        of_weight = torch.zeros_like(weight) if gradients and weight.requires_grad else None  # V D
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for at in range(0, len(targets), rows):
             piece = slice(at, at + rows)
             logits = F.linear(hidden[piece], cast)  # n V
             part, gradient = gradient_of(logits, targets[piece])
             loss += part
-            if of_hidden is not None and of_weight is not None:
+            if of_hidden is not None:
                 of_hidden[piece] = gradient @ cast
+            if of_weight is not None:
                 of_weight += gradient.t() @ hidden[piece]
-        if wanted:
-            ctx.save_for_backward(of_hidden, of_weight)
+        ctx.save_for_backward(of_hidden, of_weight)
         ctx.count = len(targets)
         return loss / len(targets)
 
@@ -152,4 +152,5 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
         factor = outer[0] / ctx.count
-        return of_hidden * factor, of_weight * factor, None, None, None, None
+        learned = None if of_weight is None else of_weight * factor
+        return of_hidden * factor, learned, None, None, None, None
