@@ -31,7 +31,7 @@ from miudo.train.progress import Progress, Silent, StepReport
 from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
-from miudo.train.speed import compiled_steps, kept_memory, kept_threads, short_attention
+from miudo.train.speed import compiled_steps, kept_threads, run_conditions
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
 from miudo.train.stepper import Stepper, StepResult, Tokens
 from miudo.train.timing import decide
@@ -108,9 +108,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     _check(decoder, data, settings)
     with ExitStack() as stack:
         folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(kept_memory())
-        stack.enter_context(short_attention(decoder, settings))
+        stack.enter_context(run_conditions(decoder, settings))
         run = _Run(folder, Stepper(decoder, data, settings, loss), held_out, sampler)
         run.progress = progress or Silent()
         start = folder.step_to_resume(resume=resume, step=from_step)

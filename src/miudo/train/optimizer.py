@@ -57,6 +57,11 @@ class Optimizers:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def moment_count(self) -> int:
+        """Returns how many numbers the moments will be, steps not counted."""
+        each = {kind: sum(m != "step" for m in moments) for kind, moments in _MOMENTS.items()}
+        return sum(each[kind] * p.numel() for kind, named in self._names.items() for _, p in named)
+
     def tensors(self) -> dict[str, Tensor]:
         """Returns all moments by `optimiser/parameter/moment`; empty before the first step."""
         found = {}
