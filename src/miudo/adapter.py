@@ -19,7 +19,7 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError, RequestError
 from miudo.limits import LIMITS
 from miudo.protocol import Engine, FloatArray, SeqWork
-from miudo.tensors import Role, Weights, tensor_table
+from miudo.tensors import DType, Role, StoredTensor, Weights, tensor_table
 
 __all__ = [
     "AdaptableEngine",
@@ -136,31 +136,52 @@ def _said(name: str | None) -> str:
 
 
 def base_fingerprint(config: ModelConfig, weights: Weights) -> str:
-    """Returns a SHA-256 of the config and of every norm's values.
+    """Returns a SHA-256 of the layers' shapes and of every norm's values, rounded to bfloat16.
 
-    Norms stay float32 whatever the matrices are stored in, so that a model and its quantised
-    file share it, and two models that were trained apart do not.
+    Equal for a model's F32 and BF16 folders and its quantised files, which keep norms in float32;
+    models that were trained apart differ. A float16 folder has rounded its norms elsewhere and
+    differs too; a merged adapter leaves the norms, and so the fingerprint, as they were.
     """
     digest = hashlib.sha256(repr(config.layers).encode())
     for spec in tensor_table(config):
         if spec.role is Role.NORM:
-            digest.update(spec.name.encode() + weights[spec.name].data.tobytes())
+            digest.update(spec.name.encode() + _bf16(weights[spec.name]))
     return digest.hexdigest()
 
 
+def _bf16(norm: StoredTensor) -> bytes:
+    """The values as bfloat16, ties to even: a folder of BF16 holds norms so."""
+    if norm.dtype not in (DType.F32, DType.F16):  # blocks no writer makes: taken as they are
+        return norm.data.tobytes()
+    stored = norm.data.view("<f2" if norm.dtype is DType.F16 else "<f4")
+    bits = stored.astype("<f4").view("<u4")
+    rounded: bytes = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    return rounded
+
+
 def check_adapter(
-    config: ModelConfig, adapter: Adapter, *, base: str | None = None, where: object = "adapter"
+    config: ModelConfig,
+    adapter: Adapter,
+    *,
+    base: str | None = None,
+    tokenizer: str | None = None,
+    where: object = "adapter",
 ) -> None:
     """Raises ModelFileError for an adapter of another model, naming matrix and shapes.
 
-    `base` is the model's `base_fingerprint`; not compared where either side has none.
+    `base` is the model's `base_fingerprint`, `tokenizer` its tokenizer's; neither is compared
+    where either side has none.
     """
-    if base is not None and adapter.base is not None and adapter.base != base:
-        raise ModelFileError(
-            f"was trained on the model {adapter.base[:12]}, this is {base[:12]}",
-            where=where,
-            remedy="Use it with its own base model",
-        )
+    for what, own, given in (
+        ("model", adapter.base, base),
+        ("tokenizer", adapter.tokenizer, tokenizer),
+    ):
+        if own is not None and given is not None and own != given:
+            raise ModelFileError(
+                f"was trained on the {what} {own[:12]}, this is {given[:12]}",
+                where=where,
+                remedy="Use it with its own base model",
+            )
     shapes = {s.name: s.shape for s in tensor_table(config) if s.role in _ADAPTED}
     if not adapter.parts:
         raise ModelFileError("corrects no matrix", where=where)

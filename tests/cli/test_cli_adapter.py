@@ -124,9 +124,33 @@ def test_export_writes_an_adapter_as_gguf(adapter: Path, tmp_path: Path) -> None
     for name, part in made().parts.items():
         np.testing.assert_array_equal(back.parts[name].up, part.up)
     for wrong in (
-        ["--to", "hf", "--out", tmp_path / "folder"],
+        ["--to", "hf", "--out", tmp_path],
+        ["--to", "hf", "--out", tmp_path / "folder.gguf"],
         ["--to", "gguf", "--dtype", "F16", "--out", out],
         ["--to", "gguf", "--out", tmp_path / "folder"],
         ["--to", "gguf", "--out", adapter],
     ):
         assert miudo("export", TINY, "--adapter", adapter, *wrong).exit_code == 2
+
+
+def test_an_adapter_goes_through_a_peft_folder_and_back(adapter: Path, tmp_path: Path) -> None:
+    folder, again = tmp_path / "peft", tmp_path / "again.gguf"
+    done = miudo("export", TINY, "--adapter", adapter, "--to", "hf", "--out", folder)
+    assert done.exit_code == 0, done.output
+    facts = json.loads(miudo("show", folder, "--json").stdout)
+    assert (facts["form"], facts["base"]) == ("PEFT folder", made().base)
+    done = miudo("export", TINY, "--adapter", folder, "--to", "gguf", "--out", again)
+    assert done.exit_code == 0, done.output
+    back = read_gguf_adapter(again, open_model(TINY).config)
+    for name, part in made().parts.items():
+        other = back.parts[name]
+        np.testing.assert_allclose(
+            other.scale * other.up @ other.down, part.scale * part.up @ part.down, rtol=1e-5
+        )
+    texts = [
+        json.loads(
+            miudo("run", TINY, "Once", "--adapter", a, "--raw", "--temperature", 0, "--json").stdout
+        )["text"]
+        for a in (adapter, folder, again)
+    ]
+    assert texts[0] == texts[1] == texts[2]

@@ -47,9 +47,9 @@ def export(
     kind = "model" if adapter is None else "adapter"
     if adapter is None:
         made = export_model(path, out, to=to, dtype=None if dtype is None else DType(dtype))
-    elif to != "gguf" or dtype is not None:
-        raise UsageError("an adapter goes out as GGUF in F32", remedy="Say --to gguf, no --dtype")
+    elif dtype is not None:
+        raise UsageError("an adapter's numbers stay F32", where="--dtype", remedy="Leave it out")
     else:
-        made = export_adapter(adapter, path, out)
+        made = export_adapter(adapter, path, out, to=to)
     text = "\n".join([f"{kind:<7} {made.path}", *(f"note    {note}" for note in made.notes)])
     emit({"schema": 1, kind: str(made.path), "notes": made.notes}, text, as_json=as_json)

@@ -17,9 +17,11 @@ from miudo.cli.settings import make_settings
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
+    read_template,
     require_data,
     run_options,
     run_settings,
+    template_option,
 )
 from miudo.hub.resolve import model_path
 
@@ -77,11 +79,7 @@ def prepare(
 @click.option("--preset", default="1m", show_default=True, help="Shape: 1m, 6m, 15m, 30m, 100m.")
 @click.option("--tokenizer", help="Use this model's tokenizer (or a tokenizer.json).")
 @click.option("--init", metavar="MODEL", help="Start from this model's weights and tokenizer.")
-@click.option(
-    "--chat-template",
-    metavar="default|FILE",
-    help="Put a chat template into the model: ours, or a file's.",
-)
+@template_option
 @run_options
 @click.option("--from-step", type=int, help="With --resume: go on from this checkpoint.")
 def train(  # noqa: PLR0913 - one parameter an option
@@ -120,7 +118,7 @@ def train(  # noqa: PLR0913 - one parameter an option
             shape=preset,
             prepare=packing,
             tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
-            chat_template=None if chat_template is None else _template(chat_template),
+            chat_template=None if chat_template is None else read_template(chat_template),
             init=None if init is None else model_path(init),
         )
         made = train_model(job, Lines())
@@ -143,19 +141,6 @@ def _tokenizer(reference: str) -> Any:
     if model.tokenizer_json is None:
         raise TokenizerError("the model has no tokenizer", where=path)
     return TextTokenizer.from_json(model.tokenizer_json, where=path)
-
-
-def _template(choice: str) -> str:
-    from miudo.text.chat import DEFAULT_TEMPLATE
-
-    if choice == "default":
-        return DEFAULT_TEMPLATE
-    from miudo.errors import TokenizerError
-    from miudo.files import open_regular
-    from miudo.limits import LIMITS
-
-    with open_regular(Path(choice), TokenizerError) as file:
-        return file.read(LIMITS.template_bytes + 1).decode()
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,6 @@
 """What verbs that train share: text, folder, length of the run, resuming, its result.
 
-For: `train`, `distill` and `prune`, which all end in one training loop.
+For: `train`, `finetune`, `distill` and `prune`, which all end in one training loop.
 Not for: the settings themselves (`miudo.train.settings`).
 Read next: `miudo.cli.making`, `miudo.cli.shrinking`.
 """
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from miudo.train.loop import FitResult
     from miudo.train.settings import FitSettings
 
-__all__ = ["data_option", "emit_fit", "require_data", "run_options", "run_settings"]
+__all__ = [
+    "data_option",
+    "emit_fit",
+    "length_options",
+    "read_template",
+    "require_data",
+    "run_options",
+    "run_settings",
+    "template_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,10 +40,15 @@ data_option = click.option(
     "--data", multiple=True, help="Text (file, folder, glob, -), or one data folder."
 )
 
-_RUN_OPTIONS = (
-    click.option(
-        "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."
-    ),
+template_option = click.option(
+    "--chat-template",
+    metavar="default|FILE",
+    help="Put a chat template into the model: ours, or a file's.",
+)
+_OUT = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."
+)
+_LENGTH_OPTIONS = (
     click.option("--tokens", type=int, help="Length of the run in tokens,"),
     click.option("--steps", type=int, help="or in steps,"),
     click.option("--minutes", type=float, help="or in minutes, made steps once at the start."),
@@ -47,14 +61,19 @@ _RUN_OPTIONS = (
 
 def run_options(function: F) -> F:
     """Adds the options of a training run."""
-    for option in reversed(_RUN_OPTIONS):
+    return _OUT(length_options(function))
+
+
+def length_options(function: F) -> F:
+    """Adds the options of a training run, but for the folder that it writes."""
+    for option in reversed(_LENGTH_OPTIONS):
         function = option(function)
     return function
 
 
-def require_data(data: tuple[str, ...], packing: PrepareSettings) -> None:
-    """Raises UsageError without any text."""
-    if not data and not packing.sources:
+def require_data(data: tuple[str, ...], packing: PrepareSettings | None = None) -> None:
+    """Raises UsageError without any text; the sources of `packing` are text too."""
+    if not data and not (packing and packing.sources):
         raise UsageError(
             "no text is named",
             where="--data",
@@ -81,10 +100,28 @@ def run_settings(
     return fit, packing
 
 
-def emit_fit(model: Path, fit: FitResult | None, *, as_json: bool) -> None:
-    """Prints where the model lies and how its run ended."""
-    value: dict[str, Any] = {"schema": 1, "model": str(model)}
-    lines = [f"model          {model}"]
+def read_template(choice: str) -> str:
+    """Returns the default chat template, or a file's text. Raises TokenizerError."""
+    from miudo.text.chat import DEFAULT_TEMPLATE
+
+    if choice == "default":
+        return DEFAULT_TEMPLATE
+    from miudo.errors import TokenizerError
+    from miudo.files import open_regular
+    from miudo.limits import LIMITS
+
+    with open_regular(Path(choice), TokenizerError) as file:
+        text = file.read(LIMITS.template_bytes + 1)
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"is not UTF-8 ({error})", where=choice) from error
+
+
+def emit_fit(model: Path, fit: FitResult | None, *, as_json: bool, kind: str = "model") -> None:
+    """Prints where the model (or `kind`) lies and how its run ended."""
+    value: dict[str, Any] = {"schema": 1, kind: str(model)}
+    lines = [f"{kind:<15}{model}"]
     if fit is not None:
         value["fit"] = {**dataclasses.asdict(fit), "tokens_per_s": fit.tokens_per_s}
         held_out = "none" if fit.held_out_loss is None else f"{fit.held_out_loss:.4f} nats a token"

@@ -20,6 +20,7 @@ from torch import Tensor
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError
+from miudo.records import Measurement
 from miudo.tensors import DType, parameter_count, tensor_table
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check_seen",
     "describe",
     "in_range",
+    "report_measurements",
     "settings_from_json",
     "settings_to_json",
 ]
@@ -220,3 +222,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return list(value) if isinstance(value, tuple) else value
+
+
+def report_measurements(reports: tuple[Report, ...]) -> list[Measurement]:
+    """Returns the counts of a chain of methods: from the first one's start to the last's end."""
+    first, last = reports[0], reports[-1]
+    counted = [
+        ("parameters_before", first.parameters_before, "1"),
+        ("parameters", last.parameters_after, "1"),
+        ("weights_before", first.bytes_before, "B"),
+        ("weights", last.bytes_after, "B"),
+        ("bits_per_weight", last.bits_per_weight, "bit"),
+    ]
+    return [Measurement(name, value, unit, "counted") for name, value, unit in counted]

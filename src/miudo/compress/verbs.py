@@ -4,7 +4,7 @@ For: opening, doing, measuring, writing, with a record that holds the whole line
 Not for: parsing a command line (`miudo.cli`), or the methods.
 Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
 
-    OUT/run.json     what was asked for (`miudo.compress.jobs`)
+    OUT/run.json     what was asked for
     OUT/data/        packed text, unless a data folder was given
     OUT/model/       the smaller model as a Hugging Face folder, with record.json
     and what `miudo.train.run_folder` draws; `quantize` writes one GGUF file instead
@@ -17,19 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from miudo.compress.artefact import (
-    Opened,
-    check_same_tokenizer,
-    open_decoder,
-    report_measurements,
-    text_data,
-)
 from miudo.compress.catalogue import method_to_json
 from miudo.compress.distill.lesson import Lesson, distill
 from miudo.compress.distill.response import ResponseSettings
 from miudo.compress.distill.student import scaled
-from miudo.compress.jobs import DistillJob, PruneJob, Shrunk, check_order
-from miudo.compress.method import settings_to_json
+from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
+from miudo.compress.method import report_measurements, settings_to_json
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
 from miudo.compress.quantize.nearest import NearestRounding, stored_weights
 from miudo.config import ModelConfig
@@ -44,10 +37,10 @@ from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.tensors import DType, Weights, parameter_count
+from miudo.train.artefact import Opened, check_same_tokenizer, open_decoder, text_data
 from miudo.train.evaluation import held_out_loss
-from miudo.train.loop import FitResult
 from miudo.train.progress import Progress, Silent
-from miudo.train.run_folder import RunFolder, locked_run_folder
+from miudo.train.run_folder import RunFolder, check_order, locked_run_folder
 from miudo.train.settings import FitSettings
 
 __all__ = ["run_distill", "run_prune", "run_quantize", "student_config"]
@@ -80,7 +73,7 @@ def run_distill(
             result = distill(
                 teacher.decoder, student, lesson, folder, progress=progress, resume=resume
             )
-        found = [*_counts(teacher.decoder, student), *_fitted(result, job.fit)]
+        found = [*_counts(teacher.decoder, student), *result.measurements(job.fit)]
         found += _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
             record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
@@ -122,7 +115,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
             made = prune_and_recover(model.decoder, job.methods, batches, recovery)
         found = report_measurements(made.reports)
         if made.fit is not None and job.fit is not None:
-            found += _fitted(made.fit, job.fit)
+            found += made.fit.measurements(job.fit)
         record = dataclasses.replace(
             record,
             seed=None if job.fit is None else job.fit.seed,
@@ -247,19 +240,6 @@ def _counts(teacher: Decoder, student: Decoder) -> list[Measurement]:
             ("teacher_parameters_without_embeddings", teacher, False),
         )
     ]
-
-
-def _fitted(result: FitResult, fit: FitSettings) -> list[Measurement]:
-    found = [
-        Measurement("steps", result.steps, "1", "counted"),
-        Measurement("training_tokens", result.tokens, "1", "counted"),
-        Measurement("training_time", result.elapsed_s, "s", "monotonic clock, all sittings"),
-        Measurement("training_loss", result.loss, "nats/token", "mean since the log line before"),
-    ]
-    if result.held_out_loss is not None:
-        method = f"cross-entropy, float32, {fit.eval_tokens} held-out tokens, evenly spaced"
-        found.append(Measurement("held_out_loss", result.held_out_loss, "nats/token", method))
-    return found
 
 
 def _teachers_loss(teacher: Decoder, lesson: Lesson) -> list[Measurement]:

@@ -21,7 +21,15 @@ from miudo.errors import ConfigError, DataError, MissingError, RequestError
 from miudo.protocol import Message
 from miudo.text.chat import parse_messages
 
-__all__ = ["RECORD_SUFFIX", "Document", "ReadSettings", "find_files", "read_documents"]
+__all__ = [
+    "RECORD_SUFFIX",
+    "Document",
+    "ReadSettings",
+    "encodable",
+    "file_kind",
+    "find_files",
+    "read_documents",
+]
 
 RECORD_SUFFIX = ".record.json"  # a source file's record stands beside it under its name plus this
 _MARKER = "<|endoftext|>"
@@ -100,7 +108,7 @@ def read_documents(
     """
     settings = settings or ReadSettings()
     for path in find_files(inputs):
-        kind = _kind(path) if settings.kind == "auto" else settings.kind
+        kind = file_kind(path) if settings.kind == "auto" else settings.kind
         empty = True
         for document in _read_file(path, kind, settings):
             if document.text.strip():
@@ -156,13 +164,14 @@ def _bare_suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
+    """Returns what a file's name says it holds: text, wikitext, jsonl, csv, tsv or parquet."""
     return _KINDS.get(_bare_suffix(path), "text")
 
 
 def _read_file(path: Path, kind: str, settings: ReadSettings) -> Iterator[Document]:
     if kind == "parquet":
-        for index, text in enumerate(read_parquet(path, settings.field)):
+        for index, (text,) in enumerate(read_parquet(path, (settings.field,))):
             yield Document(text, str(path), index)
         return
     with open_source(path) as stream:
@@ -177,7 +186,8 @@ def _read_file(path: Path, kind: str, settings: ReadSettings) -> Iterator[Docume
             yield from _read_jsonl(lines, path, settings)
             return
         delimiter = "\t" if kind == "tsv" else ","
-        for index, text in enumerate(read_csv(lines, path, settings.field, delimiter)):
+        rows = read_csv(lines, path, (settings.field,), delimiter)
+        for index, (_, (text,)) in enumerate(rows):
             yield Document(text, str(path), index)
 
 
@@ -248,14 +258,18 @@ def _json_document(
     values: Any, source: str, index: int, where: str, settings: ReadSettings
 ) -> Document:
     if isinstance(values, dict) and isinstance(values.get(settings.field), str):
-        return Document(_encodable(values[settings.field], where, settings), source, index)
+        return Document(
+            encodable(values[settings.field], where, errors=settings.errors), source, index
+        )
     if isinstance(values, dict) and "messages" in values:
         try:
             messages = parse_messages(values["messages"])
         except RequestError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from error
         text = "\n".join(m.content for m in messages)
-        return Document(_encodable(text, where, settings), source, index, tuple(messages))
+        return Document(
+            encodable(text, where, errors=settings.errors), source, index, tuple(messages)
+        )
     keys = sorted(values)[:20] if isinstance(values, dict) else type(values).__name__
     raise DataError(
         f"has no text under {settings.field!r} and no messages (found: {keys})",
@@ -264,12 +278,15 @@ def _json_document(
     )
 
 
-def _encodable(text: str, where: str, settings: ReadSettings) -> str:
-    """JSON can spell half a surrogate pair, which no UTF-8 file can hold."""
+def encodable(text: str, where: str, *, errors: str = "strict") -> str:
+    """Returns `text` without halves of surrogate pairs: JSON can spell one, no UTF-8 file can.
+
+    Raises DataError for one where `errors` is "strict".
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        if settings.errors == "strict":
+        if errors == "strict":
             raise DataError(
                 f"character {error.start} is half a surrogate pair",
                 where=where,

@@ -1,6 +1,6 @@
-"""Columns of a CSV file and one of a Parquet file as texts.
+"""Columns of a CSV or Parquet file as texts.
 
-For: `miudo.data.sources`, `miudo.evaluate.tasks`.
+For: `miudo.data.sources`, `miudo.evaluate.tasks`, questions with answers (`miudo.data.chats`).
 Not for: JSONL, which is lines.
 Read next: `miudo.data.sources`.
 """
@@ -15,22 +15,18 @@ from miudo.data.lines import Line
 from miudo.errors import DataError, MissingError
 from miudo.files import open_regular
 
-__all__ = ["read_csv", "read_parquet", "read_rows"]
+__all__ = ["read_csv", "read_parquet"]
 
 _FIELD_CHARS = 64 << 20
 
 
-def read_csv(lines: Iterator[Line], path: Path, column: str, delimiter: str) -> Iterator[str]:
-    """Yields the texts of `column`; see `read_rows`."""
-    return (row[0] for row in read_rows(lines, path, (column,), delimiter))
-
-
-def read_rows(
+def read_csv(
     lines: Iterator[Line], path: Path, columns: Sequence[str], delimiter: str
-) -> Iterator[tuple[str, ...]]:
-    """Yields the texts of `columns`, row by row; the first row of the file holds the names.
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yields the line that a row ends on, and its texts of `columns`.
 
-    Raises DataError naming the line for a missing column, a short row or broken quotes.
+    The first row holds the names. Raises DataError naming the line for a missing column, a
+    short row or broken quotes.
     """
     # The csv module keeps this limit for the whole process; its default of 128 kB is less
     # than a long document.
@@ -40,28 +36,24 @@ def read_rows(
         names = next(rows, None)
         if names is None:
             return
-        for column in columns:
-            if column not in names:
-                raise DataError(
-                    f"has no column {column!r}", where=path, remedy=f"Choose one of {names[:20]}"
-                )
+        _need(columns, names, path)
         places = [names.index(column) for column in columns]
         for row in rows:
             if not row:
                 continue
-            if len(row) <= max(places):
-                column = columns[places.index(max(places))]
-                raise DataError(
-                    f"has {len(row)} columns, {column!r} is number {max(places) + 1}",
-                    where=f"{path}, line {rows.line_num}",
-                )
-            yield tuple(row[at] for at in places)
+            for at, column in zip(places, columns, strict=True):
+                if len(row) <= at:
+                    raise DataError(
+                        f"has {len(row)} columns, {column!r} is number {at + 1}",
+                        where=f"{path}, line {rows.line_num}",
+                    )
+            yield rows.line_num, tuple(row[at] for at in places)
     except csv.Error as error:
         raise DataError(f"not CSV ({error})", where=f"{path}, line {rows.line_num}") from error
 
 
-def read_parquet(path: Path, column: str) -> Iterator[str]:
-    """Yields the texts of `column`, a row group at a time.
+def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yields the texts of `columns` row by row, read a row group at a time.
 
     Raises DataError for damaged files, an absent column, values that are no text; MissingError
     where pyarrow is not installed.
@@ -77,19 +69,26 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
         try:
             file = pq.ParquetFile(stream)
             names = file.schema_arrow.names
-            if column not in names:
-                raise DataError(
-                    f"has no column {column!r}", where=path, remedy=f"Choose one of {names[:20]}"
-                )
-            kind = file.schema_arrow.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise DataError(f"column {column!r} holds {kind}, not text", where=path)
+            _need(columns, names, path)
+            for column in columns:
+                kind = file.schema_arrow.field(column).type
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise DataError(f"column {column!r} holds {kind}, not text", where=path)
             row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    if value is None:
-                        raise DataError(f"row {row} of {column!r} is null", where=path)
-                    yield value
+            for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
+                for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
+                    for column, value in zip(columns, values, strict=True):
+                        if value is None:
+                            raise DataError(f"row {row} of {column!r} is null", where=path)
+                    yield values
                     row += 1
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"is no whole Parquet file ({error})", where=path) from error
+
+
+def _need(columns: Sequence[str], names: Sequence[str], path: Path) -> None:
+    for column in columns:
+        if column not in names:
+            raise DataError(
+                f"has no column {column!r}", where=path, remedy=f"Choose one of {list(names)[:20]}"
+            )

@@ -58,8 +58,9 @@ class Attention(nn.Module):
         rotation: Rotation | None,
         cache: KVCache | None,
         capture: Capture | None,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """Returns the sublayer's output for queries at `positions` [T]."""
+        """Returns the sublayer's output for queries at `positions` [T] of the row."""
         c = self.layer
         b, t, _ = x.shape
         q = self.q(x).view(b, t, c.n_heads, c.head_dim)  # B T H head_dim
@@ -73,24 +74,30 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # B K S head_dim, B K S v_head_dim
-        mixed = self._attend(q, k, v, positions, capture)  # B H T v_head_dim
+        mixed = self._attend(q, k, v, positions, capture, segments)  # B H T v_head_dim
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))  # B T D
         return out
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, capture: Capture | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        capture: Capture | None,
+        segments: Tensor | None,
     ) -> Tensor:
         group = self.layer.n_heads // self.layer.n_kv_heads
         if group > 1:  # each key-value head serves `group` consecutive query heads
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         if capture is not None and capture.want_attention:
-            mask = causal_mask(positions, k.shape[2], self.layer.window)
+            mask = causal_mask(positions, k.shape[2], self.layer.window, segments)
             scores = (q @ k.transpose(-1, -2)) * self.layer.head_dim**-0.5  # B H T S
             weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype)
             capture.attention.append(weights)
             mixed: Tensor = weights @ v
             return mixed
-        if self.layer.window is None and q.shape[2] == k.shape[2]:
+        if self.layer.window is None and segments is None and q.shape[2] == k.shape[2]:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        mask = causal_mask(positions, k.shape[2], self.layer.window)
+        mask = causal_mask(positions, k.shape[2], self.layer.window, segments)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

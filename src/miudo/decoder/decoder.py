@@ -22,6 +22,7 @@ from miudo.config import ModelConfig, Position
 from miudo.decoder.attention import Attention, Capture
 from miudo.decoder.cache import KVCache
 from miudo.decoder.feedforward import FeedForward
+from miudo.decoder.masks import segment_positions
 from miudo.decoder.norm import norm
 from miudo.decoder.position import Rotation, rotations
 from miudo.errors import RequestError
@@ -48,9 +49,10 @@ class Block(nn.Module):
         turn: Rotation | None,
         cache: KVCache | None,
         capture: Capture | None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Returns the residual stream [B, T, D] after this layer."""
-        x = x + self.attn(self.attn_norm(x), positions, turn, cache, capture)
+        x = x + self.attn(self.attn_norm(x), positions, turn, cache, capture, segments)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -72,24 +74,31 @@ class Decoder(nn.Module):
         self.head_input: Callable[[Tensor], Tensor] | None = None
 
     def forward(
-        self, ids: Tensor, *, cache: KVCache | None = None, capture: Capture | None = None
+        self,
+        ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        capture: Capture | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Returns hidden [B, T, D] after the final norm for ids [B, T]; see `logits`.
 
-        With a cache the ids follow its positions and are added to it. Raises RequestError
-        beyond max_positions.
+        With a cache the ids follow its positions and are added to it. With `segments` [B, T] a
+        row holds several samples, one after the other: each counts its own positions from 0 and
+        sees itself alone (there is no cache then). Raises RequestError beyond max_positions.
         """
         start = 0 if cache is None else cache.length
         self._check_positions(start + ids.shape[1])
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # T
+        places = positions if segments is None else segment_positions(segments)  # T, or B T
         x = self.embed(ids)  # B T D
         if self.position is not None:
-            x = x + self.position(positions)
-        turns = rotations(positions, self.config.layers)
+            x = x + self.position(places)
+        turns = rotations(places if segments is None else places[:, None], self.config.layers)
         for block, turn in zip(self.layers, turns, strict=True):
             if capture is not None:
                 capture.hidden.append(x)
-            x = block(x, positions, turn, cache, capture)
+            x = block(x, positions, turn, cache, capture, segments)
         if capture is not None:
             capture.hidden.append(x)
         if cache is not None:

@@ -15,18 +15,18 @@ from miudo.config import LayerConfig
 __all__ = ["Rotation", "rotate", "rotation", "rotations"]
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, each [T, head_dim / 2]."""
+"""Cosines and sines, each [T, head_dim / 2], or [B, 1, T, head_dim / 2] where rows differ."""
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
-    """Returns the cosines and sines of `positions` [T] in float32.
+    """Returns the cosines and sines of `positions` [..., T] in float32.
 
     Angles are float32 products, as reference implementations have them: more exact ones
     would differ from trained models by more than rounding at long positions.
     """
     powers = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = 1.0 / theta ** (powers / head_dim)  # head_dim/2
-    angles = positions.float()[:, None] * frequencies[None, :]  # T head_dim/2
+    angles = positions.float()[..., None] * frequencies  # ... T head_dim/2
     return angles.cos(), angles.sin()
 
 
@@ -44,6 +44,6 @@ def rotations(positions: Tensor, layers: tuple[LayerConfig, ...]) -> list[Rotati
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Returns x [..., T, head_dim] rotated, in x's dtype."""
-    cos, sin = by  # T head_dim/2
+    cos, sin = by  # ... T head_dim/2
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

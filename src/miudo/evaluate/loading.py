@@ -7,14 +7,14 @@ Read next: `miudo.engine.native`, `miudo.decoder.torch_engine`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from miudo.adapter import AdaptableEngine, base_fingerprint, check_adapter
 from miudo.errors import ModelFileError, TokenizerError, UsageError
 from miudo.formats import ModelFile, open_model
-from miudo.formats.adapter import open_adapter
+from miudo.formats.adapter import adapter_template, open_adapter
 from miudo.protocol import Engine
 from miudo.text.tokenizer import TextTokenizer
 
@@ -65,6 +65,8 @@ def load_model(
     if adapter is None:
         return LoadedModel(path, model, running, tokenizer)
     _add_adapter(running, adapter, model, tokenizer)
+    if template := adapter_template(adapter):
+        model = replace(model, chat_template=template)
     return LoadedModel(path, model, running, tokenizer, _ADAPTER)
 
 

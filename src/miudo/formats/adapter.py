@@ -15,11 +15,10 @@ from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
 from miudo.formats.gguf_adapter import read_gguf_adapter
 from miudo.formats.gguf_reader import read_container
+from miudo.formats.peft import PEFT_CONFIG, TEMPLATE_FILE, read_peft
+from miudo.limits import LIMITS
 
-__all__ = ["PEFT_CONFIG", "is_adapter", "open_adapter"]
-
-PEFT_CONFIG = "adapter_config.json"
-"""The file that makes a folder an adapter."""
+__all__ = ["adapter_template", "is_adapter", "open_adapter"]
 
 
 def open_adapter(path: Path, config: ModelConfig) -> Adapter:
@@ -33,10 +32,7 @@ def open_adapter(path: Path, config: ModelConfig) -> Adapter:
             raise ModelFileError(
                 f"has no {PEFT_CONFIG}", where=path, remedy="Give a PEFT folder or a .gguf adapter"
             )
-        from miudo.formats.peft import read_peft  # type: ignore[import-not-found, unused-ignore]
-
-        adapter: Adapter = read_peft(path, config)
-        return adapter
+        return read_peft(path, config)
     if not path.exists():
         raise MissingError("no such file or folder", where=path, remedy="Check the path")
     return read_gguf_adapter(path, config)
@@ -50,3 +46,11 @@ def is_adapter(path: Path) -> bool:
         if file.read(4) != b"GGUF":
             return False
     return read_container(path).text("general.type") == "adapter"
+
+
+def adapter_template(path: Path) -> str | None:
+    """Returns the chat template that the adapter at `path` was trained with, if it says."""
+    if not path.is_dir() or not (path / TEMPLATE_FILE).exists():
+        return None
+    with open_regular(path / TEMPLATE_FILE) as file:
+        return file.read(LIMITS.template_bytes + 1).decode(errors="replace")

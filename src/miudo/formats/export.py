@@ -1,6 +1,6 @@
 """From one form of a model to the other, with a record of it.
 
-For: `miudo export`: a Hugging Face folder or a GGUF file out of either; an adapter as GGUF.
+For: `miudo export`: a Hugging Face folder or a GGUF file out of either; adapters too.
 Not for: making a model smaller (`miudo.compress`): a type given here is only how numbers lie.
 Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 """
@@ -16,11 +16,12 @@ from typing import Literal
 from miudo.adapter import base_fingerprint, check_adapter
 from miudo.errors import UsageError
 from miudo.files import refuse_inputs, sha256_file
-from miudo.formats.adapter import open_adapter
+from miudo.formats.adapter import adapter_template, open_adapter
 from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_adapter import write_gguf_adapter
 from miudo.formats.hf import write_folder
 from miudo.formats.opening import open_model
+from miudo.formats.peft import write_peft
 from miudo.records import Artefact, Record
 from miudo.tensors import DType
 
@@ -44,9 +45,7 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
     UsageError for a name that does not fit the form or an `out` that is `model` itself, and
     what the readers and writers raise.
     """
-    if (out.suffix == ".gguf") != (to == "gguf"):
-        cure = "a name that ends in .gguf" if to == "gguf" else "a folder's name"
-        raise UsageError(f"does not fit --to {to}", where=out, remedy=f"Give {cure}")
+    _check_name(out, to)
     refuse_inputs(out, model)
     if to == "hf" and out.exists() and not (out / "config.json").is_file():
         raise UsageError("is there and holds no model", where=out, remedy="Give another name")
@@ -68,21 +67,41 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
     return Exported(out, report.notes + kept)
 
 
-def export_adapter(adapter: Path, model: Path, out: Path) -> Exported:
-    """Writes `adapter`, made for the model at `model`, to the GGUF file `out`.
+def _check_name(out: Path, to: Form) -> None:
+    if (out.suffix == ".gguf") != (to == "gguf"):
+        cure = "a name that ends in .gguf" if to == "gguf" else "a folder's name"
+        raise UsageError(f"does not fit --to {to}", where=out, remedy=f"Give {cure}")
 
-    Raises UsageError for another name or an `out` that is an input, ModelFileError for an
-    adapter of another model.
+
+def export_adapter(adapter: Path, model: Path, out: Path, *, to: Form) -> Exported:
+    """Writes `adapter`, made for the model at `model`, as a PEFT folder ("hf") or GGUF file.
+
+    Raises UsageError for a name that does not fit the form or an `out` that is there or an
+    input, ModelFileError for an adapter of another model.
     """
-    if out.suffix != ".gguf":
-        raise UsageError("is no GGUF name", where=out, remedy="Give a name that ends in .gguf")
+    _check_name(out, to)
     refuse_inputs(out, adapter, model)
+    if to == "hf" and out.exists():
+        raise UsageError("is there already", where=out, remedy="Give another name")
     found = open_model(model)
     held = open_adapter(adapter, found.config)
     base = base_fingerprint(found.config, found.weights)
     check_adapter(found.config, held, base=base, where=adapter)
     out.parent.mkdir(parents=True, exist_ok=True)
-    return Exported(out, write_gguf_adapter(out, found.config, held, name=out.stem))
+    if to == "gguf":
+        return Exported(out, write_gguf_adapter(out, found.config, held, name=out.stem))
+    was = Record.read(adapter) if adapter.is_dir() else None
+    record = Record(
+        verb="export",
+        name=out.name,
+        settings={"to": to},
+        inputs=(Artefact("adapter", adapter.name, weights_sha256(adapter)),),
+        parents=() if was is None else (was,),
+        licence=None if was is None else was.licence,
+    )
+    template = adapter_template(adapter)
+    write_peft(out, held, found.config, record=record, chat_template=template)
+    return Exported(out, ())
 
 
 def weights_sha256(path: Path) -> str:

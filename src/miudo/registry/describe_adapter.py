@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from miudo.errors import ModelFileError
-from miudo.formats.adapter import PEFT_CONFIG
 from miudo.formats.gguf_adapter import scan_gguf_adapter
+from miudo.formats.peft import PEFT_CONFIG, peft_fingerprints
 from miudo.formats.safetensors import read_safetensors
 from miudo.formats.strict_json import read_object
 from miudo.tensors import StoredTensor
@@ -109,4 +109,4 @@ def _peft(folder: Path) -> _Found:
             pairs[matrix.removeprefix(_PEFT_PREFIX)] = (down, up)
     alpha = config.get("lora_alpha")
     number = float(alpha) if isinstance(alpha, int | float) else None
-    return _Found("PEFT folder", number, pairs, None, None)
+    return _Found("PEFT folder", number, pairs, *peft_fingerprints(folder))

@@ -8,12 +8,16 @@ Read next: `miudo.text.chat`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from miudo.config import ModelConfig
 from miudo.protocol import Message
 from miudo.text.tokenizer import TextTokenizer
 
-__all__ = ["prompt_ids"]
+if TYPE_CHECKING:
+    from miudo.text.chat import ChatTemplate
+
+__all__ = ["begun", "model_template", "prompt_ids"]
 
 
 def prompt_ids(
@@ -32,10 +36,21 @@ def prompt_ids(
         ids = tokenizer.encode(messages[-1].content)
     else:
         # Jinja is imported for templates alone: plain text starts without it.
-        from miudo.text.chat import ChatTemplate, encode_chat
+        from miudo.text.chat import encode_chat
 
-        chat = ChatTemplate(template, variables=_special_texts(tokenizer, config))
-        ids = encode_chat(tokenizer, chat, messages)
+        ids = encode_chat(tokenizer, model_template(tokenizer, config, template), messages)
+    return begun(ids, config)
+
+
+def model_template(tokenizer: TextTokenizer, config: ModelConfig, source: str) -> ChatTemplate:
+    """Returns the template `source` with the special tokens that it may name."""
+    from miudo.text.chat import ChatTemplate
+
+    return ChatTemplate(source, variables=_special_texts(tokenizer, config))
+
+
+def begun(ids: list[int], config: ModelConfig) -> list[int]:
+    """Returns `ids` with the model's bos id before them, where it has one and they do not."""
     if config.bos_id is None or ids[:1] == [config.bos_id]:
         return ids
     return [config.bos_id, *ids]

@@ -7,7 +7,7 @@ Read next: `miudo.train.loop`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,9 +15,9 @@ import torch
 
 from miudo.decoder.decoder import Decoder
 from miudo.errors import DataError
-from miudo.train.loss import cross_entropy
+from miudo.train.loss import Marks, cross_entropy
 from miudo.train.settings import FitSettings
-from miudo.train.stepper import Tokens
+from miudo.train.stepper import MarkedTokens, Tokens
 
 __all__ = ["as_it_runs", "held_out_loss"]
 
@@ -25,8 +25,8 @@ __all__ = ["as_it_runs", "held_out_loss"]
 def held_out_loss(decoder: Decoder, data: Tokens, settings: FitSettings) -> float:
     """Returns the mean cross-entropy in nats a token over `eval_tokens` of `data`.
 
-    Always the same blocks, evenly spaced, so that every part of a mixture is among them.
-    Raises DataError if there is not one.
+    Of samples the counted tokens alone. Always the same blocks, evenly spaced. Raises DataError
+    if there is not one.
     """
     wanted = -(-settings.eval_tokens // settings.length)
     known = data.n_blocks(settings.length)
@@ -36,16 +36,29 @@ def held_out_loss(decoder: Decoder, data: Tokens, settings: FitSettings) -> floa
             f"held-out text has no block of {settings.length} tokens",
             remedy="Hold out more, or train with a smaller --length",
         )
-    total = 0.0
+    total = tokens = 0.0
     with as_it_runs(decoder):
         for at in range(0, count, settings.batch_size):
-            rows = range(at, min(at + settings.batch_size, count))
-            blocks = np.stack(  # B T+1
-                [data.block(i * known // count, settings.length) for i in rows]
-            )
+            places = range(at, min(at + settings.batch_size, count))
+            rows = [place * known // count for place in places]
+            blocks = np.stack([data.block(row, settings.length) for row in rows])  # B T+1
             ids = torch.from_numpy(blocks).to(decoder.embed.weight.device)
-            total += float(cross_entropy(decoder, ids)[0]) * len(rows)
-    return total / count
+            marks = _marks(data, rows, settings.length, ids.device)
+            here = ids[:, 1:].numel() if marks is None else int(marks.counted.sum())
+            if here:
+                total += float(cross_entropy(decoder, ids, marks)[0]) * here
+                tokens += here
+    return total / tokens
+
+
+def _marks(data: Tokens, rows: Iterable[int], length: int, device: torch.device) -> Marks | None:
+    if not isinstance(data, MarkedTokens):
+        return None
+    pairs = [data.block_marks(i, length) for i in rows]
+    counted, segments = (
+        torch.from_numpy(np.stack(column)).to(device) for column in zip(*pairs, strict=True)
+    )
+    return Marks(counted, segments)
 
 
 @contextmanager

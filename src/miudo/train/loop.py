@@ -20,6 +20,7 @@ import torch
 
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError, TrainingError
+from miudo.records import Measurement
 from miudo.report import loss_plot
 from miudo.train.checkpoint import load_checkpoint, prune, save_checkpoint
 from miudo.train.evaluation import as_it_runs, held_out_loss
@@ -30,7 +31,7 @@ from miudo.train.progress import Progress, Silent, StepReport
 from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
-from miudo.train.speed import compiled_steps, kept_memory, kept_threads, short_attention
+from miudo.train.speed import compiled_steps, kept_threads, run_conditions
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
 from miudo.train.stepper import Stepper, StepResult, Tokens
 from miudo.train.timing import decide
@@ -63,6 +64,21 @@ class FitResult:
         """Tokens learned from a second, compilation, evaluation and saving included."""
         return self.tokens / self.elapsed_s if self.elapsed_s else 0.0
 
+    def measurements(self, settings: FitSettings) -> list[Measurement]:
+        """Returns the run as a record keeps it."""
+        found = [
+            Measurement("steps", self.steps, "1", "counted"),
+            Measurement("training_tokens", self.tokens, "1", "counted"),
+            Measurement("skipped_steps", self.bad_steps, "1", "counted"),
+            Measurement("training_time", self.elapsed_s, "s", "monotonic clock, all sittings"),
+            Measurement("training_speed", self.tokens_per_s, "tokens/s", "tokens by training time"),
+            Measurement("training_loss", self.loss, "nats/token", "mean since the log line before"),
+        ]
+        if self.held_out_loss is not None:
+            method = f"float32, up to {settings.eval_tokens} held-out tokens, evenly spaced"
+            found.append(Measurement("held_out_loss", self.held_out_loss, "nats/token", method))
+        return found
+
 
 def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a default
     decoder: Decoder,
@@ -92,9 +108,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     _check(decoder, data, settings)
     with ExitStack() as stack:
         folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(kept_memory())
-        stack.enter_context(short_attention(decoder, settings))
+        stack.enter_context(run_conditions(decoder, settings))
         run = _Run(folder, Stepper(decoder, data, settings, loss), held_out, sampler)
         run.progress = progress or Silent()
         start = folder.step_to_resume(resume=resume, step=from_step)

@@ -10,7 +10,8 @@ Shapes: B batch, T positions, N = B T, n positions of a chunk, D d_model, V voca
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -20,26 +21,47 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from miudo.decoder.decoder import Decoder
 
 __all__ = [
+    "CHUNK_LOGITS",
     "ChunkGradient",
     "Compilable",
     "Loss",
+    "Marks",
     "chunk_gradient",
     "compiled",
     "cross_entropy",
     "mean_loss",
 ]
 
-Loss = Callable[[Decoder, Tensor], tuple[Tensor, dict[str, float]]]
-"""(decoder, ids [B, T + 1]) -> the mean over tokens, in nats, and its parts to be shown."""
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a batch of samples has beside its ids; a batch of running text has none.
+
+    `counted` bool [B, T]: whether the loss counts the target at t (the id at t + 1).
+    `segments` int [B, T]: which sample the id at t belongs to; see `Decoder.forward`.
+    """
+
+    counted: Tensor
+    segments: Tensor
+
+
+class Loss(Protocol):
+    """(decoder, ids [B, T + 1], marks) -> the mean over counted tokens, in nats, and its parts.
+
+    It is called without `marks` where the data has none: every token counts then. One that
+    cannot take marks serves running text alone.
+    """
+
+    def __call__(
+        self, decoder: Decoder, ids: Tensor, marks: Marks | None = None, /
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Returns the mean and the parts that are shown."""
+        ...
 
 
 @runtime_checkable
-class Compilable(Protocol):
+class Compilable(Loss, Protocol):
     """A loss that knows how to compile its own inner pass."""
-
-    def __call__(self, decoder: Decoder, ids: Tensor, /) -> tuple[Tensor, dict[str, float]]:
-        """Returns what a `Loss` does."""
-        ...
 
     def compiled(self) -> Loss:
         """Returns the same loss, compiled; called at every step, so the result is kept."""
@@ -48,13 +70,18 @@ class Compilable(Protocol):
 
 ChunkGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-_CHUNK_LOGITS = 1 << 24
+CHUNK_LOGITS = 1 << 24
 """Logits alive at a time: 64 MB of float32. Smaller chunks make the products slower."""
 
 
-def cross_entropy(decoder: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Returns the mean next-token cross-entropy of ids [B, T + 1] in nats, in float32."""
-    return _cross_entropy(decoder, ids, gradient=chunk_gradient)
+def cross_entropy(
+    decoder: Decoder, ids: Tensor, marks: Marks | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Returns the mean next-token cross-entropy of ids [B, T + 1] in nats, in float32.
+
+    With marks the mean is over the counted targets, of which there must be one.
+    """
+    return _cross_entropy(decoder, ids, marks, compile_chunks=False)
 
 
 def compiled(loss: Loss) -> Loss:
@@ -63,7 +90,7 @@ def compiled(loss: Loss) -> Loss:
         return loss.compiled()
     if loss is not cross_entropy:
         return loss
-    return partial(_cross_entropy, gradient=_compiled_gradient())
+    return _compiled_cross_entropy
 
 
 def mean_loss(
@@ -72,7 +99,7 @@ def mean_loss(
     targets: Tensor,
     *,
     gradient: ChunkGradient | None = None,
-    chunk_logits: int = _CHUNK_LOGITS,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> Tensor:
     """Returns the mean cross-entropy of hidden [N, D] through weight [V, D] to targets [N].
 
@@ -105,16 +132,29 @@ def chunk_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _compiled_gradient() -> ChunkGradient:
-    return torch.compile(chunk_gradient, dynamic=False)
+def _compiled_gradient(dynamic: bool) -> ChunkGradient:
+    return torch.compile(chunk_gradient, dynamic=dynamic)
+
+
+def _compiled_cross_entropy(
+    decoder: Decoder, ids: Tensor, marks: Marks | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    return _cross_entropy(decoder, ids, marks, compile_chunks=True)
 
 
 def _cross_entropy(
-    decoder: Decoder, ids: Tensor, *, gradient: ChunkGradient
+    decoder: Decoder, ids: Tensor, marks: Marks | None, *, compile_chunks: bool
 ) -> tuple[Tensor, dict[str, float]]:
-    hidden = decoder(ids[:, :-1]).flatten(0, 1)  # N D
+    segments = None if marks is None else marks.segments
+    hidden = decoder(ids[:, :-1], segments=segments).flatten(0, 1)  # N D
+    targets = ids[:, 1:].reshape(-1).long()  # N
+    if marks is not None:  # the head's products are made for counted targets alone
+        counted = marks.counted.flatten()
+        hidden, targets = hidden[counted], targets[counted]
     weight = decoder.embed.weight if decoder.head is None else decoder.head.weight  # V D
-    return mean_loss(hidden, weight, ids[:, 1:].reshape(-1).long(), gradient=gradient), {}
+    # How many are counted changes from batch to batch: sizes must not be compiled in.
+    gradient = _compiled_gradient(marks is not None) if compile_chunks else chunk_gradient
+    return mean_loss(hidden, weight, targets, gradient=gradient), {}
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -130,21 +170,21 @@ class _ChunkedLoss(torch.autograd.Function):
         gradient_of: ChunkGradient,
         gradients: bool,  # needs_input_grad is True even under no_grad
     ) -> Tensor:
-        wanted = gradients
         cast = weight.to(hidden.dtype)  # V D
-        of_hidden = torch.empty_like(hidden) if wanted else None  # N D
-        of_weight = torch.zeros_like(weight) if wanted else None  # V D
+        of_hidden = torch.empty_like(hidden) if gradients else None  # N D
+        # A frozen head needs none: a third of its work.
+        of_weight = torch.zeros_like(weight) if gradients and weight.requires_grad else None  # V D
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for at in range(0, len(targets), rows):
             piece = slice(at, at + rows)
             logits = F.linear(hidden[piece], cast)  # n V
             part, gradient = gradient_of(logits, targets[piece])
             loss += part
-            if of_hidden is not None and of_weight is not None:
+            if of_hidden is not None:
                 of_hidden[piece] = gradient @ cast
+            if of_weight is not None:
                 of_weight += gradient.t() @ hidden[piece]
-        if wanted:
-            ctx.save_for_backward(of_hidden, of_weight)
+        ctx.save_for_backward(of_hidden, of_weight)
         ctx.count = len(targets)
         return loss / len(targets)
 
@@ -152,4 +192,5 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
         factor = outer[0] / ctx.count
-        return of_hidden * factor, of_weight * factor, None, None, None, None
+        learned = None if of_weight is None else of_weight * factor
+        return of_hidden * factor, learned, None, None, None, None

@@ -24,21 +24,23 @@ _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "st
 
 
 class Optimizers:
-    """The optimisers of one decoder; every parameter belongs to exactly one.
+    """The optimisers of one decoder; every parameter that takes a gradient belongs to one.
 
-    Muon (Jordan et al. 2024) takes the matrices inside the blocks, its steps
-    scaled to the size of AdamW's (Liu et al. 2025); AdamW (Loshchilov and Hutter 2019) takes
-    tables, head, norms and biases, decaying matrices alone.
+    Muon (Jordan et al. 2024) takes the matrices inside the blocks, a side path's factors among
+    them, its steps scaled to the size of AdamW's (Liu et al. 2025); AdamW (Loshchilov and Hutter
+    2019) takes tables, head, norms and biases, decaying matrices alone.
     """
 
     def __init__(self, decoder: Decoder, settings: FitSettings) -> None:
-        parameters = dict(decoder.named_parameters())
-        self.parameters = list(parameters.values())
+        self.named = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
+        self.parameters = list(self.named.values())
         self._names: dict[str, list[tuple[str, nn.Parameter]]] = {"muon": [], "adamw": []}
-        for spec in tensor_table(decoder.config):
-            hidden = spec.role in (Role.ATTENTION, Role.MLP)
+        roles = {spec.name: spec.role for spec in tensor_table(decoder.config)}
+        for name, parameter in self.named.items():
+            # What the table does not name is a factor of a matrix inside a block.
+            hidden = roles.get(name, Role.ATTENTION) in (Role.ATTENTION, Role.MLP)
             kind = "muon" if hidden and settings.optimizer is Optimizer.MUON else "adamw"
-            self._names[kind].append((spec.name, parameters[spec.name]))
+            self._names[kind].append((name, parameter))
         self._lr = {"muon": settings.muon_lr, "adamw": settings.lr}
         self._optimizers = _build(self._names, settings)
 
@@ -54,6 +56,11 @@ class Optimizers:
         """Sets every gradient to None."""
         for parameter in self.parameters:
             parameter.grad = None
+
+    def moment_count(self) -> int:
+        """Returns how many numbers the moments will be, steps not counted."""
+        each = {kind: sum(m != "step" for m in moments) for kind, moments in _MOMENTS.items()}
+        return sum(each[kind] * p.numel() for kind, named in self._names.items() for _, p in named)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all moments by `optimiser/parameter/moment`; empty before the first step."""
@@ -103,5 +110,6 @@ def _build(
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    built["adamw"] = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
+    if rest:
+        built["adamw"] = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
     return built

@@ -318,20 +318,10 @@ def _record(
     counted: dict[str, float] = {
         "parameters": parameter_count(config),
         "parameters_without_embeddings": parameter_count(config, embeddings=False),
-        "steps": result.steps,
-        "training_tokens": result.tokens,
-        "skipped_steps": result.bad_steps,
         **_exposure(config, data, settings.length, result.tokens),
     }
     found = [Measurement(name, value, "1", "counted") for name, value in counted.items()]
-    found += [
-        Measurement("training_time", result.elapsed_s, "s", "monotonic clock, all sittings"),
-        Measurement("training_speed", result.tokens_per_s, "tokens/s", "tokens by training time"),
-        Measurement("training_loss", result.loss, "nats/token", "mean since the log line before"),
-    ]
-    if result.held_out_loss is not None:
-        method = f"float32, {settings.eval_tokens} held-out tokens, evenly spaced"
-        found.append(Measurement("held_out_loss", result.held_out_loss, "nats/token", method))
+    found += result.measurements(settings)
     plan = dataclasses.asdict(result.plan)
     return Record(
         verb="train",

@@ -4,6 +4,7 @@ For: one trainer a folder, and a disk that is known to be writable before hours 
 Not for: what is in a checkpoint (`miudo.train.checkpoint`).
 Read next: `miudo.train.loop`.
 
+    OUT/run.json          what was asked for, where the verb needs it again to go on
     OUT/run.lock          held while a trainer lives, with its pid and the boot's id
     OUT/checkpoints/      step-NNNNNNNN/, the newest `keep`
     OUT/metrics.jsonl     one line a logged step
@@ -16,17 +17,20 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from miudo.errors import ResourceError, TrainingError, UsageError
-from miudo.files import atomic_write, translated_disk_errors
+from miudo.errors import CheckpointError, ResourceError, TrainingError, UsageError
+from miudo.files import atomic_write, open_regular, translated_disk_errors, write_json
+from miudo.limits import LIMITS
 from miudo.train.checkpoint import checkpoint_steps, clean
 
-__all__ = ["RunFolder", "locked_run_folder"]
+__all__ = ["RunFolder", "check_order", "locked_run_folder"]
+
+_RUN_FILE = "run.json"
 
 _SPARE_BYTES = 64 << 20
 """Room left for metrics, plots and the model's folder besides checkpoints."""
@@ -76,14 +80,15 @@ class RunFolder:
         return step if step is not None else steps[-1] if steps else None
 
     def check_free(self) -> None:
-        """Raises UsageError where a run or a model lies already."""
+        """Raises UsageError where a run, a model or an adapter lies already."""
         self.step_to_resume(resume=False)
-        if (self.path / "model").exists():
-            raise UsageError(
-                "holds a model already",
-                where=self.path,
-                remedy="Choose another folder, or delete the model",
-            )
+        for kind in ("model", "adapter"):
+            if (self.path / kind).exists():
+                raise UsageError(
+                    f"holds a {kind} already",
+                    where=self.path,
+                    remedy=f"Choose another folder, or delete the {kind}",
+                )
 
     def check_room(self, checkpoint_bytes: int, keep: int) -> None:
         """Raises ResourceError if the disk is read-only, or too full for `keep` checkpoints.
@@ -124,9 +129,37 @@ def locked_run_folder(path: Path) -> Iterator[RunFolder]:
         yield folder
 
 
+def check_order(folder: RunFolder, order: Mapping[str, Any], *, resume: bool) -> None:
+    """Writes what is asked for into the run's folder; where a run is resumed, compares instead.
+
+    Raises UsageError if the run was started with another model, text or settings, and
+    CheckpointError if its file is damaged.
+    """
+    path = folder.path / _RUN_FILE
+    if not resume or not path.exists():
+        write_json(path, order)
+        return
+    with open_regular(path, CheckpointError) as file:
+        text = file.read(LIMITS.json_bytes)
+    try:
+        begun = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot be read ({error})",
+            where=path,
+            remedy="Start a new run in another folder",
+        ) from error
+    if begun != json.loads(json.dumps(order)):
+        raise UsageError(
+            "was started with another model, other text or other settings",
+            where=path,
+            remedy="Resume with the same command, or start a new run in another folder",
+        )
+
+
 def _clean(path: Path) -> None:
     """Deletes what a killed run left half written beside the run's own names."""
-    for name in ("data", "model", "run.json", "loss.png", ".write-test"):
+    for name in ("data", "model", "adapter", "run.json", "loss.png", ".write-test"):
         for left in path.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""What makes steps fast on a processor; each is a context that is undone when the run ends.
+"""How steps run on a processor; each is a context that is undone when the run ends.
 
-For: compiled blocks, attention of short rows as plain products, memory kept between steps.
+For: compiled blocks, attention of short rows as plain products, memory kept between steps; and
+what makes them small: activations computed again.
 Not for: what a step computes (`miudo.train.stepper`). `docs/log.md` has what each is worth.
 Read next: `miudo.train.loop`.
 """
@@ -8,18 +9,29 @@ Read next: `miudo.train.loop`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from miudo.decoder.decoder import Decoder
 from miudo.train.plan import Plan
 from miudo.train.settings import FitSettings
 from miudo.train.stepper import Stepper
 
-__all__ = ["compiled_blocks", "compiled_steps", "kept_memory", "kept_threads", "short_attention"]
+__all__ = [
+    "checkpointed_blocks",
+    "compiled_blocks",
+    "compiled_steps",
+    "kept_memory",
+    "kept_threads",
+    "run_conditions",
+    "short_attention",
+]
 
 _RECOMPILE_LIMIT = 512
 """Shapes of block one process may compile: every pruned layer may have its own."""
@@ -32,6 +44,42 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 64 << 20, 32 << 20
 """What glibc's own thresholds grow to in a process that has freed large blocks."""
 _KEPT_BYTES = (1 << 31) - 1
+
+
+@contextmanager
+def run_conditions(decoder: Decoder, settings: FitSettings) -> Iterator[None]:
+    """Everything that a run's steps, or a trial of them, run under from first to last."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(kept_memory())
+        stack.enter_context(short_attention(decoder, settings))
+        if settings.checkpoint_activations:
+            stack.enter_context(checkpointed_blocks(decoder))
+        yield
+
+
+@contextmanager
+def checkpointed_blocks(decoder: Decoder) -> Iterator[None]:
+    """Keeps each block's input alone for the backward pass, for as long as the `with` lasts.
+
+    Inside the block, so that a compiled block computes again what it chose to forget.
+    """
+    for block in decoder.layers:
+        block.forward = _checkpointed(block.forward)
+    try:
+        yield
+    finally:
+        for block in decoder.layers:
+            del block.forward  # the class's own shows again
+
+
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # A function of this file: one of PyTorch's own in its place would not be compiled.
+    def run(*arguments: Any) -> Tensor:
+        out: Tensor = checkpoint(forward, *arguments, use_reentrant=False)
+        return out
+
+    return run
 
 
 @contextmanager

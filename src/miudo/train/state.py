@@ -18,7 +18,7 @@ import torch
 from miudo.errors import CheckpointError, DataError, UsageError
 from miudo.train.checkpoint import Checkpoint
 from miudo.train.plan import Plan
-from miudo.train.settings import Precision
+from miudo.train.settings import FitSettings, Precision
 from miudo.train.stepper import Stepper
 
 __all__ = ["Counters", "capture_state", "check_same_run", "restore_state"]
@@ -27,6 +27,7 @@ _FREE_SETTINGS = frozenset(
     {"eval_every", "eval_tokens", "save_every", "keep", "log_every", "max_bad_steps"}
 )
 """Settings that may differ on resume: no weight hangs on them."""
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(FitSettings)}
 
 
 @dataclass(slots=True)
@@ -45,9 +46,12 @@ class Counters:
 
 
 def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoint:
-    """Returns all that the next step hangs on; tensors are shared, not copied."""
+    """Returns all that the next step hangs on; tensors are shared, not copied.
+
+    Frozen weights are not in it: whoever resumes brings them.
+    """
     return Checkpoint(
-        weights=dict(stepper.decoder.named_parameters()),
+        weights=dict(stepper.optimizers.named),
         optimizer=stepper.optimizers.tensors(),
         random={"torch": torch.get_rng_state()},
         state={
@@ -67,7 +71,7 @@ def restore_state(
 
     Raises CheckpointError if the tensors are not those of this decoder.
     """
-    parameters = dict(stepper.decoder.named_parameters())
+    parameters = stepper.optimizers.named
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if {name: tuple(t.shape) for name, t in saved.weights.items()} != shapes:
         raise CheckpointError("weights do not fit the config", where=where)
@@ -108,9 +112,10 @@ def check_same_run(stepper: Stepper, state: Mapping[str, Any], *, where: object)
     if not isinstance(saved, dict):
         raise CheckpointError("has no settings", where=where)
     for name in sorted(set(settings) - _FREE_SETTINGS):
-        if settings[name] != saved.get(name):
+        begun = saved.get(name, _DEFAULTS[name])  # a setting that an older miudo had not
+        if settings[name] != begun:
             raise UsageError(
-                f"{name} is {settings[name]}, the run was started with {saved.get(name)}",
+                f"{name} is {settings[name]}, the run was started with {begun}",
                 where=where,
                 remedy="Resume with the same settings, or start a new run in another folder",
             )

@@ -10,8 +10,9 @@ Shapes: B batch_size, T length.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,15 @@ from torch import Tensor
 
 from miudo.decoder.decoder import Decoder
 from miudo.errors import DataError, ResourceError, TrainingError
-from miudo.train.loss import Loss, compiled
+from miudo.train.loss import Loss, Marks, compiled
 from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
 from miudo.train.settings import FitSettings, Precision
 
-__all__ = ["StepResult", "Stepper", "Tokens"]
+__all__ = ["MarkedTokens", "StepResult", "Stepper", "Tokens", "loss_of"]
+
+
+_MarkArrays = tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]
 
 
 class Tokens(Protocol):
@@ -46,6 +50,23 @@ class Tokens(Protocol):
 
     def batch(self, seed: int, step: int, batch_size: int, length: int) -> npt.NDArray[np.int32]:
         """Returns ids [batch_size, length + 1]: a function of the arguments alone."""
+        ...
+
+
+@runtime_checkable
+class MarkedTokens(Tokens, Protocol):
+    """Samples in rows: what `Tokens` gives, and which targets count and what lies together.
+
+    Both give (counted bool [..., T], segments int32 [..., T]) as `miudo.train.loss.Marks` has
+    them, for the block or batch of the same arguments. `miudo.data.samples.PackedSamples` is one.
+    """
+
+    def block_marks(self, index: int, length: int) -> _MarkArrays:
+        """Returns the marks of a block."""
+        ...
+
+    def batch_marks(self, seed: int, step: int, batch_size: int, length: int) -> _MarkArrays:
+        """Returns the marks of a batch."""
         ...
 
 
@@ -109,17 +130,28 @@ class Stepper:
         count = self.settings.accumulate
         loss = compiled(self.loss) if plan.compiled else self.loss
         total, sums = 0.0, dict[str, float]()
-        for i in range(count):
+        marks = [self._marks(step * count + i) for i in range(count)]
+        for i, share in enumerate(_shares(marks)):
+            if not math.isfinite(share):  # no target of this batch counts
+                continue
             ids = self._batch(step * count + i)
             with torch.autocast(
                 self.device.type, torch.bfloat16, enabled=plan.precision is Precision.BF16
             ):
-                value, parts = loss(self.decoder, ids)
-            (value / count).backward()  # type: ignore[no-untyped-call]
-            total += float(value.detach())
+                value, parts = loss_of(loss, self.decoder, ids, marks[i])
+            (value / share).backward()  # type: ignore[no-untyped-call]
+            total += float(value.detach()) / share
             for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + part / count
-        return total / count, sums
+                sums[name] = sums.get(name, 0.0) + part / share
+        return total, sums
+
+    def _marks(self, index: int) -> Marks | None:
+        if not isinstance(self.data, MarkedTokens):
+            return None
+        s = self.settings
+        arrays = self.data.batch_marks(s.seed, index, s.batch_size, s.length)
+        counted, segments = (torch.from_numpy(a).to(self.device) for a in arrays)  # B T
+        return Marks(counted, segments)
 
     def _batch(self, index: int) -> Tensor:
         s, vocabulary = self.settings, self.decoder.config.vocab_size
@@ -132,6 +164,19 @@ class Stepper:
                 remedy="Pack the text with the model's own tokenizer",
             )
         return torch.from_numpy(ids).to(self.device)
+
+
+def loss_of(
+    loss: Loss, decoder: Decoder, ids: Tensor, marks: Marks | None
+) -> tuple[Tensor, dict[str, float]]:
+    """Returns what `loss` gives; one that serves running text alone never sees marks."""
+    return loss(decoder, ids) if marks is None else loss(decoder, ids, marks)
+
+
+def _shares(batches: Sequence[Marks | None]) -> list[float]:
+    """What each batch's mean is divided by, so that the sum is a mean over all counted tokens."""
+    counts = [1 if marks is None else int(marks.counted.sum()) for marks in batches]
+    return [sum(counts) / count if count else math.inf for count in counts]
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -8,7 +8,8 @@ Read next: `miudo.train.loop`.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -17,7 +18,7 @@ from miudo.train.settings import Compile
 from miudo.train.speed import compiled_steps
 from miudo.train.stepper import Stepper
 
-__all__ = ["decide"]
+__all__ = ["decide", "trial_step_s"]
 
 _WARM, _TIMED = 1, 2
 _PLAN_STEPS = 1 << 20
@@ -34,18 +35,30 @@ def decide(stepper: Stepper) -> Plan:
         compiled = wants_compile(s.compile, steps * s.step_tokens)
         return make_plan(s, steps=steps, compiled=compiled, device=stepper.device.type)
     started = time.perf_counter()
+    with _put_back(stepper):
+        seconds, compiled = _measure(stepper, s.minutes * 60.0)
+    left = s.minutes * 60.0 - (time.perf_counter() - started)
+    steps = max(1, int(_OVERHEAD * left / seconds))
+    return make_plan(s, steps=steps, compiled=compiled, device=stepper.device.type)
+
+
+def trial_step_s(stepper: Stepper, *, compiled: bool) -> float:
+    """Returns the seconds of a step, measured on a few that are taken back."""
+    with _put_back(stepper):
+        return _seconds_a_step(stepper, compiled=compiled)
+
+
+@contextmanager
+def _put_back(stepper: Stepper) -> Iterator[None]:
     before = [parameter.detach().clone() for parameter in stepper.optimizers.parameters]
     try:
-        seconds, compiled = _measure(stepper, s.minutes * 60.0)
+        yield
     finally:
         with torch.no_grad():
             for parameter, value in zip(stepper.optimizers.parameters, before, strict=True):
                 parameter.copy_(value)
         stepper.optimizers.restore({})
         stepper.optimizers.forget_gradients()
-    left = s.minutes * 60.0 - (time.perf_counter() - started)
-    steps = max(1, int(_OVERHEAD * left / seconds))
-    return make_plan(s, steps=steps, compiled=compiled, device=stepper.device.type)
 
 
 def _measure(stepper: Stepper, seconds_in_all: float) -> tuple[float, bool]:

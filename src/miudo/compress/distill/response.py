@@ -20,7 +20,7 @@ from miudo.compress.method import check_finite, in_range
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
-from miudo.train.loss import mean_loss
+from miudo.train.loss import Marks, mean_loss
 
 __all__ = [
     "ChunkFunction",
@@ -87,13 +87,19 @@ class ResponseLoss:
             )
         return self._fast
 
-    def __call__(self, student: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Returns the loss over ids [B, T + 1], and its parts."""
+    def __call__(
+        self, student: Decoder, ids: Tensor, marks: Marks | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Returns the loss over ids [B, T + 1], or its counted targets, and its parts."""
         check_same_vocabulary(self._teacher.config, student.config)
         inputs, targets = ids[:, :-1], ids[:, 1:].reshape(-1).long()  # B T, N
+        segments = None if marks is None else marks.segments
         with torch.no_grad():
-            taught = self._teacher(inputs).flatten(0, 1)  # N D
-        learnt = student(inputs).flatten(0, 1)  # N D
+            taught = self._teacher(inputs, segments=segments).flatten(0, 1)  # N D
+        learnt = student(inputs, segments=segments).flatten(0, 1)  # N D
+        if marks is not None:
+            counted = marks.counted.flatten()
+            taught, learnt, targets = taught[counted], learnt[counted], targets[counted]
         sums = torch.zeros(2, device=ids.device)
         kind = ids.device.type
         wide = torch.is_autocast_enabled(kind)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from miudo.data.lines import decoded, open_source, read_lines
-from miudo.data.tables import read_rows
+from miudo.data.tables import read_csv
 from miudo.errors import DataError, MissingError
 from miudo.evaluate.tasks.task import Sample, Source, TaskData
 from miudo.limits import LIMITS
@@ -133,7 +133,7 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         else:
             lines = read_lines(stream, path, line_bytes=_LINE_BYTES)
             if kind == ".csv":
-                rows = read_rows(lines, path, columns, ",")
+                rows = (row for _, row in read_csv(lines, path, columns, ","))
                 records = (
                     Record(dict(zip(columns, row, strict=True)), f"{path}, record {number}")
                     for number, row in enumerate(rows, start=1)

@@ -1,8 +1,8 @@
-"""A model as a whole: opened for compression, and written again with its record.
+"""A model as a whole, opened to be trained on or made smaller, and the text for it.
 
-For: what the verbs share: file to decoder and tokenizer, lineage, hashes, the text to use.
+For: what the verbs that start from a model share: decoder, tokenizer, lineage, hashes, text.
 Not for: formats (`miudo.formats`) or what is done in between.
-Read next: `miudo.compress.verbs`.
+Read next: `miudo.train.finetune`, `miudo.compress.verbs`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miudo.compress.method import Report
 from miudo.data.packed import MANIFEST_FILE, DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, TokenizerError
 from miudo.formats import ModelFile, open_model
 from miudo.formats.export import weights_sha256
-from miudo.records import Artefact, Measurement, Record
+from miudo.records import Artefact, Record
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.progress import Progress
 
-__all__ = [
-    "Opened",
-    "check_same_tokenizer",
-    "open_decoder",
-    "report_measurements",
-    "text_data",
-]
+__all__ = ["Opened", "check_same_tokenizer", "folder_artefact", "open_decoder", "text_data"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,12 @@ def open_decoder(path: Path, role: str) -> Opened:
     """Returns the model at `path`, a folder or a GGUF file. Raises what `open_model` raises."""
     file = open_model(path)
     decoder = Decoder.from_weights(file.config, file.weights)
-    return Opened(file, decoder, Artefact(role, path.name, weights_sha256(path)))
+    return Opened(file, decoder, folder_artefact(path, role))
+
+
+def folder_artefact(path: Path, role: str) -> Artefact:
+    """Returns what a record says of a model or adapter as an input: its weights' hash."""
+    return Artefact(role, path.name, weights_sha256(path))
 
 
 def check_same_tokenizer(teacher: Opened, other: TextTokenizer, where: Path) -> None:
@@ -94,16 +92,3 @@ def text_data(
             return data
     tokenizer = model.tokenizer()
     return prepare(inputs, folder, tokenizer=tokenizer, settings=settings, progress=progress.note)
-
-
-def report_measurements(reports: tuple[Report, ...]) -> list[Measurement]:
-    """Returns the counts of a chain of methods: from the first one's start to the last's end."""
-    first, last = reports[0], reports[-1]
-    counted = [
-        ("parameters_before", first.parameters_before, "1"),
-        ("parameters", last.parameters_after, "1"),
-        ("weights_before", first.bytes_before, "B"),
-        ("weights", last.bytes_after, "B"),
-        ("bits_per_weight", last.bits_per_weight, "bit"),
-    ]
-    return [Measurement(name, value, unit, "counted") for name, value, unit in counted]

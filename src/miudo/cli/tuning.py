@@ -1,0 +1,192 @@
+"""`miudo finetune` and `miudo merge`.
+
+For: a model learns from chats or text of yours; an adapter becomes part of its model.
+Not for: the training itself (`miudo.train.finetune`).
+Read next: `miudo.train.finetune`, `miudo.train.merge`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from miudo.cli.options import emit, printable, verb
+from miudo.cli.settings import make_settings
+from miudo.cli.training_options import (
+    data_option,
+    emit_fit,
+    length_options,
+    read_template,
+    require_data,
+    run_settings,
+    template_option,
+)
+from miudo.errors import UsageError
+from miudo.hub.resolve import model_path
+
+if TYPE_CHECKING:
+    from miudo.train.lesson import FinetuneJob
+
+__all__ = ["finetune", "merge"]
+
+
+@verb("finetune", takes_settings=True)
+@click.argument("model")
+@data_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--lora/--full", default=True, help="Train side paths (the default), or all weights.")
+@click.option("--rank", type=int, help="Directions of a side path; default 8.")
+@click.option("--alpha", type=float, help="A side path is scaled by alpha / rank; default 16.")
+@click.option("--dropout", type=float, help="On what goes into a side path; default 0.")
+@click.option("--targets", help="Matrices, by comma: q,k,v,o,gate,up,down; default all.")
+@template_option
+@click.option("--epochs", type=float, help="Length of the run in passes over the data,")
+@length_options
+@click.option("--preview", type=click.IntRange(1), help="Show so many samples and stop.")
+@click.option("--dry-run", is_flag=True, help="Tell memory and time, write nothing.")
+def finetune(  # noqa: PLR0913 - one parameter an option
+    model: str,
+    *,
+    data: tuple[str, ...],
+    out: Path | None,
+    lora: bool,
+    chat_template: str | None,
+    epochs: float | None,
+    resume: bool,
+    preview: int | None,
+    dry_run: bool,
+    as_json: bool,
+    extra: dict[str, Any],
+    **flags: Any,
+) -> None:
+    """Teach MODEL from --data: chats (JSONL, CSV, Parquet), or running text.
+
+    Of chats the assistant's answers alone are learned. Columns of tables are named by
+    --set chat.prompt=COLUMN and chat.answer=COLUMN; settings of the run (lr, accumulate, ...)
+    go by --set or --config too.
+    """
+    require_data(data)
+    if out is None and not (preview or dry_run):
+        raise UsageError("no folder is named", where="--out", remedy="Give --out FOLDER")
+    shown = preview is not None
+    job = _job(model, data, out or Path(), lora, chat_template, epochs, extra, flags, preview=shown)
+    if preview:
+        _preview(job, preview, as_json=as_json)
+    elif dry_run:
+        from miudo.train.estimate import estimate
+        from miudo.train.progress import Lines
+
+        found = estimate(job, Lines())
+        emit(found.to_json(), found.text(), as_json=as_json)
+    else:
+        from miudo.train.finetune import finetune as run
+        from miudo.train.progress import Lines
+
+        made = run(job, Lines(), resume=resume)
+        emit_fit(made.path, made.fit, as_json=as_json, kind=made.path.name)
+
+
+def _job(  # noqa: PLR0913 - what the verb was told
+    model: str,
+    data: tuple[str, ...],
+    out: Path,
+    lora: bool,
+    chat_template: str | None,
+    epochs: float | None,
+    extra: dict[str, Any],
+    flags: dict[str, Any],
+    *,
+    preview: bool,
+) -> FinetuneJob:
+    from miudo.data.chats import ChatSettings
+    from miudo.decoder.lora import LoraSettings
+    from miudo.train.finetune import defaults
+    from miudo.train.lesson import FinetuneJob
+
+    targets = flags.pop("targets")
+    given = {name: flags.pop(name) for name in ("rank", "alpha", "dropout")}
+    given["targets"] = None if targets is None else [t.strip() for t in targets.split(",")]
+    side = {n: v for n, v in given.items() if v is not None}
+    table = extra.pop("lora_settings", {})
+    if not lora and (side or table):
+        name = next(iter({**side, **table}))
+        raise UsageError("has no side paths", where="--full", remedy=f"Leave out --{name}")
+    chat = make_settings(ChatSettings, extra.pop("chat", {}), where="chat")
+    lengths = {name: flags.get(name, extra.get(name)) for name in ("tokens", "steps", "minutes")}
+    if epochs is not None and any(value is not None for value in lengths.values()):
+        raise UsageError(
+            "the run's length is given twice",
+            where="--epochs",
+            remedy="Give one of --epochs, --tokens, --steps and --minutes",
+        )
+    if epochs is not None or (preview and all(value is None for value in lengths.values())):
+        flags["steps"] = 1  # stands in until the rows are counted; a preview takes none
+    fit, packing = run_settings({**defaults(lora=lora), **extra}, flags)
+    return FinetuneJob(
+        model=model_path(model),
+        inputs=data,
+        out=out,
+        fit=fit,
+        lora=make_settings(LoraSettings, {**table, **side}, where="lora_settings")
+        if lora
+        else None,
+        epochs=epochs,
+        chat=chat,
+        chat_template=None if chat_template is None else read_template(chat_template),
+        prepare=packing,
+    )
+
+
+def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
+    from miudo.train.preview import preview
+
+    # The words of https://no-color.org: any value, even an empty one, is a wish.
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    shown = preview(job, count)
+    value = {"schema": 1, "samples": [sample.to_json() for sample in shown]}
+    lines = []
+    for sample in shown:
+        parts = (
+            click.style(printable(text), fg="green", bold=True)
+            if learned and colour
+            else f"[{printable(text)}]"
+            if learned
+            else printable(text)
+            for text, learned in sample.spans
+        )
+        head = f"{sample.where}: {sample.tokens} tokens, {sample.learned} learned"
+        lines.append(f"{head}\n{''.join(parts)}\n")
+    mark = "in colour" if colour else "in brackets"
+    lines.append(f"What is learned stands {mark}.")
+    emit(value, "\n".join(lines), as_json=as_json)
+
+
+@verb("merge")
+@click.argument("model")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--keep-zeros", is_flag=True, help="Leave weights that are exactly zero (pruned) at zero."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
+    default="F32",
+    show_default=True,
+    help="How numbers lie.",
+)
+def merge(
+    model: str, *, adapter: Path, out: Path, keep_zeros: bool, dtype: str, as_json: bool
+) -> None:
+    """Add ADAPTER, a PEFT folder, into MODEL's weights and write the model's folder."""
+    from miudo.tensors import DType
+    from miudo.train.merge import merge_adapter
+
+    path = model_path(model)
+    made = merge_adapter(path, adapter, out, keep_zeros=keep_zeros, dtype=DType(dtype))
+    text = "\n".join([f"model  {made.path}", *(f"note   {note}" for note in made.notes)])
+    emit({"schema": 1, "model": str(made.path), "notes": made.notes}, text, as_json=as_json)

@@ -1,0 +1,99 @@
+"""A model and an adapter become one model's folder, whose record names both."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miudo.adapter import base_fingerprint
+from miudo.decoder.decoder import Decoder
+from miudo.decoder.lora import LoraSettings, add_lora, to_adapter
+from miudo.errors import ModelFileError, UsageError
+from miudo.formats import open_model
+from miudo.formats.gguf import write_gguf
+from miudo.formats.peft import write_peft
+from miudo.records import Record
+from miudo.tensors import DType
+from miudo.text.tokenizer import TextTokenizer
+from miudo.train.merge import merge_adapter
+
+TINY = Path(__file__).parents[1] / "data" / "tiny"
+IDS = torch.arange(20)[None] * 11 % 512
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """An adapter folder for the tiny model, and the logits of both together."""
+    file = open_model(TINY)
+    decoder = add_lora(
+        Decoder.from_weights(file.config, file.weights).eval(), LoraSettings(rank=2), 0
+    )
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("lora_up"):
+                parameter.normal_(0.0, 0.02, generator=generator)
+        logits = decoder.logits(decoder(IDS)).numpy()
+    assert file.tokenizer_json is not None
+    adapter = to_adapter(
+        decoder,
+        base=base_fingerprint(file.config, file.weights),
+        tokenizer=TextTokenizer.from_json(file.tokenizer_json).fingerprint,
+    )
+    write_peft(
+        tmp_path / "adapter",
+        adapter,
+        file.config,
+        record=Record(verb="finetune", name="adapter"),
+        chat_template="{{ messages }}",
+    )
+    return tmp_path / "adapter", logits
+
+
+def test_the_merged_model_says_the_same(tmp_path: Path, adapted: tuple[Path, np.ndarray]) -> None:
+    made = merge_adapter(TINY, adapted[0], tmp_path / "out")
+    file = open_model(made.path)
+    decoder = Decoder.from_weights(file.config, file.weights).eval()
+    with torch.no_grad():
+        found = decoder.logits(decoder(IDS)).numpy()
+    np.testing.assert_allclose(found, adapted[1], atol=1e-5, rtol=1e-5)
+    assert file.chat_template == "{{ messages }}"
+    assert file.record is not None
+    assert [parent.verb for parent in file.record.parents] == ["train", "finetune"]
+    assert [part.role for part in file.record.inputs] == ["model", "adapter"]
+
+
+def test_a_quantised_file_of_the_base_takes_it_too(
+    tmp_path: Path, adapted: tuple[Path, np.ndarray]
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", open_model(TINY), dtype=DType.Q8_0)
+    made = merge_adapter(tmp_path / "tiny.gguf", adapted[0], tmp_path / "out", dtype=DType.BF16)
+    assert open_model(made.path).weights["layers.0.attn.q.weight"].dtype is DType.BF16
+
+
+def test_another_base_is_refused_and_nothing_is_written(
+    tmp_path: Path, adapted: tuple[Path, np.ndarray]
+) -> None:
+    file = open_model(TINY)
+    decoder = Decoder.from_weights(file.config, file.weights)
+    with torch.no_grad():
+        decoder.norm.weight.mul_(1.5)
+    other = dataclasses.replace(file, weights=decoder.to_weights())
+    write_gguf(tmp_path / "other.gguf", other)
+    with pytest.raises(ModelFileError, match="was trained on the model"):
+        merge_adapter(tmp_path / "other.gguf", adapted[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_and_other_folders_are_not_overwritten(
+    tmp_path: Path, adapted: tuple[Path, np.ndarray]
+) -> None:
+    with pytest.raises(UsageError, match="would overwrite what it is made from"):
+        merge_adapter(TINY, adapted[0], adapted[0])
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="is there and holds no model"):
+        merge_adapter(TINY, adapted[0], tmp_path / "mine")
