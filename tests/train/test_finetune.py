@@ -55,7 +55,8 @@ def job(data: Path, out: Path, *, lora: bool = True, **changes: Any) -> Finetune
     fit |= changes.pop("fit", {})
     values: dict[str, Any] = {
         "model": TINY, "inputs": (str(data),), "out": out, "fit": FitSettings(**fit),
-        "lora": changes.pop("side", LoraSettings(rank=4)) if lora else None, "chat_template": DEFAULT_TEMPLATE,
+        "lora": changes.pop("side", LoraSettings(rank=4)) if lora else None,
+        "chat_template": DEFAULT_TEMPLATE,
     }  # fmt: skip
     return FinetuneJob(**values | changes)
 
