@@ -31,7 +31,7 @@ from miudo.train.loss import CHUNK_LOGITS, cross_entropy
 from miudo.train.plan import Plan, make_plan, wants_compile
 from miudo.train.progress import Progress, Silent
 from miudo.train.settings import FitSettings, Precision
-from miudo.train.speed import run_conditions
+from miudo.train.speed import run_conditions, short_attention
 from miudo.train.stepper import MarkedTokens, Stepper
 from miudo.train.timing import trial_step_s
 
@@ -115,7 +115,7 @@ class Estimate:
         rows = [[p.name, _mb(p.size_bytes), p.basis] for p in self.parts]
         other = "without" if self.fit.checkpoint_activations else "with"
         rows += [
-            ["in all", _mb(self.total_bytes), "the sum: an estimate"],
+            ["in all", _mb(self.total_bytes), "the sum: an estimate, without what malloc wastes"],
             [f"{other} checkpointing", _mb(self.other_bytes), "the same sum, the other choice"],
             ["peak of the trial", _mb(self.peak_bytes), "measured, largest resident size"],
             ["free on this machine", _mb(self.free_bytes), "measured before the trial"],
@@ -146,16 +146,11 @@ def estimate(job: FinetuneJob, progress: Progress | None = None) -> Estimate:
         fit = lesson.fit
         stepper = Stepper(base.decoder, lesson.train, fit, cross_entropy)
         held = sum(p.numel() * p.element_size() for p in base.decoder.parameters())
-        idle = max(0, process.memory_info().rss - held)
         device = stepper.device.type
         precision = make_plan(fit, steps=1, compiled=False, device=device).precision
-        with run_conditions(base.decoder, fit):
-            kept = activations(
-                base.decoder,
-                fit,
-                precision,
-                segments=isinstance(lesson.train, MarkedTokens),
-            )
+        segments = isinstance(lesson.train, MarkedTokens)
+        kept = activations(base.decoder, fit, precision, segments=segments)
+        idle = max(0, process.memory_info().rss - held)
         parts = memory_parts(stepper, kept, precision, idle_bytes=idle)
         change = kept.whole - kept.checkpointed
         total = sum(part.size_bytes for part in parts)
@@ -198,6 +193,7 @@ def memory_parts(
             kept.checkpointed if chosen else kept.whole,
             f"counted by shape, {precision.value}: {how}",
         ),
+        Part("backward", max(kept.blocks), "assumed: as much again as one block keeps"),
         Part(
             "head", _head_bytes(decoder, positions, precision), f"{positions:,} positions at most"
         ),
@@ -210,7 +206,7 @@ def activations(
     """Returns what a forward pass of one batch keeps for the backward pass.
 
     The pass is computed over shapes alone: no memory is taken. Weights are not counted, their
-    bfloat16 copies are.
+    bfloat16 copies are. Blocks must not be checkpointed: what they forget could not be seen.
     """
     seen: dict[int, Tensor] = {}  # kept alive, so that no address comes twice
     marks: list[int] = []
@@ -233,6 +229,7 @@ def activations(
     shape = (settings.batch_size, settings.length)
     try:
         with (
+            short_attention(decoder, settings),
             FakeTensorMode(allow_non_fake_inputs=True),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast(kind, torch.bfloat16, enabled=precision is Precision.BF16),
