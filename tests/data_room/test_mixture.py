@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 def settings(root: Path, *sources: Source) -> PrepareSettings:
     return PrepareSettings(
         vocab_size=300,
-        root=root,
+        root=str(root),
         sources=sources,
         dedupe=DedupeSettings(near=None),
         pack=PackSettings(held_out=0.2, seed=1),

@@ -41,7 +41,7 @@ class PrepareSettings:
     """
 
     vocab_size: int = 8192
-    root: Path = Path()
+    root: str = ""
     sources: tuple[Source, ...] = ()
     read: ReadSettings = field(default_factory=ReadSettings)
     dedupe: DedupeSettings | None = field(default_factory=DedupeSettings)
@@ -108,8 +108,9 @@ def _texts(
             where=", ".join(map(str, inputs)),
             remedy="Leave out one of them",
         )
-    files = [path for _, path in source_files(settings.sources, settings.root)]
-    return files, read_mixture(settings.sources, settings.root)
+    root = Path(settings.root)
+    files = [path for _, path in source_files(settings.sources, root)]
+    return files, read_mixture(settings.sources, root)
 
 
 def _trained(documents: Sequence[Document], settings: PrepareSettings) -> TextTokenizer:
