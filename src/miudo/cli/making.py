@@ -7,13 +7,14 @@ Read next: `miudo.data.pipeline`, `miudo.train.pretrain`.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
 from miudo.cli.options import emit, verb
-from miudo.cli.settings import make_settings
+from miudo.cli.settings import check_keys, make_settings
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
@@ -22,7 +23,9 @@ from miudo.cli.training_options import (
     run_options,
     run_settings,
     template_option,
+    typed,
 )
+from miudo.errors import ConfigError, UsageError
 from miudo.hub.resolve import model_path
 
 __all__ = ["prepare", "train"]
@@ -53,8 +56,8 @@ def prepare(
     from miudo.data.pipeline import PrepareSettings
     from miudo.data.pipeline import prepare as prepare_data
 
-    # A recipe says in the table `prepare` what concerns text; the rest is for training.
-    extra = extra.get("prepare", extra)
+    if "prepare" in extra:
+        extra, flags = _of_recipe(extra), typed(flags)
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in extra.items()}
     for name, value in flags.items():
         if value is not None and name == "vocab_size":
@@ -111,6 +114,12 @@ def train(  # noqa: PLR0913 - one parameter an option
     else:
         settings, packing = run_settings(extra, length)
         require_data(data, packing)
+        if init and tokenizer:
+            raise UsageError(
+                "a model to start from brings its own tokenizer",
+                where="--tokenizer",
+                remedy="Leave it out",
+            )
         job = TrainJob(
             inputs=data,
             out=out,
@@ -123,6 +132,27 @@ def train(  # noqa: PLR0913 - one parameter an option
         )
         made = train_model(job, Lines())
     emit_fit(made.folder, made.fit, as_json=as_json)
+
+
+def _of_recipe(extra: dict[str, Any]) -> dict[str, Any]:
+    """Returns a recipe's table `prepare`; the rest is for training, and checked as that."""
+    from miudo.data.pipeline import PrepareSettings
+    from miudo.train.settings import FitSettings
+
+    rest = [name for name in extra if name != "prepare"]
+    for name in rest:
+        if name in {f.name for f in dataclasses.fields(PrepareSettings)}:
+            raise ConfigError(
+                f"{name} stands beside the table prepare",
+                where="settings",
+                remedy=f"Write prepare.{name}",
+            )
+    known = {f.name for f in dataclasses.fields(FitSettings)}
+    check_keys(rest, known | {"preset", "init", "chat_template"})
+    table = extra["prepare"]
+    if not isinstance(table, dict):
+        raise ConfigError(f"prepare is {table!r}", where="settings", remedy="Make it a table")
+    return table
 
 
 def _tokenizer(reference: str) -> Any:

@@ -68,9 +68,16 @@ def make_settings(kind: type[T], values: Mapping[str, Any], *, where: str = "set
     Whole numbers are taken for floats, strings for enumerations and paths, lists for tuples,
     mappings for nested settings. Raises ConfigError naming key, value and what is allowed.
     """
+    if not isinstance(values, Mapping):
+        raise _refused(where, values, "a table of settings")
     hints = typing.get_type_hints(kind)
-    fields = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
-    check_keys(values, fields, where=where)
+    fields = [f for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
+    check_keys(values, {f.name for f in fields}, where=where)
+    nothing = dataclasses.MISSING
+    for field in fields:
+        required = field.default is nothing and field.default_factory is nothing
+        if required and field.name not in values:
+            raise ConfigError(f"{field.name} is missing", where=where, remedy=f"Add {field.name}")
     return kind(
         **{key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()}
     )
@@ -89,13 +96,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         items = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
         if len(items) == len(value):
-            return tuple(_convert(v, h, where) for v, h in zip(value, items, strict=True))
+            pairs = enumerate(zip(value, items, strict=True), start=1)
+            return tuple(_convert(v, h, f"{where}, number {i}") for i, (v, h) in pairs)
         raise _refused(where, value, f"{len(items)} values")
     if isinstance(hint, type):
         return _convert_plain(value, hint, where)
     if isinstance(origin, type) and isinstance(value, Mapping) and issubclass(origin, Mapping):
         return dict(value)
-    raise _refused(where, value, str(hint))
+    raise _refused(where, value, "a list" if origin is tuple else str(hint))
 
 
 def _convert_union(value: Any, choices: tuple[Any, ...], where: str) -> Any:

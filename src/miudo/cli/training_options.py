@@ -32,6 +32,7 @@ __all__ = [
     "run_options",
     "run_settings",
     "template_option",
+    "typed",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,6 +72,15 @@ def length_options(function: F) -> F:
     return function
 
 
+def typed(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of `flags` that stand on the command line, not in a file."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return {}
+    source = click.core.ParameterSource.COMMANDLINE
+    return {k: v for k, v in flags.items() if context.get_parameter_source(k) is source}
+
+
 def require_data(data: tuple[str, ...], packing: PrepareSettings | None = None) -> None:
     """Raises UsageError without any text; the sources of `packing` are text too."""
     if not data and not (packing and packing.sources):
@@ -92,6 +102,10 @@ def run_settings(
     from miudo.train.settings import FitSettings
 
     given = {name: value for name, value in flags.items() if value is not None}
+    lengths = {"tokens", "steps", "minutes"}
+    if chosen := lengths & set(typed(given)):
+        # What is typed stands above the length that a recipe has.
+        given = {name: value for name, value in given.items() if name not in lengths - chosen}
     rest = {name: value for name, value in extra.items() if name != "prepare"}
     # Told here, where `prepare` is a key like the others.
     check_keys(rest, {f.name for f in dataclasses.fields(FitSettings)} | {"prepare"})

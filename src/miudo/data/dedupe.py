@@ -19,6 +19,7 @@ from miudo.errors import ConfigError, MissingError
 __all__ = ["DedupeReport", "DedupeSettings", "Dropped", "drop_duplicates"]
 
 _PERMUTATIONS = 64
+_MOST_NEAR = 0.95  # of so many hashes no two bands can be made for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class DedupeSettings:
     shingle: int = 5
 
     def __post_init__(self) -> None:
-        if self.near is not None and not 0.3 <= self.near <= 1.0:
-            raise ConfigError(f"near is {self.near}, allowed 0.3 to 1, or none")
+        if self.near is not None and not 0.3 <= self.near <= _MOST_NEAR:
+            raise ConfigError(f"near is {self.near}, allowed 0.3 to {_MOST_NEAR}, or none")
         if not 1 <= self.shingle <= 50:
             raise ConfigError(f"shingle is {self.shingle}, allowed 1 to 50")
 

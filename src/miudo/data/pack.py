@@ -25,7 +25,7 @@ from miudo.records import Artefact, Record
 from miudo.text.chat import DEFAULT_TEMPLATE, ChatTemplate, encode_chat
 from miudo.text.tokenizer import DEFAULT_SPECIALS, TextTokenizer
 
-__all__ = ["Origin", "PackSettings", "held_out_limits", "hold_out", "pack"]
+__all__ = ["Origin", "PackSettings", "hold_out", "kept_apart", "pack"]
 
 # What ends a document where no end token is named: the first of these that the tokenizer has.
 _END_TOKENS = (
@@ -107,14 +107,23 @@ def _held_out_limit(ranks: Iterable[float], share: float) -> float:
     return known[1] if known[0] >= share else min(share, known[-1])
 
 
-def held_out_limits(
+def kept_apart(
+    ranks: Sequence[tuple[int, float]], settings: PackSettings, mixture: Sequence[Source] = ()
+) -> list[bool]:
+    """Returns, for each document, whether it is kept from training.
+
+    `ranks` are (part, rank) of all documents, the rank by `hold_out`. Of one text that stands in
+    two sources both are held out if one is. Raises DataError where there is no document, or
+    where a share is to be held out of one alone.
+    """
+    limits = _limits(ranks, settings, mixture)
+    kept = {rank for part, rank in ranks if rank < limits[part]}
+    return [rank in kept for _, rank in ranks]
+
+
+def _limits(
     ranks: Sequence[tuple[int, float]], settings: PackSettings, mixture: Sequence[Source]
 ) -> dict[int, float]:
-    """Returns, for each part, the rank below which documents are held out.
-
-    `ranks` are (part, rank) of all documents. Raises DataError where there is none, or where a
-    share is to be held out of one alone.
-    """
     limits = {}
     for part in sorted({part for part, _ in ranks}) or [0]:
         source = mixture[part] if mixture else None
@@ -165,10 +174,10 @@ def pack(
         atomic_write(
             spool, lambda f: f.writelines(np.asarray(ids, dtype).tobytes() for ids in encoded)
         )
-        limits = held_out_limits([(i.part, i.rank) for i in items], settings, origin.mixture)
+        held = kept_apart([(i.part, i.rank) for i in items], settings, origin.mixture)
         splits = {}
         for name in ("train", "held_out"):
-            wanted = [(i.rank < limits[i.part]) == (name == "held_out") for i in items]
+            wanted = [kept == (name == "held_out") for kept in held]
             path = folder / f"{name}.bin"
             atomic_write(path, _copier(spool, items, wanted, dtype.itemsize))
             splits[name] = _split(path, items, wanted, origin.mixture)

@@ -19,7 +19,7 @@ from miudo.data.clean import CleanReport, clean_documents
 from miudo.data.dedupe import DedupeReport, DedupeSettings, drop_duplicates
 from miudo.data.lines import STDIN
 from miudo.data.mixture import Source, read_mixture, source_files, stated_licence
-from miudo.data.pack import Origin, PackSettings, held_out_limits, hold_out, pack
+from miudo.data.pack import Origin, PackSettings, hold_out, kept_apart, pack
 from miudo.data.packed import MANIFEST_FILE, TOKENIZER_FILE, DataSet
 from miudo.data.sources import RECORD_SUFFIX, Document, ReadSettings, find_files, read_documents
 from miudo.errors import MissingError, UsageError
@@ -30,17 +30,20 @@ from miudo.text.tokenizer import TextTokenizer, train_bpe
 
 __all__ = ["PrepareSettings", "prepare"]
 
+_VOCAB_SIZE = 8192
 _KEPT_IN_RECORD = 20  # dropped documents named in the record; the counts are whole
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareSettings:
-    """The settings of every step. `vocab_size` counts where a tokenizer is trained.
+    """The settings of every step.
 
-    `sources` are a mixture, their paths under `root`; each has its own `read`.
+    `vocab_size` counts where a tokenizer is trained; None is that of the shape to be trained,
+    8192 where there is none. `sources` are a mixture, their paths under `root`; each has its
+    own `read`.
     """
 
-    vocab_size: int = 8192
+    vocab_size: int | None = None
     root: str = ""
     sources: tuple[Source, ...] = ()
     read: ReadSettings = field(default_factory=ReadSettings)
@@ -116,10 +119,10 @@ def _texts(
 def _trained(documents: Sequence[Document], settings: PrepareSettings) -> TextTokenizer:
     """Held-out text must not shape the vocabulary that measures it."""
     ranks = [(d.part, hold_out(d.text, settings.pack.seed)) for d in documents]
-    limits = held_out_limits(ranks, settings.pack, settings.sources)
-    seen = [d for d, (part, rank) in zip(documents, ranks, strict=True) if rank >= limits[part]]
+    held = kept_apart(ranks, settings.pack, settings.sources)
+    seen = [d for d, kept in zip(documents, held, strict=True) if not kept]
     texts = (part for d in seen for part in ([m.content for m in d.messages] or [d.text]))
-    return train_bpe(texts, vocab_size=settings.vocab_size)
+    return train_bpe(texts, vocab_size=settings.vocab_size or _VOCAB_SIZE)
 
 
 def _artefact(path: Path, documents: Sequence[Document]) -> Artefact:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from miudo.data.chats import ChatSettings, Conversation, holds_chats, read_chats
-from miudo.data.pack import PackSettings, held_out_limits, hold_out
+from miudo.data.pack import PackSettings, hold_out, kept_apart
 from miudo.data.packed import MANIFEST_FILE
 from miudo.data.pipeline import PrepareSettings
 from miudo.data.samples import SampleReport, make_samples, pack_samples
@@ -177,11 +177,11 @@ def _parted(
 ) -> tuple[list[Conversation], list[Conversation]]:
     """Parts by content, as `miudo.data.pack.hold_out` does; too few are not parted."""
     ranks = [hold_out("\n".join(m.content for m in c.messages), seed) for c in conversations]
-    limit = 0.0
-    if len(conversations) * share >= 1.0 and len(set(ranks)) > 1:
-        limit = held_out_limits([(0, r) for r in ranks], PackSettings(held_out=share), ())[0]
-    pairs = list(zip(conversations, ranks, strict=True))
-    return [c for c, rank in pairs if rank >= limit], [c for c, rank in pairs if rank < limit]
+    if len(conversations) * share < 1.0 or len(set(ranks)) < 2:
+        return conversations, []
+    kept = kept_apart([(0, rank) for rank in ranks], PackSettings(held_out=share))
+    pairs = list(zip(conversations, kept, strict=True))
+    return [c for c, apart in pairs if not apart], [c for c, apart in pairs if apart]
 
 
 def _template(job: FinetuneJob, base: Opened) -> str:

@@ -29,7 +29,6 @@ from miudo.errors import CheckpointError, ConfigError, MissingError
 from miudo.families import for_config
 from miudo.families.family import Family
 from miudo.files import open_regular, sha256_file, write_json
-from miudo.formats import open_model
 from miudo.formats.hf import write_folder
 from miudo.formats.model_file import ModelFile
 from miudo.limits import LIMITS
@@ -39,10 +38,12 @@ from miudo.protocol import SamplingSettings
 from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.tensors import parameter_count
 from miudo.text.tokenizer import TextTokenizer
+from miudo.train.checkpoint import checkpoint_steps
 from miudo.train.loop import FitResult, Sampler, fit
 from miudo.train.progress import Progress, Silent
 from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
+from miudo.train.start import Start, open_start
 
 __all__ = ["SCHEMA", "Pretrained", "TrainJob", "config_for", "resume", "sample_writer", "train"]
 
@@ -59,7 +60,8 @@ class TrainJob:
     `inputs` are texts (files, folders, globs, "-"), or one data folder; `prepare` says how
     texts become one. `shape` is a preset's name or a config; the tokenizer's vocabulary,
     padded to a multiple of 64, replaces its own. `init` is a model whose weights, shape and
-    tokenizer are the start instead. `chat_template` goes into the model as it is.
+    tokenizer are the start instead, its ids of begin and end kept. `chat_template` goes into
+    the model as it is.
     """
 
     inputs: tuple[str, ...]
@@ -92,7 +94,7 @@ class _Order:
     config: ModelConfig
     settings: FitSettings
     chat_template: str | None
-    init: Path | None
+    start: Start | None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -106,7 +108,7 @@ class _Order:
             config=ModelConfig.from_json(values["config"]),
             settings=FitSettings.from_json(values["settings"]),
             chat_template=values["chat_template"],
-            init=None if values["init"] is None else Path(values["init"]),
+            start=Start.from_json(values["start"]) if values.get("start") else None,
         )
 
 
@@ -117,21 +119,29 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
     ConfigError for a shape that no known file format can hold.
     """
     progress = progress or Silent()
-    job = _from_model(job)
+    start = None
+    if job.init is not None:
+        start, tokenizer, template = open_start(job.init, job.settings.length)
+        template = job.chat_template or template
+        job = dataclasses.replace(
+            job, shape=start.config, tokenizer=tokenizer, chat_template=template
+        )
     # Now, not after hours of packing and training.
     _family(load_preset(job.shape) if isinstance(job.shape, str) else job.shape)
     with locked_run_folder(job.out) as folder:
         folder.check_free()
         data = _data(job, progress)
+        _check_parts(data, job.settings.length)
+        config = start.config if start else config_for(job.shape, data, job.settings.length)
         order = {
             "schema": SCHEMA,
             "data": str(data.folder.resolve()),
             "data_sha256": sha256_file(data.folder / MANIFEST_FILE),
             "shape": job.shape if isinstance(job.shape, str) else None,
-            "config": config_for(job.shape, data, job.settings.length).to_json(),
+            "config": config.to_json(),
             "settings": job.settings.to_json(),
             "chat_template": job.chat_template,
-            "init": None if job.init is None else str(job.init.resolve()),
+            "start": None if start is None else start.to_json(),
         }
         write_json(job.out / _RUN_FILE, order)
         return _run(folder, _Order.read(order), progress, going_on=False)
@@ -189,21 +199,6 @@ def sample_writer(tokenizer: TextTokenizer, seed: int, end_id: int) -> Sampler:
     return write
 
 
-def _from_model(job: TrainJob) -> TrainJob:
-    """Returns the job with the shape, tokenizer and template of the model that it starts from."""
-    if job.init is None:
-        return job
-    model = open_model(job.init)
-    if model.tokenizer_json is None:
-        raise ConfigError("the model to start from has no tokenizer", where=job.init)
-    return dataclasses.replace(
-        job,
-        shape=model.config,
-        tokenizer=TextTokenizer.from_json(model.tokenizer_json, where=job.init),
-        chat_template=job.chat_template or model.chat_template,
-    )
-
-
 def _data(job: TrainJob, progress: Progress) -> DataSet:
     if len(job.inputs) == 1 and (Path(job.inputs[0]) / MANIFEST_FILE).is_file():
         data = DataSet.open(Path(job.inputs[0]))
@@ -216,7 +211,7 @@ def _data(job: TrainJob, progress: Progress) -> DataSet:
             )
         return data
     settings = job.prepare
-    if job.tokenizer is None and isinstance(job.shape, str):
+    if job.tokenizer is None and isinstance(job.shape, str) and settings.vocab_size is None:
         settings = dataclasses.replace(settings, vocab_size=load_preset(job.shape).vocab_size)
     return prepare(
         job.inputs,
@@ -225,6 +220,19 @@ def _data(job: TrainJob, progress: Progress) -> DataSet:
         settings=settings,
         progress=progress.note,
     )
+
+
+def _check_parts(data: DataSet, length: int) -> None:
+    """Raises ConfigError for a source of a mixture that no row would be taken from."""
+    parts = data.parts()
+    for part in parts if len(parts) > 1 else ():
+        if not part.rows(length):
+            raise ConfigError(
+                f"gives no row of {length} tokens: it has {part.tokens:,} at weight "
+                f"{part.weight:g}",
+                where=f"source {part.name!r}",
+                remedy="Raise its weight, shorten the rows, or take it out of the recipe",
+            )
 
 
 def _run(
@@ -238,12 +246,11 @@ def _run(
     out, settings, config = folder.path, order.settings, order.config
     data = DataSet.open(order.data)
     tokenizer = data.tokenizer()
-    if order.init is None:
-        decoder, start = Decoder(config), None
-        decoder.initialise(settings.seed)
+    if order.start is not None and not (going_on and checkpoint_steps(folder.checkpoints)):
+        decoder = order.start.decoder()
     else:
-        start = open_model(order.init)
-        decoder = Decoder.from_weights(config, start.weights)
+        decoder = Decoder(config)
+        decoder.initialise(settings.seed)
     with Meter() as meter:
         result = fit(
             decoder,
@@ -256,8 +263,7 @@ def _run(
             resume=going_on,
             from_step=from_step,
         )
-    parents = [Record.read(data.folder), None if start is None else start.record]
-    record = _record(out, order, data, result, meter.measurements(), parents)
+    record = _record(out, order, data, result, meter.measurements())
     model = ModelFile(
         config=config,
         weights=decoder.to_weights(),
@@ -311,9 +317,9 @@ def _record(
     data: DataSet,
     result: FitResult,
     metered: Sequence[Measurement],
-    parents: Sequence[Record | None],
 ) -> Record:
-    settings, config = order.settings, order.config
+    settings, config, start = order.settings, order.config, order.start
+    parents = (Record.read(data.folder), None if start is None else start.record)
     known = tuple(record for record in parents if record is not None)
     counted: dict[str, float] = {
         "parameters": parameter_count(config),
@@ -328,7 +334,10 @@ def _record(
         name=out.name,
         settings={**settings.to_json(), "shape": order.shape, "plan": plan},
         seed=settings.seed,
-        inputs=(Artefact("data", data.folder.name, order.data_sha256),),
+        inputs=(
+            Artefact("data", data.folder.name, order.data_sha256),
+            *(() if start is None else (start.artefact,)),
+        ),
         measurements=(*found, *metered),
         parents=known,
         licence=shared_licence(known),
