@@ -90,6 +90,17 @@ def test_all_weights_learn_three_conversations_by_heart(tmp_path: Path) -> None:
     assert made.fit.loss < 0.1
 
 
+def test_side_paths_learn_them_too_with_the_defaults(tmp_path: Path) -> None:
+    work = job(chats(tmp_path / "c.jsonl"), tmp_path / "out", fit={"steps": 150, "save_every": 0})
+    base = open_decoder(TINY, "model")
+    before = answers(base.decoder.eval(), work)
+    made = finetune(work)
+    adapter = read_peft(made.path, base.file.config)
+    after = answers(apply_adapter(base.decoder, adapter).eval(), work)
+    assert before < 0.6
+    assert after > 0.95
+
+
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of an adapter."""
