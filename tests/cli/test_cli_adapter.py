@@ -96,6 +96,28 @@ def test_eval_measures_the_model_with_the_adapter(
     assert plain_logprobs != pytest.approx(logprobs, rel=1e-2)
 
 
+def test_compare_lays_the_adapter_over_each_model(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time there was a cat. The cat sat on the mat.")
+    again = tmp_path / "again"
+    again.mkdir()
+    for file in TINY.iterdir():
+        (again / file.name).write_bytes(file.read_bytes())
+    options = ["--data", tmp_path / "a.txt", "--repeats", 1, "--threads", 1]
+    result = miudo("compare", TINY, again, *options, "--adapter", adapter, "--json")
+    assert result.exit_code == 0, result.output
+    first, second = json.loads(result.stdout)["models"]
+    alone = json.loads(miudo("eval", TINY, *options[:2], "--adapter", adapter, "--json").stdout)
+    for row in (first, second):
+        assert row["adapter"] == str(adapter)
+        assert row["quality"]["nll"] == alone["nll"]
+    assert (second["divergence"]["kl"], second["divergence"]["same_top1"]) == (0.0, 1.0)
+    shown = miudo("compare", TINY, *options, "--adapter", adapter)
+    assert f"With the adapter {adapter}" in shown.stdout
+    late = miudo("compare", TINY, *options, "--html", tmp_path / "absent/x.html")
+    assert (late.exit_code, late.stdout) == (4, "")
+    assert "absent: no such folder" in late.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from miudo.evaluate.overlap import Overlap
 from miudo.evaluate.prepared import prepare_tasks
 from miudo.evaluate.task_table import task_notes, task_table
 from miudo.evaluate.tasks.task import Sample, Source, Task, TaskData, TaskSettings
-from miudo.protocol import FloatArray, SeqWork, StepOut, Tokenizer
+from miudo.protocol import FloatArray, Tokenizer
 from miudo.report import text_table
 
 NOWHERE = Source(())
@@ -241,20 +240,11 @@ def test_a_task_without_anything_to_score_says_what_was_left_out() -> None:
     )
 
 
-def test_an_adapter_is_asked_for_in_every_step() -> None:
-    engine, tokenizer = make_model()
-    asked: list[str | None] = []
-    step = engine.step
-
-    def seen(batch: Sequence[SeqWork]) -> list[StepOut]:
-        asked.extend(work.adapter for work in batch)
-        return step([replace(work, adapter=None) for work in batch])
-
-    engine.step = seen  # type: ignore[method-assign]
-    model = engine, tokenizer
+def test_an_adapter_is_asked_for_in_every_step(adapters_asked: list[str | None]) -> None:
+    model = make_model()
     prepared = prepare_tasks([task([sample("ab", "ba")])], NOWHERE, model, TaskSettings())
     run_tasks(prepared, model, adapter="mine")
-    assert asked == ["mine"] * 3
+    assert adapters_asked == ["mine"] * 3
 
 
 def test_overlap_stands_beside_each_score(tmp_path: Path) -> None:

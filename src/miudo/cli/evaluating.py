@@ -33,6 +33,11 @@ __all__ = ["compare", "evaluate"]
 def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that both verbs have, but for --data."""
     for option in (
+        click.option(
+            "--adapter",
+            type=click.Path(path_type=Path),
+            help="Lay this LoRA adapter over the model, or over each.",
+        ),
         click.option("--context", type=int, help="Ids that the model sees at once."),
         click.option("--stride", type=int, help="Ids scored at each step of the window."),
         click.option(
@@ -55,9 +60,6 @@ _DATA_HELP = "Text (file, folder, glob, -), or a data folder: its held-out part.
 @click.argument("model")
 @click.option(
     "--data", multiple=True, help=f"{_DATA_HELP} Several, or several sources in it: a row for each."
-)
-@click.option(
-    "--adapter", type=click.Path(path_type=Path), help="Lay this LoRA adapter over the model."
 )
 @_measuring
 @click.option("--task", multiple=True, help="Tasks to score, parted by commas.")
@@ -275,19 +277,15 @@ def _tasks(
 @_measuring
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Runs of a speed measurement.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the table as a page too.")
-def compare(  # noqa: PLR0913 - one parameter an option
+def compare(
     models: tuple[str, ...],
     *,
     data: tuple[str, ...],
-    context: int | None,
-    stride: int | None,
     max_bytes: int | None,
-    engine: str,
-    threads: int | None,
-    activations: str,
     repeats: int,
     html: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Put MODELS side by side; the first is what the others are compared with."""
     from miudo.cli.settings import make_settings
@@ -299,18 +297,10 @@ def compare(  # noqa: PLR0913 - one parameter an option
 
     if html is not None:
         check_output(html)
-    values = {
-        "engine": engine,
-        "threads": threads,
-        "activations": activations,
-        "context": context,
-        "stride": stride,
-        "bench": {"repeats": repeats},
-    }
     rows = compare_models(
         [model_path(model) for model in models],
         list(read_texts(data, max_bytes=max_bytes)),
-        make_settings(CompareSettings, values),
+        make_settings(CompareSettings, {**options, "bench": {"repeats": repeats}}),
         progress=lambda line: click.echo(line, err=True),
     )
     table = comparison_table(rows)
