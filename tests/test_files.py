@@ -23,6 +23,7 @@ from miudo.errors import (
 from miudo.files import (
     atomic_folder,
     atomic_write,
+    check_output,
     open_regular,
     refuse_inputs,
     resolve_under,
@@ -273,3 +274,21 @@ def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     for name in [*names, "loop/a", "../root-other/a"]:
         with pytest.raises(ModelFileError, match="leads out of the folder"):
             resolve_under(root, name)
+
+
+def test_an_output_that_could_not_be_written_is_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_output(tmp_path / "new.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="is a folder"):
+        check_output(tmp_path)
+    with pytest.raises(MissingError, match="absent: no such folder"):
+        check_output(tmp_path / "absent" / "new.json")
+
+    def refuse(**options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ResourceError, match=r"new\.json: cannot be written \(Permission denied\)"):
+        check_output(tmp_path / "new.json")

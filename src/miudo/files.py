@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from miudo.errors import MissingError, MiudoError, ModelFileError, ResourceError
 __all__ = [
     "atomic_folder",
     "atomic_write",
+    "check_output",
     "open_regular",
     "refuse_inputs",
     "resolve_under",
@@ -114,6 +116,20 @@ def open_regular(path: Path, error: type[MiudoError] = ModelFileError) -> IO[byt
         os.close(descriptor)
         raise error("is not a regular file", where=path, remedy="Name a file")
     return os.fdopen(descriptor, "rb")
+
+
+def check_output(path: Path) -> None:
+    """Raises before long work what writing the file `path` would raise after it.
+
+    MissingError without its folder, UsageError where it is a folder itself, ResourceError where
+    nothing can be written beside it.
+    """
+    if path.is_dir():
+        raise UsageError("is a folder, not a file", where=path, remedy="Name a file")
+    if not path.parent.is_dir():
+        raise MissingError("no such folder", where=path.parent, remedy="Make it first")
+    with translated_disk_errors(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def refuse_inputs(out: Path, *inputs: Path | None) -> None:

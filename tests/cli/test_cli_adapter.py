@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from miudo.adapter import Adapter, LowRank, base_fingerprint
 from miudo.cli.main import cli
 from miudo.evaluate.loading import load_model
+from miudo.evaluate.perplexity import document_ids
 from miudo.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from miudo.formats.opening import open_model
 from miudo.formats.safetensors import write_safetensors
@@ -56,6 +58,64 @@ def test_run_answers_with_the_adapter(adapter: Path) -> None:
     ids = loaded.tokenizer.encode("Once upon")
     (out,) = loaded.engine.step([SeqWork(loaded.engine.open(), ids, adapter=loaded.adapter)])
     assert out.token is not None
+
+
+@pytest.mark.parametrize("options", [[], ["--engine", "torch"]])
+def test_eval_measures_the_model_with_the_adapter(
+    adapter: Path, tmp_path: Path, options: list[str]
+) -> None:
+    text = "Once upon a time there was a cat. The cat sat on the mat with the cat."
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "blimp").mkdir()
+    pair = {"sentence_good": "The cat sat.", "sentence_bad": "The cat sit."}
+    (tmp_path / "blimp/p.jsonl").write_text(json.dumps(pair))
+
+    def measured(*more: object) -> tuple[dict[str, Any], list[float]]:
+        samples = tmp_path / "samples.jsonl"
+        result = miudo(
+            "eval", TINY, "--data", tmp_path / "a.txt", "--task", "blimp", "--task-data", tmp_path,
+            "--samples", samples, "--activations", "float", "--json", *options, *more,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout), json.loads(samples.read_text())["logprobs"]
+
+    plain, plain_logprobs = measured()
+    found, logprobs = measured("--adapter", adapter)
+    assert (plain["adapter"], found["adapter"]) == (None, str(adapter))
+    loaded = load_model(TINY, activations="float", adapter=adapter)
+
+    def total(text: str) -> float:
+        ids = document_ids(text, loaded.tokenizer, loaded.model.config)
+        return float(loaded.engine.score(ids, adapter=loaded.adapter).logprobs.sum())
+
+    # The two engines differ in the last bits of float32.
+    assert found["nll"] * found["tokens"] == pytest.approx(-total(text), rel=1e-4)
+    wanted = [total(sentence) for sentence in pair.values()]
+    assert logprobs == pytest.approx(wanted, rel=1e-4)
+    assert plain["nll"] != pytest.approx(found["nll"], rel=1e-2)
+    assert plain_logprobs != pytest.approx(logprobs, rel=1e-2)
+
+
+def test_compare_lays_the_adapter_over_each_model(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time there was a cat. The cat sat on the mat.")
+    again = tmp_path / "again"
+    again.mkdir()
+    for file in TINY.iterdir():
+        (again / file.name).write_bytes(file.read_bytes())
+    options = ["--data", tmp_path / "a.txt", "--repeats", 1, "--threads", 1]
+    result = miudo("compare", TINY, again, *options, "--adapter", adapter, "--json")
+    assert result.exit_code == 0, result.output
+    first, second = json.loads(result.stdout)["models"]
+    alone = json.loads(miudo("eval", TINY, *options[:2], "--adapter", adapter, "--json").stdout)
+    for row in (first, second):
+        assert row["adapter"] == str(adapter)
+        assert row["quality"]["nll"] == alone["nll"]
+    assert (second["divergence"]["kl"], second["divergence"]["same_top1"]) == (0.0, 1.0)
+    shown = miudo("compare", TINY, *options, "--adapter", adapter)
+    assert f"With the adapter {adapter}" in shown.stdout
+    late = miudo("compare", TINY, *options, "--html", tmp_path / "absent/x.html")
+    assert (late.exit_code, late.stdout) == (4, "")
+    assert "absent: no such folder" in late.stderr
 
 
 @pytest.mark.parametrize(

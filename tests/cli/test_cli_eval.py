@@ -14,6 +14,11 @@ from click.testing import CliRunner, Result
 
 from miudo.cli.main import cli
 from miudo.config import ModelConfig
+from miudo.data.dedupe import DedupeSettings
+from miudo.data.mixture import Source
+from miudo.data.pack import PackSettings, hold_out
+from miudo.data.pipeline import PrepareSettings, prepare
+from miudo.data.sources import ReadSettings
 from miudo.engine.fake import FakeEngine
 from miudo.evaluate.tasks.catalogue import TASKS
 from miudo.text.tokenizer import train_bpe
@@ -29,15 +34,22 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def engines() -> list[FakeEngine]:
+    """The engines that were loaded, to see what was asked of them."""
+    return []
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engines: list[FakeEngine]) -> Run:
     def load(path: Path, **options: Any) -> Any:
         engine = FakeEngine(CONFIG, lambda ids: LOGITS)
-        return SimpleNamespace(path=path, engine=engine, tokenizer=TOKENIZER)
+        engines.append(engine)
+        return SimpleNamespace(path=path, engine=engine, tokenizer=TOKENIZER, adapter=None)
 
     monkeypatch.setattr("miudo.evaluate.loading.load_model", load)
     model = tmp_path / "m.gguf"
     model.touch()
-    return lambda *a: CliRunner().invoke(cli, ["eval", str(model), *map(str, a)])
+    return lambda *a, **stdin: CliRunner().invoke(cli, ["eval", str(model), *map(str, a)], **stdin)
 
 
 @pytest.fixture
@@ -112,6 +124,120 @@ def test_several_texts_have_a_row_each(run: Run, data: Path) -> None:
     assert [d["bytes"] for d in cut["domains"]] == [100, 100]
 
 
+@pytest.fixture
+def mixture(data: Path, tmp_path: Path) -> Path:
+    """A data folder of two sources."""
+    for name in ("cats", "dogs"):
+        (data / f"{name}.txt").write_text("".join(f"{i} {name} sat\n" for i in range(40)))
+    by_line = ReadSettings(split="line")
+    sources = tuple(
+        Source(name, f"{name}.txt", "CC0-1.0", read=by_line) for name in ("cats", "dogs")
+    )
+    settings = PrepareSettings(
+        vocab_size=300,
+        root=data,
+        sources=sources,
+        dedupe=DedupeSettings(near=None),
+        pack=PackSettings(held_out=0.3, seed=1),
+    )
+    return prepare([], tmp_path / "mixed", settings=settings).folder
+
+
+def test_the_sources_of_a_data_folder_have_a_row_each(run: Run, data: Path, mixture: Path) -> None:
+    values = json.loads(run("--data", mixture, "--json").stdout)
+    cats, dogs = values["domains"]
+    assert [(d["data"], d["source"]) for d in (cats, dogs)] == [
+        (str(mixture), "cats"), (str(mixture), "dogs"),
+    ]  # fmt: skip
+    for name, wanted in (("cats", cats), ("dogs", dogs)):
+        texts = [f"{i} {name} sat" for i in range(40)]
+        assert wanted["documents"] == sum(hold_out(text, 1) < 0.3 for text in texts)
+    for name in ("tokens", "bytes", "documents"):
+        assert values[name] == cats[name] + dogs[name]
+    shown = run("--data", mixture).stdout
+    assert [line.split()[0] for line in shown.splitlines()[-2:]] == ["cats", "dogs"]
+    # Beside another text the folder has a row of its own too.
+    both = json.loads(run("--data", mixture, "--data", data / "one.txt", "--json").stdout)
+    assert [(d["data"], d["source"]) for d in both["domains"]] == [
+        (str(mixture), None), (str(mixture), "cats"), (str(mixture), "dogs"),
+        (str(data / "one.txt"), None),
+    ]  # fmt: skip
+    folder = both["domains"][0]
+    assert folder["nll"] == pytest.approx(values["nll"])
+    assert both["tokens"] == folder["tokens"] + both["domains"][3]["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--data", "absent.txt"), 4, "absent.txt"),
+        (("--task", "labels"), 4, "the task labels found no file"),
+        (("--samples", "absent/s.jsonl"), 4, "absent: no such folder"),
+        (("--samples", "data"), 2, "data: is a folder"),
+        (("--against", "one.txt", "--against", "absent.txt"), 4, "absent.txt"),
+        (("--against", "broken.jsonl"), 1, "broken.jsonl, line 3: not JSON"),
+        (("--shots", "2"), 1, "1 examples are there for it, 2 are asked for"),
+        (("--task", "csqa"), 1, "nothing to score, 1 left out (a choice is longer than"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_first_sample(
+    run: Run,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engines: list[FakeEngine],
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(data)
+    (data / "data").mkdir()
+    (data / "broken.jsonl").write_text('{"text": "a b c d e f g h i"}\n' * 2 + "{\n")
+    long = {"question": "q", "choices": ["a", "b" * 801], "answer": "A"}
+    (data / "csqa_train.jsonl").write_text(json.dumps(long) + "\n")
+    asked: list[object] = []
+    monkeypatch.setattr(FakeEngine, "score", lambda *a, **b: asked.append(a))
+    monkeypatch.setattr(FakeEngine, "step", lambda *a, **b: asked.append(a))
+    result = run(
+        "--data", "one.txt", "--task", "arc_easy,last_word", "--set", "last_word.sentences=2",
+        "--task-data", ".", *arguments,
+    )  # fmt: skip
+    assert (result.exit_code, message in result.stderr) == (code, True), result.output
+    assert (asked, result.stdout) == ([], "")
+
+
+def test_one_record_that_cannot_be_asked_stops_no_task(run: Run, data: Path) -> None:
+    records = [
+        {"id": 0, "question": "q", "choices": ["a", "b"], "answer": "A"},
+        {"id": 1, "question": "q", "choices": ["a", "b" * 801], "answer": "A"},
+    ]
+    (data / "csqa_train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    result = run("--task", "csqa", "--task-data", data)
+    assert result.exit_code == 0, result.output
+    assert "csqa: 1 left out (a choice is longer than the model's 512 positions)" in result.stdout
+    (scored,) = json.loads(run("--task", "csqa", "--task-data", data, "--json").stdout)["tasks"]
+    assert scored["score"]["samples"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--task", "last_word", "--data", "-"),
+        ("--task", "last_word", "--task-data", "-", "--against", "-"),
+        ("--task", "arc_easy", "--task-data", ".", "--data", "-", "--against", "./-"),
+    ],
+)
+def test_standard_input_is_not_read_twice(run: Run, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, input="The fox ran to the fox. " * 20)
+    assert result.exit_code == 2, result.output
+    assert "-: standard input can be read once" in result.stderr
+
+
+def test_last_words_of_standard_input_alone(run: Run) -> None:
+    arguments = ("--task", "last_word", "--task-data", "-", "--set", "last_word.sentences=2")
+    result = run(*arguments, input="The fox ran to the fox. " * 20)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -122,7 +248,7 @@ def test_several_texts_have_a_row_each(run: Run, data: Path) -> None:
         (("--data", "d", "--shots", "2"), 2, "--shots says how tasks run"),
         (("--data", "d", "--set", "seed=2"), 2, "seed says how tasks run"),
         (("--data", "d", "--set", "sed=2"), 2, "Did you mean 'seed'"),
-        (("--data", "d", "--data", "d"), 2, "named twice"),
+        (("--data", "d", "--data", "d"), 2, "d: is named twice"),
         (("--task", "mmlu", "--task-data", "d", "--set", "labels.prompt=x"), 2, "{text}"),
         (("--task", "mmlu", "--task-data", "d", "--set", "labels.promt=x"), 2, "'prompt'"),
     ],

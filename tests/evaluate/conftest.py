@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from miudo.adapter import AdapterBook
 from miudo.config import ModelConfig
 from miudo.engine.fake import FakeEngine
 from miudo.protocol import FloatArray
@@ -33,6 +34,14 @@ def known_logits(ids: Sequence[int], salt: int = 0) -> FloatArray:
     tail = [*ids[-3:], salt]
     seed = sum((i + 1) * 13**k for k, i in enumerate(tail)) % (1 << 31)
     return np.random.default_rng(seed).normal(size=VOCAB).astype(np.float32)
+
+
+@pytest.fixture
+def adapters_asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Every adapter that a scripted engine is asked for; it takes any name."""
+    asked: list[str | None] = []
+    monkeypatch.setattr(AdapterBook, "named", lambda book, name: asked.append(name))
+    return asked
 
 
 @pytest.fixture

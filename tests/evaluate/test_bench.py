@@ -29,6 +29,13 @@ def test_counts_shrink_to_the_models_positions(make_engine: MakeEngine) -> None:
     assert (found.prompt_tokens, found.new_tokens) == (5, 5)
 
 
+def test_every_step_is_the_adapters(
+    make_engine: MakeEngine, adapters_asked: list[str | None]
+) -> None:
+    speed(make_engine(), BenchSettings(4, 2, 1), adapter="mine")
+    assert adapters_asked == ["mine"] * 6
+
+
 def test_nothing_to_measure_is_refused(make_engine: MakeEngine) -> None:
     with pytest.raises(UsageError):
         BenchSettings(repeats=0)

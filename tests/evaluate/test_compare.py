@@ -52,7 +52,9 @@ def models(
             for spec in tensor_table(engine.config)
         }
         model = SimpleNamespace(config=engine.config, weights=weights)
-        return SimpleNamespace(path=path, model=model, engine=engine, tokenizer=tokenizer)
+        return SimpleNamespace(
+            path=path, model=model, engine=engine, tokenizer=tokenizer, adapter=None
+        )
 
     def bench(path: Path, settings: BenchSettings, **options: Any) -> Bench:
         return Bench(

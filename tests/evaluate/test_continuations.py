@@ -59,7 +59,7 @@ def test_a_prompt_beyond_the_positions_loses_its_beginning(
     assert encode_pair("abc", "def", letters, config) == Pair((1, 2, 3), (4, 5, 6), cut=1)
     assert encode_pair("ab", "def", letters, config) == Pair((0, 1, 2), (4, 5, 6))
     assert encode_pair("abcj", "defgh", letters, config) == Pair((10,), (4, 5, 6, 7, 8), cut=4)
-    with pytest.raises(DataError, match="has 6 tokens, the model 5 positions"):
+    with pytest.raises(DataError, match="longer than the model's 5 positions"):
         encode_pair("a", "bcdefg", letters, config)
 
 

@@ -46,6 +46,13 @@ def test_a_model_does_not_differ_from_itself(make_engine: MakeEngine) -> None:
     assert found.same_top1 == 1.0
 
 
+def test_an_adapter_is_asked_for_of_both(
+    make_engine: MakeEngine, adapters_asked: list[str | None]
+) -> None:
+    divergence(make_engine(0), make_engine(1), [IDS], context=64, adapter="mine")
+    assert adapters_asked == ["mine"] * 2
+
+
 def test_other_vocabularies_are_refused(make_engine: MakeEngine) -> None:
     with pytest.raises(UsageError, match="11 and 12"):
         divergence(make_engine(), make_engine(vocab_size=12), [IDS], context=8)

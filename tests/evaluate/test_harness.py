@@ -13,8 +13,9 @@ import pytest
 from miudo.config import ModelConfig
 from miudo.engine.fake import FakeEngine, follow
 from miudo.errors import CheckFailedError, DataError
-from miudo.evaluate.harness import SampleResult, TaskScore, run_task, run_tasks, write_samples
+from miudo.evaluate.harness import SampleResult, TaskScore, run_tasks, write_samples
 from miudo.evaluate.overlap import Overlap
+from miudo.evaluate.prepared import prepare_tasks
 from miudo.evaluate.task_table import task_notes, task_table
 from miudo.evaluate.tasks.task import Sample, Source, Task, TaskData, TaskSettings
 from miudo.protocol import FloatArray, Tokenizer
@@ -68,10 +69,14 @@ def task(samples: Sequence[Sample], pool: Sequence[Sample] = (), **values: objec
 
 
 def run(
-    what: Task, max_positions: int = 512, **settings: int
+    what: Task,
+    max_positions: int = 512,
+    model: tuple[FakeEngine, Tokenizer] | None = None,
+    **settings: int,
 ) -> tuple[TaskScore, list[SampleResult]]:
-    model = make_model(max_positions)
-    found = run_task(what, NOWHERE, model, TaskSettings(**settings))  # type: ignore[arg-type]
+    model = model or make_model(max_positions)
+    prepared = prepare_tasks([what], NOWHERE, model, TaskSettings(**settings))  # type: ignore[arg-type]
+    (found,) = run_tasks(prepared, model)
     assert model[0].opened == model[0].closed
     return found
 
@@ -143,7 +148,7 @@ def test_a_last_word_is_right_if_the_model_would_write_it() -> None:
     engine = FakeEngine(model.config, follow([ord(c) + 1 for c in script], 257))
     words = [sample("no", prompt="q a b"), sample("nu", prompt="q a b")]
     what = task(words, metric="acc", kind="greedy")
-    score, results = run_task(what, NOWHERE, (engine, BYTES), TaskSettings())
+    score, results = run(what, model=(engine, BYTES))
     assert [result.right for result in results] == [True, False]
     assert (score.chance, score.score.right, score.ties) == (None, 1, 0)
     # Three letters, of which the last one of "nu" has a logit 20 below the highest.
@@ -211,14 +216,35 @@ def test_a_value_that_is_no_number_is_refused() -> None:
     engine, tokenizer = make_model()
     engine._logits_of = lambda ids: np.full(257, np.nan, np.float32)
     with pytest.raises(CheckFailedError, match=r"t, q\|a: the log-probability of choice 0 is nan"):
-        run_task(task([sample("a", "b")]), NOWHERE, (engine, tokenizer), TaskSettings())
+        run(task([sample("a", "b")]), model=(engine, tokenizer))
 
 
-def test_an_error_in_a_sample_names_it() -> None:
-    with pytest.raises(DataError, match=r"t, q\|aaaaaaaa: .*has 9 tokens, the model 4 positions"):
-        run(task([sample("aaaaaaaa", "b")]), max_positions=4)
-    with pytest.raises(DataError, match="nothing to score"):
+def test_what_the_model_cannot_be_asked_is_counted() -> None:
+    samples = [sample("a", "b"), sample("a", "b" * 8), sample("a", "b")]
+    score, results = run(task(samples), max_positions=4)
+    assert len(results) == score.score.samples == 2
+    assert score.skipped == {"a choice is longer than the model's 4 positions": 1}
+    assert "t: 1 left out (a choice is longer than" in task_notes([score])[0]
+
+
+def test_a_task_without_anything_to_score_says_what_was_left_out() -> None:
+    with pytest.raises(DataError, match=r"nothing to score$"):
         run(task([]))
+    data = TaskData([sample("aaaaaaaa", "b")], skipped={"needs a picture": 2, "else": 0})
+    what = Task("t", lambda source, settings: data)
+    with pytest.raises(DataError) as caught:
+        run(what, max_positions=4)
+    assert str(caught.value) == (
+        "there is nothing to score, 2 left out (needs a picture), "
+        "1 left out (a choice is longer than the model's 4 positions)"
+    )
+
+
+def test_an_adapter_is_asked_for_in_every_step(adapters_asked: list[str | None]) -> None:
+    model = make_model()
+    prepared = prepare_tasks([task([sample("ab", "ba")])], NOWHERE, model, TaskSettings())
+    run_tasks(prepared, model, adapter="mine")
+    assert adapters_asked == ["mine"] * 3
 
 
 def test_overlap_stands_beside_each_score(tmp_path: Path) -> None:
@@ -226,14 +252,16 @@ def test_overlap_stands_beside_each_score(tmp_path: Path) -> None:
     texts = [" ".join(words[i : i + 14]) for i in (0, 20, 40)] + ["short"]
     samples = [Sample(str(i), "q", ("a", "b"), 0, text) for i, text in enumerate(texts)]
     told: list[int] = []
-    first, second = run_tasks(
+    model = make_model()
+    prepared = prepare_tasks(
         [task(samples[:2]), task(samples[2:])],
         NOWHERE,
-        make_model(),
+        model,
         TaskSettings(),
         against=[" ".join(words[:50])],
-        progress=told.append,
     )
+    assert model[0].steps == 0
+    first, second = run_tasks(prepared, model, progress=told.append)
     assert told == [1, 2, 3, 4]
     assert first[0].overlap == Overlap(2, 2, 0, 1.0)
     assert second[0].overlap == Overlap(0, 1, 1, 0.0)

@@ -126,14 +126,31 @@ def test_domains_together_are_all_their_documents(
 ) -> None:
     one, two = ["abcabcab", "ij"], ["ghijabacada"]
     told: list[int] = []
-    whole, domains = domain_perplexities(
-        make_engine(), letters, {"one": one, "two": two}, progress=told.append
+    domains = domain_perplexities(
+        make_engine(), letters, {("one",): one, ("two",): two}, progress=told.append
     )
-    assert whole == perplexity(make_engine(), letters, [*one, *two])
     assert domains == {
-        "one": perplexity(make_engine(), letters, one),
-        "two": perplexity(make_engine(), letters, two),
+        (): perplexity(make_engine(), letters, [*one, *two]),
+        ("one",): perplexity(make_engine(), letters, one),
+        ("two",): perplexity(make_engine(), letters, two),
     }
     assert told == [8, 10, 21]
-    with pytest.raises(DataError, match="empty: no text"):
-        domain_perplexities(make_engine(), letters, {"one": one, "empty": [""]})
+    for empty in ({("one",): one, ("group", "empty"): [""]}, {}):
+        with pytest.raises(DataError, match="group, empty: no text" if empty else "^no text"):
+            domain_perplexities(make_engine(), letters, empty)
+
+
+def test_groups_of_domains_have_their_own_figures(
+    make_engine: MakeEngine, letters: Tokenizer
+) -> None:
+    texts = {("g", "a"): ["abcabcab"], ("g", "b"): ["ij"], ("h",): ["ghijabacada"]}
+    found = domain_perplexities(make_engine(), letters, texts)
+    assert list(found) == [(), ("g",), ("g", "a"), ("g", "b"), ("h",)]
+    assert found[("g",)] == perplexity(make_engine(), letters, ["abcabcab", "ij"])
+
+
+def test_an_adapter_is_asked_for_in_every_window(
+    make_engine: MakeEngine, letters: Tokenizer, adapters_asked: list[str | None]
+) -> None:
+    perplexity(make_engine(), letters, ["abcabcab"], context=4, adapter="mine")
+    assert adapters_asked == ["mine"] * 4

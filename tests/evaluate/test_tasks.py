@@ -119,6 +119,27 @@ def test_subjects_have_headers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"id": 0}, "0"), ({"id": ""}, "arc_easy_dev/1"), ({"id": None}, "arc_easy_dev/1")],
+)
+def test_an_id_may_be_a_number_or_none(tmp_path: Path, change: dict[str, Any], name: str) -> None:
+    lines(tmp_path / "arc_easy_dev.jsonl", QUESTION | change)
+    lines(tmp_path / "enem_1.jsonl", EXAM | change)
+    assert load("arc_easy", tmp_path).samples[0].id == name
+    assert load("enem", tmp_path).samples[0].id == name.replace("arc_easy_dev", "enem_1")
+
+
+def test_an_empty_subject_is_none(tmp_path: Path) -> None:
+    for subject in ("", " ", None):
+        lines(tmp_path / "mmlu_dev.jsonl", QUESTION | {"subject": subject})
+        (sample,) = load("mmlu", tmp_path).samples
+        assert (sample.group, sample.header) == ("", "")
+    lines(tmp_path / "mmlu_dev.jsonl", QUESTION | {"subject": 3})
+    with pytest.raises(DataError, match="'subject' is 3"):
+        load("mmlu", tmp_path)
+
+
 def test_blimp_is_every_file_of_its_folder(tmp_path: Path) -> None:
     pair = {"sentence_good": "He runs.", "sentence_bad": "He run."}
     lines(tmp_path / "blimp/b.jsonl", pair, pair)
@@ -146,6 +167,18 @@ def test_hellaswag_comes_joined_or_in_three_fields(tmp_path: Path) -> None:
     assert parted.prompt == "Roof: A man. is. He"
 
 
+def test_hellaswag_takes_the_joined_context_where_its_second_half_is_absent(
+    tmp_path: Path,
+) -> None:
+    record = {"activity_label": "Roof", "label": 0, "endings": ["a", "b"]}
+    lines(
+        tmp_path / "hellaswag_val.jsonl",
+        record | {"ctx": "A man. he"},
+        record | {"ctx": "Roof: A man. he", "ctx_a": "A man."},
+    )
+    assert [s.prompt for s in load("hellaswag", tmp_path).samples] == ["Roof: A man. he"] * 2
+
+
 def test_exam_questions_that_need_pictures_are_counted(tmp_path: Path) -> None:
     records = [
         EXAM,
@@ -155,6 +188,7 @@ def test_exam_questions_that_need_pictures_are_counted(tmp_path: Path) -> None:
         EXAM | {"options": ["A", "B - - +", "C A B", "D B", "E x"]},
         EXAM | {"context": "", "label": "A"},
         EXAM | {"question": ""},
+        EXAM | {"options": ["A casa", "B bola", "C mesa", "D rua", "E sol"]},
     ]
     (tmp_path / "enem_2022.json").write_text(json.dumps(records), encoding="utf-8")
     found = load("enem", tmp_path)
@@ -163,8 +197,9 @@ def test_exam_questions_that_need_pictures_are_counted(tmp_path: Path) -> None:
         "Um texto.\nPergunta: O que é?\nResposta:",
         "Pergunta: O que é?\nResposta:",
         "Um texto.\nResposta:",
+        "Um texto.\nPergunta: O que é?\nResposta:",
     ]
-    assert [s.gold for s in found.samples] == [2, 0, 2]
+    assert [s.gold for s in found.samples] == [2, 0, 2, 2]
     assert found.samples[0].group == "2022"
 
 
@@ -181,6 +216,23 @@ def test_labels_are_parted_by_hash(tmp_path: Path) -> None:
     assert {s.text for s in found.samples} == expected
     assert {s.prompt for s in found.samples} == {f"<{t}>" for t in expected}
     assert is_test(min(expected), 5, LabelSettings())
+
+
+@pytest.mark.parametrize("file", ["my[1].v2", "my[1].v2.csv", "in[k]/my[1]", "in[k]/my[1].v2.csv"])
+def test_labels_are_in_the_file_that_was_named(tmp_path: Path, file: str) -> None:
+    path = tmp_path / "in[k]/my[1].v2.csv"
+    path.parent.mkdir()
+    path.write_text("text,category\na,b\nc,d\n")
+    found = load("labels", tmp_path, labels=LabelSettings(file=file, test_share=1.0))
+    assert found.files == (str(path),)
+
+
+def test_a_label_file_named_with_its_ending_is_that_file_alone(tmp_path: Path) -> None:
+    for name in ("reviews.csv", "reviews_old.csv"):
+        (tmp_path / name).write_text("text,category\na,b\nc,d\n")
+    for file, count in (("reviews.csv", 1), ("reviews", 2)):
+        found = load("labels", tmp_path, labels=LabelSettings(file=file, test_share=1.0))
+        assert len(found.files) == count
 
 
 def test_labels_want_at_least_two_that_differ(tmp_path: Path) -> None:

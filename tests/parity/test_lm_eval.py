@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over our engine and `run_task` agree on ARC-Easy, sample by sample."""
+"""lm-evaluation-harness over our engine and `run_tasks` agree on ARC-Easy, sample by sample."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from miudo.engine.native import NativeEngine
-from miudo.evaluate.harness import SampleResult, TaskScore, run_task
+from miudo.evaluate.harness import SampleResult, TaskScore, run_tasks
 from miudo.evaluate.loading import LoadedModel, load_model
 from miudo.evaluate.perplexity import start_id
+from miudo.evaluate.prepared import prepare_tasks
 from miudo.evaluate.tasks.catalogue import TASKS
 from miudo.evaluate.tasks.task import Source, TaskSettings
 from miudo.hub.resolve import embedded_path
@@ -90,7 +91,8 @@ def theirs(
 def ours(loaded: LoadedModel, shared: Path) -> tuple[TaskScore, list[SampleResult]]:
     source = Source((shared / "data/eval",))
     model = (loaded.engine, loaded.tokenizer)
-    return run_task(TASKS["arc_easy"], source, model, TaskSettings())
+    (found,) = run_tasks(prepare_tasks([TASKS["arc_easy"]], source, model, TaskSettings()), model)
+    return found
 
 
 def test_accuracies_and_log_probabilities_agree(

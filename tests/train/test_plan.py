@@ -11,7 +11,7 @@ import torch
 
 from miudo.errors import ConfigError
 from miudo.train.loss import cross_entropy
-from miudo.train.plan import COMPILE_TOKENS, lr_scale, make_plan, wants_compile
+from miudo.train.plan import COMPILE_TOKENS, device_of, lr_scale, make_plan, wants_compile
 from miudo.train.settings import Compile, Decay, FitSettings, Precision
 from miudo.train.stepper import Stepper
 from miudo.train.timing import decide
@@ -110,3 +110,15 @@ def test_a_run_on_the_processor_asks_nothing_of_a_graphics_card(
     assert make_plan(settings, steps=1, compiled=False).precision is Precision.F32
     on_card = make_plan(settings, steps=1, compiled=False, device="cuda")
     assert on_card.precision is Precision.BF16
+
+
+def test_the_device_is_chosen_and_a_gpu_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of(FitSettings(steps=1)) == "cpu"
+    with pytest.raises(ConfigError, match="no GPU"):
+        device_of(FitSettings(steps=1, device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of(FitSettings(steps=1)) == "cuda"
+    assert device_of(FitSettings(steps=1, device="cpu")) == "cpu"

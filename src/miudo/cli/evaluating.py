@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.counter import Counter
-from miudo.cli.options import emit, verb
+from miudo.cli.options import emit, printable, verb
 from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from miudo.evaluate.loading import LoadedModel
-    from miudo.evaluate.tasks.task import Task, TaskSettings
+    from miudo.evaluate.perplexity import Perplexity
+    from miudo.evaluate.prepared import PreparedTask
+    from miudo.evaluate.tasks.task import Source, Task, TaskSettings
+    from miudo.report import Table
 
 __all__ = ["compare", "evaluate"]
 
@@ -28,9 +33,18 @@ __all__ = ["compare", "evaluate"]
 def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that both verbs have, but for --data."""
     for option in (
+        click.option(
+            "--adapter",
+            type=click.Path(path_type=Path),
+            help="Lay this LoRA adapter over the model, or over each.",
+        ),
         click.option("--context", type=int, help="Ids that the model sees at once."),
         click.option("--stride", type=int, help="Ids scored at each step of the window."),
-        click.option("--max-bytes", type=click.IntRange(1), help="Use this much of each --data."),
+        click.option(
+            "--max-bytes",
+            type=click.IntRange(1),
+            help="Use this much of each --data, and of each source in a folder.",
+        ),
         click.option("--engine", type=click.Choice(["native", "torch"]), default="native"),
         click.option("--threads", type=click.IntRange(1), help="Threads of the engine."),
         click.option("--activations", type=click.Choice(["int8", "float"]), default="int8"),
@@ -44,7 +58,9 @@ _DATA_HELP = "Text (file, folder, glob, -), or a data folder: its held-out part.
 
 @verb("eval", takes_settings=True)
 @click.argument("model")
-@click.option("--data", multiple=True, help=f"{_DATA_HELP} Several: a row for each.")
+@click.option(
+    "--data", multiple=True, help=f"{_DATA_HELP} Several, or several sources in it: a row for each."
+)
 @_measuring
 @click.option("--task", multiple=True, help="Tasks to score, parted by commas.")
 @click.option(
@@ -63,9 +79,6 @@ def evaluate(
     task: tuple[str, ...],
     as_json: bool,
     extra: dict[str, Any],
-    engine: str,
-    threads: int | None,
-    activations: str,
     **options: Any,
 ) -> None:
     """Measure MODEL: perplexity on --data, or accuracy on --task.
@@ -74,21 +87,27 @@ def evaluate(
     Settings by --set or --config: seed, labels.file, labels.prompt, last_word.passages, ...
     """
     from miudo.evaluate.loading import load_model
+    from miudo.evaluate.texts import read_domains
 
     jobs = _jobs(task, options, extra)
     path = model_path(model)
-    loaded = load_model(path, engine=engine, threads=threads, activations=activations)  # type: ignore[arg-type]
-    data = options["data"]
+    how = {name: options[name] for name in ("engine", "threads", "activations", "adapter")}
+    loaded = load_model(path, **how)
+    data, adapter = options["data"], options["adapter"]
     result: dict[str, Any] = {
-        "schema": 1, "model": str(path), "data": list(data), "engine": engine,
+        "schema": 1, "model": str(path), "data": list(data), "engine": options["engine"],
+        "adapter": None if adapter is None else str(adapter),
     }  # fmt: skip
+    # Scoring may take hours: whatever can be found wrong is looked for before it.
+    prepared = None if jobs is None else _prepared(loaded, *jobs, options)
+    domains = read_domains(data, max_bytes=options["max_bytes"])
     texts = []
     if data:
-        values, text = _perplexity(loaded, engine, options)
+        values, text = _perplexity(loaded, domains, options)
         result |= values
         texts.append(text)
-    if jobs is not None:
-        values, text = _tasks(loaded, *jobs, options)
+    if prepared is not None and jobs is not None:
+        values, text = _tasks(loaded, prepared, jobs[2], options)
         result |= values
         texts.append(text)
     emit(result, "\n\n".join(texts), as_json=as_json)
@@ -96,15 +115,16 @@ def evaluate(
 
 def _jobs(
     tasks: tuple[str, ...], options: dict[str, Any], extra: dict[str, Any]
-) -> tuple[list[Task], TaskSettings] | None:
-    """Returns the tasks with their settings, None without --task; refuses what does not fit."""
+) -> tuple[list[Task], Source, TaskSettings] | None:
+    """Returns tasks, their files and settings, None without --task; refuses what does not fit."""
     from miudo.cli.settings import check_keys, make_settings
     from miudo.errors import UsageError
     from miudo.evaluate.tasks.catalogue import find_tasks
-    from miudo.evaluate.tasks.task import TaskSettings
+    from miudo.evaluate.tasks.task import Source, TaskSettings
+    from miudo.files import check_output, refuse_inputs
 
     fields = {field.name for field in dataclasses.fields(TaskSettings)}
-    known = fields | {"task", "engine", "threads", "activations"} | options.keys()
+    known = fields | {"task"} | options.keys()
     check_keys(extra, known, where="--config or --set")
     names = [name.strip() for names in tasks for name in names.split(",") if name.strip()]
     if not names:
@@ -123,80 +143,129 @@ def _jobs(
         raise UsageError("the tasks have no files", remedy="Give --task-data")
     flags = {k: options[k] for k in ("shots", "limit") if options[k] is not None}
     settings = make_settings(TaskSettings, {**extra, **flags}, where="task settings")
-    return found, settings
+    source = Source(options["task_data"], options["data"], options["max_bytes"])
+    _check_standard_input(found, source, options["against"])
+    if options["samples"] is not None:
+        inputs = map(Path, (*source.texts, *options["against"]))
+        refuse_inputs(options["samples"], *source.paths, *inputs)
+        check_output(options["samples"])
+    return found, source, settings
+
+
+def _check_standard_input(tasks: list[Task], source: Source, against: tuple[str, ...]) -> None:
+    """Refuses "-" where two would read it: perplexity, the tasks that take text, --against."""
+    from miudo.data.lines import STDIN
+    from miudo.errors import UsageError
+
+    of_tasks = (source.texts or source.paths) if any(task.takes_texts for task in tasks) else ()
+    readers = [*source.texts, *of_tasks, *against]
+    if [Path(reader) for reader in readers].count(STDIN) > 1:
+        raise UsageError(
+            "standard input can be read once, and is asked for twice",
+            where="-",
+            remedy="Write it to a file and name that",
+        )
 
 
 def _perplexity(
-    loaded: LoadedModel, engine: str, options: dict[str, Any]
+    loaded: LoadedModel,
+    domains: Mapping[tuple[str, ...], Iterator[str]],
+    options: dict[str, Any],
 ) -> tuple[dict[str, Any], str]:
-    from miudo.errors import UsageError
     from miudo.evaluate.perplexity import domain_perplexities
-    from miudo.evaluate.texts import read_texts
-    from miudo.report import Table, text_table
+    from miudo.report import text_table
 
-    data, limit = options["data"], options["max_bytes"]
-    if len(set(data)) < len(data):
-        raise UsageError("an input is named twice", where="--data", remedy="Name each once")
     with Counter("tokens") as counter:
-        found, domains = domain_perplexities(
+        rows = domain_perplexities(
             loaded.engine,
             loaded.tokenizer,
-            {name: read_texts([name], max_bytes=limit) for name in data},
+            domains,
             context=options["context"],
             stride=options["stride"],
+            adapter=loaded.adapter,
             progress=counter.show,
         )
+    found = rows.pop(())
     start = "none" if found.start is None else f"id {found.start}"
     text = (
         f"perplexity     {found.ppl:.4f} ± {found.ppl_error:.4f} (one standard error)\n"
         f"bits per byte  {found.bits_per_byte:.5f}\n"
         f"on             {found.tokens:,} tokens, {found.bytes:,} bytes, "
         f"{found.documents:,} documents\n"
-        f"how            {engine} engine, context {found.context}, stride {found.stride}, "
-        f"start of a document {start}"
+        f"how            {options['engine']} engine, context {found.context}, "
+        f"stride {found.stride}, start of a document {start}"
     )
+    if options["adapter"] is not None:
+        text += f"\nadapter        {options['adapter']}"
     values = dataclasses.asdict(found)
-    if len(domains) > 1:
-        values["domains"] = [{"data": k, **dataclasses.asdict(v)} for k, v in domains.items()]
-        rows = [
-            (name, f"{of.ppl:.4f} ± {of.ppl_error:.4f}", f"{of.bits_per_byte:.5f}",
-             f"{of.tokens:,}", f"{of.bytes:,}", f"{of.documents:,}")
-            for name, of in domains.items()
-        ]  # fmt: skip
-        headers = ("data", "perplexity", "bits/byte", "tokens", "bytes", "documents")
-        text += f"\n\n{text_table(Table(headers, rows))}"
+    if len(options["data"]) == 1:  # its own row is that over all
+        rows.pop((options["data"][0],))
+    if rows:
+        values["domains"] = [
+            {"data": name[0], "source": "".join(name[1:]) or None, **dataclasses.asdict(of)}
+            for name, of in rows.items()
+        ]
+        text += f"\n\n{text_table(_domain_table(rows))}"
     return values, text
 
 
+def _domain_table(domains: Mapping[tuple[str, ...], Perplexity]) -> Table:
+    """Returns a row for each input, and under it one for each source of a data folder."""
+    from miudo.report import Table
+
+    rows = [
+        ("  " * (len(name) - 1) + printable(name[-1]), f"{of.ppl:.4f} ± {of.ppl_error:.4f}",
+         f"{of.bits_per_byte:.5f}", f"{of.tokens:,}", f"{of.bytes:,}", f"{of.documents:,}")
+        for name, of in domains.items()
+    ]  # fmt: skip
+    return Table(("data", "perplexity", "bits/byte", "tokens", "bytes", "documents"), rows)
+
+
+def _prepared(
+    loaded: LoadedModel,
+    tasks: list[Task],
+    source: Source,
+    settings: TaskSettings,
+    options: dict[str, Any],
+) -> list[PreparedTask]:
+    from itertools import chain
+
+    from miudo.evaluate.prepared import prepare_tasks
+    from miudo.evaluate.texts import read_domains
+
+    against = read_domains(options["against"], split="train")
+    return prepare_tasks(
+        tasks,
+        source,
+        (loaded.engine, loaded.tokenizer),
+        settings,
+        against=chain.from_iterable(against.values()) if against else None,
+    )
+
+
 def _tasks(
-    loaded: LoadedModel, tasks: list[Task], settings: TaskSettings, options: dict[str, Any]
+    loaded: LoadedModel,
+    prepared: list[PreparedTask],
+    settings: TaskSettings,
+    options: dict[str, Any],
 ) -> tuple[dict[str, Any], str]:
     from miudo.evaluate.harness import run_tasks, write_samples
     from miudo.evaluate.task_table import task_notes, task_table
-    from miudo.evaluate.tasks.task import Source
-    from miudo.evaluate.texts import read_texts
-    from miudo.files import refuse_inputs
     from miudo.report import text_table
 
-    source = Source(options["task_data"], options["data"], options["max_bytes"])
-    out, against = options["samples"], options["against"]
-    if out is not None:
-        refuse_inputs(out, *source.paths, *map(Path, (*source.texts, *against)))
     with Counter("samples") as counter:
         scored = run_tasks(
-            tasks,
-            source,
+            prepared,
             (loaded.engine, loaded.tokenizer),
-            settings,
-            against=read_texts(against, split="train") if against else None,
+            adapter=loaded.adapter,
             progress=counter.show,
         )
-    if out is not None:
-        write_samples(out, (result for _, results in scored for result in results))
+    if options["samples"] is not None:
+        write_samples(options["samples"], (result for _, results in scored for result in results))
     scores = [score for score, _ in scored]
     values = {
         "task_settings": dataclasses.asdict(settings),
-        "against": list(against),
+        "against": list(options["against"]),
         "tasks": [dataclasses.asdict(score) for score in scores],
     }
     return values, "\n".join([text_table(task_table(scores)), *task_notes(scores)])
@@ -208,39 +277,30 @@ def _tasks(
 @_measuring
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Runs of a speed measurement.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the table as a page too.")
-def compare(  # noqa: PLR0913 - one parameter an option
+def compare(
     models: tuple[str, ...],
     *,
     data: tuple[str, ...],
-    context: int | None,
-    stride: int | None,
     max_bytes: int | None,
-    engine: str,
-    threads: int | None,
-    activations: str,
     repeats: int,
     html: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Put MODELS side by side; the first is what the others are compared with."""
     from miudo.cli.settings import make_settings
     from miudo.evaluate.compare import CompareSettings, comparison_json, comparison_table
     from miudo.evaluate.compare import compare as compare_models
     from miudo.evaluate.texts import read_texts
+    from miudo.files import check_output
     from miudo.report import Section, html_report, text_table
 
-    values = {
-        "engine": engine,
-        "threads": threads,
-        "activations": activations,
-        "context": context,
-        "stride": stride,
-        "bench": {"repeats": repeats},
-    }
+    if html is not None:
+        check_output(html)
     rows = compare_models(
         [model_path(model) for model in models],
         list(read_texts(data, max_bytes=max_bytes)),
-        make_settings(CompareSettings, values),
+        make_settings(CompareSettings, {**options, "bench": {"repeats": repeats}}),
         progress=lambda line: click.echo(line, err=True),
     )
     table = comparison_table(rows)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,12 @@ class Bench:
         return cls(**{**values, "speed": Speed(**values["speed"])})
 
 
-def speed(engine: Engine, settings: BenchSettings) -> Speed:
+def speed(engine: Engine, settings: BenchSettings, *, adapter: str | None = None) -> Speed:
     """Returns the speed of `engine` on ids drawn by a fixed rule.
 
     A dense decoder takes the same time for any ids. One run more than `repeats` warms up and
-    is not counted; energy is that of generation, over all counted runs.
+    is not counted; energy is that of generation, over all counted runs. `adapter` names one that
+    the engine was given.
     """
     positions = engine.config.max_positions
     n_prompt = min(settings.prompt_tokens, max(1, positions // 2))
@@ -88,8 +89,8 @@ def speed(engine: Engine, settings: BenchSettings) -> Speed:
     if n_new < 1:
         raise UsageError(f"the model has {positions} positions, too few to measure a speed")
     ids = [(i * 7919 + 1) % engine.config.vocab_size for i in range(n_prompt)]
-    _run(engine, ids, n_new)
-    runs = [_run(engine, ids, n_new) for _ in range(settings.repeats)]
+    _run(engine, ids, n_new, adapter)
+    runs = [_run(engine, ids, n_new, adapter) for _ in range(settings.repeats)]
     energies = [meter.energy for _, meter in runs]
     return Speed(
         prompt_tokens_per_s=n_prompt / statistics.median(seconds for seconds, _ in runs),
@@ -110,8 +111,9 @@ def bench_path(
     engine: EngineKind = "native",
     threads: int | None = None,
     activations: Activations = "int8",
+    adapter: Path | None = None,
 ) -> Bench:
-    """Returns the bench of the model at `path`, run in a process of its own.
+    """Returns the bench of the model at `path` with `adapter`, run in a process of its own.
 
     Raises MiudoError with what the process said if it failed.
     """
@@ -121,6 +123,7 @@ def bench_path(
         "engine": engine,
         "threads": threads,
         "activations": activations,
+        "adapter": None if adapter is None else str(adapter),
     }
     command = [sys.executable, "-m", "miudo.evaluate.bench", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
@@ -139,9 +142,11 @@ def main(arguments: Sequence[str]) -> None:
         engine=request["engine"],
         threads=request["threads"],
         activations=request["activations"],
+        adapter=None if request["adapter"] is None else Path(request["adapter"]),
     )
     load_s = time.perf_counter() - start
-    measured = speed(loaded.engine, BenchSettings(**request["settings"]))
+    settings = BenchSettings(**request["settings"])
+    measured = speed(loaded.engine, settings, adapter=loaded.adapter)
     peak = peak_memory()
     runs_on, used = _place(loaded.engine, request["engine"])
     bench = Bench(measured, load_s, peak.value, peak.method, runs_on, used)
@@ -158,18 +163,21 @@ def _place(engine: Engine, kind: EngineKind) -> tuple[str, int]:
     return f"native {getattr(engine, 'isa', '')}".strip(), int(getattr(engine, "threads", 1))
 
 
-def _run(engine: Engine, ids: Sequence[int], n_new: int) -> tuple[float, Meter]:
+def _run(
+    engine: Engine, ids: Sequence[int], n_new: int, adapter: str | None
+) -> tuple[float, Meter]:
     """Returns seconds for the prompt, and the meter of `n_new` greedy steps after it."""
     conversation = engine.open()
     try:
         start = time.perf_counter()
-        token = engine.step([SeqWork(conversation, ids, Want.SAMPLE)])[0].token
+        work = SeqWork(conversation, ids, Want.SAMPLE, adapter=adapter)
+        token = engine.step([work])[0].token
         prompt_s = time.perf_counter() - start
         with Meter() as meter:
             for _ in range(n_new):
                 if token is None:
                     raise MiudoError("the engine returned no token")
-                token = engine.step([SeqWork(conversation, (token,), Want.SAMPLE)])[0].token
+                token = engine.step([replace(work, ids=(token,))])[0].token
         return prompt_s, meter
     finally:
         engine.close(conversation)

@@ -35,13 +35,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class CompareSettings:
-    """How to run every model; context and stride None take the smallest model's window."""
+    """How to run every model; context and stride None take the smallest model's window.
+
+    `adapter` is laid over each of them, beside its matrices.
+    """
 
     engine: EngineKind = "native"
     threads: int | None = None
     activations: Activations = "int8"
     context: int | None = None
     stride: int | None = None
+    adapter: Path | None = None
     bench: BenchSettings = field(default_factory=BenchSettings)
 
 
@@ -50,7 +54,8 @@ class Row:
     """One model. `divergence` is from the first model, or None for the reason in `note`.
 
     `parameters_inside` leaves out token and position tables and the head.
-    `bits_per_weight` is of the stored tensors alone, `size_bytes` of what lies on disk.
+    `bits_per_weight` is of the stored tensors alone, `size_bytes` of what lies on disk; none of
+    these counts the `adapter` that it ran with.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Row:
     divergence: Divergence | None
     note: str | None
     bench: Bench
+    adapter: str | None = None
 
 
 def compare(
@@ -88,7 +94,12 @@ def compare(
     for name, model in zip(names, models, strict=True):
         progress(f"{name}: perplexity")
         quality = perplexity(
-            model.engine, model.tokenizer, documents, context=context, stride=settings.stride
+            model.engine,
+            model.tokenizer,
+            documents,
+            context=context,
+            stride=settings.stride,
+            adapter=model.adapter,
         )
         progress(f"{name}: divergence from {names[0]}")
         distance, note = _distance(models[0], model, documents, context)
@@ -99,8 +110,11 @@ def compare(
             engine=settings.engine,
             threads=settings.threads,
             activations=settings.activations,
+            adapter=settings.adapter,
         )
-        rows.append(_row(name, model, quality, (distance, note), bench))
+        row = _row(name, model, quality, (distance, note), bench)
+        used = None if settings.adapter is None else str(settings.adapter)
+        rows.append(dataclasses.replace(row, adapter=used))
     return rows
 
 
@@ -166,6 +180,7 @@ def _load(path: Path, settings: CompareSettings) -> LoadedModel:
         engine=settings.engine,
         threads=settings.threads,
         activations=settings.activations,
+        adapter=settings.adapter,
     )
 
 
@@ -180,7 +195,8 @@ def _distance(
     ids = (document_ids(text, model.tokenizer, model.model.config) for text in documents)
     if model is first:  # itself: two passes over the text would tell nothing
         return Divergence(0.0, 0.0, 1.0, positions=sum(map(len, ids))), None
-    return divergence(first.engine, model.engine, ids, context=context), None
+    engines = first.engine, model.engine
+    return divergence(*engines, ids, context=context, adapter=model.adapter), None
 
 
 def _row(
@@ -228,6 +244,8 @@ def _caption(rows: Sequence[Row]) -> str:
         f"Peak memory: {first.bench.peak_memory_method}, one process a model. "
         f"Energy: {_energy_basis(first)}."
     ]
+    if first.adapter is not None:
+        parts.append(f"With the adapter {first.adapter}, which size and parameters leave out.")
     parts += [f"{row.name}: no divergence, {row.note}." for row in rows if row.note]
     return " ".join(parts)
 

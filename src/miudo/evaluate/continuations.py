@@ -16,7 +16,7 @@ Shapes: T ids of a choice, V vocab_size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -60,7 +60,8 @@ def encode_pair(prompt: str, continuation: str, tokenizer: Tokenizer, config: Mo
     continuation's ids are what the whole has after as many ids as the prompt alone has. The
     model's start id stands first, as in `perplexity`; without one, an empty prompt takes over the
     continuation's first id, which is then not scored. Ids beyond the model's positions are cut
-    off on the left. Raises DataError where the continuation has no id of its own, or too many.
+    off on the left. Raises DataError where the continuation has no id of its own, or too many;
+    its `what` is the reason alone, alike for every such pair of a model.
     """
     start = start_id(config)
     first = [] if start is None else [start]
@@ -71,33 +72,34 @@ def encode_pair(prompt: str, continuation: str, tokenizer: Tokenizer, config: Mo
     after = whole[len(before) :]
     if not after:
         raise DataError(
-            f"{continuation[:60]!r} has no token of its own after the prompt",
-            remedy="Leave the record out",
+            "a choice has no token of its own after the prompt", where=repr(continuation[:60])
         )
     if len(after) > config.max_positions:
         raise DataError(
-            f"{continuation[:60]!r} has {len(after)} tokens, the model {config.max_positions} "
-            "positions",
-            remedy="Leave the record out",
+            f"a choice is longer than the model's {config.max_positions} positions",
+            where=repr(continuation[:60]),
         )
     # The last id is predicted and never taken in.
     cut = max(0, len(before) + len(after) - 1 - config.max_positions)
     return Pair(tuple(before[cut:]), tuple(after), cut)
 
 
-def score_pairs(engine: Engine, pairs: Iterable[Pair]) -> list[Continuation]:
+def score_pairs(
+    engine: Engine, pairs: Iterable[Pair], *, adapter: str | None = None
+) -> list[Continuation]:
     """Returns each pair's log-probability, in order; neighbours with one prompt share its cost.
 
     A log-probability that is not finite is handed on: what it means is the caller's to say.
+    `adapter` names one that the engine was given.
     """
     found: list[Continuation] = []
     for prompt, group in groupby(pairs, key=lambda pair: pair.prompt):
         conversation = engine.open()
         try:
-            work = SeqWork(conversation, prompt, Want.LAST_LOGITS)
+            work = SeqWork(conversation, prompt, Want.LAST_LOGITS, adapter=adapter)
             first = _logits(engine, work)[None]  # 1 V
             for pair in group:
-                found.append(_continuation(engine, conversation, first, pair.continuation))
+                found.append(_continuation(engine, work, first, pair.continuation))
                 engine.truncate(conversation, len(prompt))
         finally:
             engine.close(conversation)
@@ -105,12 +107,12 @@ def score_pairs(engine: Engine, pairs: Iterable[Pair]) -> list[Continuation]:
 
 
 def _continuation(
-    engine: Engine, conversation: int, first: FloatArray, ids: Sequence[int]
+    engine: Engine, prompt: SeqWork, first: FloatArray, ids: Sequence[int]
 ) -> Continuation:
     parts: list[npt.NDArray[np.float64]] = []
     greedy = True
     at = 0
-    for logits in _chunks(engine, conversation, first, ids):
+    for logits in _chunks(engine, prompt, first, ids):
         wanted = np.asarray(ids[at : at + len(logits)])
         parts.append(_log_softmax_at(logits, wanted))
         greedy = greedy and bool((logits.argmax(axis=-1) == wanted).all())
@@ -119,15 +121,18 @@ def _continuation(
 
 
 def _chunks(
-    engine: Engine, conversation: int, first: FloatArray, ids: Sequence[int]
+    engine: Engine, prompt: SeqWork, first: FloatArray, ids: Sequence[int]
 ) -> Iterator[FloatArray]:
-    """Yields logits [T, V] that predict `ids`, the first of which follow from the prompt."""
+    """Yields logits [T, V] that predict `ids`, the first of which follow from the prompt.
+
+    All after the first are taken in as `prompt` was: its conversation, its adapter.
+    """
     yield first
     size = max(1, _MAX_CHUNK_VALUES // engine.config.vocab_size)
     taken = ids[:-1]
     for begin in range(0, len(taken), size):
-        work = SeqWork(conversation, taken[begin : begin + size], Want.ALL_LOGITS)
-        yield _logits(engine, work)
+        part = taken[begin : begin + size]
+        yield _logits(engine, replace(prompt, ids=part, want=Want.ALL_LOGITS))
 
 
 def _logits(engine: Engine, work: SeqWork) -> FloatArray:

@@ -40,9 +40,16 @@ class Divergence:
 
 
 def divergence(
-    reference: Engine, model: Engine, documents: Iterable[Sequence[int]], *, context: int
+    reference: Engine,
+    model: Engine,
+    documents: Iterable[Sequence[int]],
+    *,
+    context: int,
+    adapter: str | None = None,
 ) -> Divergence:
     """Returns how `model` differs from `reference` on documents of ids, cut at `context`.
+
+    `adapter` names one that both engines were given.
 
     All logits are compared, exactly, in chunks of at most 64 positions. Raises UsageError if
     the vocabularies differ in size, DataError without ids, CheckFailedError for logits that
@@ -57,8 +64,8 @@ def divergence(
     kls: list[npt.NDArray[np.float64]] = []
     same = 0
     for ids in _pieces(documents, context):
-        ours = _all_logits(reference, ids)
-        theirs = _all_logits(model, ids)
+        ours = _all_logits(reference, ids, adapter)
+        theirs = _all_logits(model, ids, adapter)
         for p, q in zip(ours, theirs, strict=True):
             kls.append(_kl(p, q))
             same += int(np.count_nonzero(p.argmax(axis=-1) == q.argmax(axis=-1)))
@@ -79,13 +86,16 @@ def _pieces(documents: Iterable[Sequence[int]], context: int) -> Iterator[Sequen
             yield ids[begin : begin + context]
 
 
-def _all_logits(engine: Engine, ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
+def _all_logits(
+    engine: Engine, ids: Sequence[int], adapter: str | None
+) -> Iterator[npt.NDArray[np.float32]]:
     """Yields logits [T, V] of successive chunks of `ids`, in a conversation of its own."""
     size = max(1, min(_CHUNK, _MAX_CHUNK_VALUES // engine.config.vocab_size))
     conversation = engine.open()
     try:
         for begin in range(0, len(ids), size):
-            work = SeqWork(conversation, ids[begin : begin + size], Want.ALL_LOGITS)
+            part = ids[begin : begin + size]
+            work = SeqWork(conversation, part, Want.ALL_LOGITS, adapter=adapter)
             logits = engine.step([work])[0].logits
             if logits is None:
                 raise RequestError("the engine returned no logits")

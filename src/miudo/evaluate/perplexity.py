@@ -109,48 +109,67 @@ def perplexity(
     *,
     context: int | None = None,
     stride: int | None = None,
+    adapter: str | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Perplexity:
     """Returns how well `engine` predicts `documents`, each on its own.
 
     A document starts after the model's start id and its end is not scored. Without a start
-    id its first token cannot be scored, and its bytes are left out too.
+    id its first token cannot be scored, and its bytes are left out too. `adapter` names one that
+    the engine was given.
     Raises DataError if nothing can be scored, CheckFailedError if a log-probability is not
     finite, UsageError for a context beyond the model's positions.
     """
-    window = _checked_window(engine.config, context, stride)
-    return _summary(_measured(engine, tokenizer, documents, window, progress), window, engine)
+    whole = domain_perplexities(
+        engine,
+        tokenizer,
+        {(): documents},
+        context=context,
+        stride=stride,
+        adapter=adapter,
+        progress=progress,
+    )
+    return whole[()]
 
 
 def domain_perplexities(
     engine: Engine,
     tokenizer: Tokenizer,
-    domains: Mapping[str, Iterable[str]],
+    domains: Mapping[tuple[str, ...], Iterable[str]],
     *,
     context: int | None = None,
     stride: int | None = None,
+    adapter: str | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
-) -> tuple[Perplexity, dict[str, Perplexity]]:
-    """Returns `perplexity` over all documents of all domains, and of each domain by its name."""
+) -> dict[tuple[str, ...], Perplexity]:
+    """Returns `perplexity` of each domain by its name, and of each group of domains.
+
+    A name may have a group's name before its own: ("news", "2024") counts in ("news",) too, and
+    all domains in (), which comes first. A domain without anything to score raises as soon as it
+    was read.
+    """
     window = _checked_window(engine.config, context, stride)
-    parts: dict[str, _Losses] = {}
+    found: dict[tuple[str, ...], _Losses] = {(): _Losses([], 0)}
     done = 0
 
     def tell(tokens: int) -> None:
         progress(done + tokens)
 
     for name, documents in domains.items():
-        parts[name] = _measured(engine, tokenizer, documents, window, tell)
-        done += sum(losses.size for losses in parts[name].losses)
-    each = {name: _summary(part, window, engine, name) for name, part in parts.items()}
-    whole = _Losses(
-        [losses for part in parts.values() for losses in part.losses],
-        sum(part.bytes for part in parts.values()),
-    )
-    return _summary(whole, window, engine), each
+        part = _measured(engine, tokenizer, documents, window, adapter, tell)
+        if not part.losses or part.bytes < 1:
+            raise _nothing(name)
+        done += sum(losses.size for losses in part.losses)
+        for length in range(len(name) + 1):
+            group = found.setdefault(name[:length], _Losses([], 0))
+            group.losses.extend(part.losses)
+            group.bytes += part.bytes
+    if not domains:
+        raise _nothing(())
+    return {name: _summary(losses, window, engine) for name, losses in found.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Losses:
     """Losses in nats, a document each, and the bytes of the text that they are of."""
 
@@ -163,6 +182,7 @@ def _measured(
     tokenizer: Tokenizer,
     documents: Iterable[str],
     window: tuple[int, int],
+    adapter: str | None,
     progress: Callable[[int], None],
 ) -> _Losses:
     start = start_id(engine.config)
@@ -172,7 +192,7 @@ def _measured(
         ids = document_ids(text, tokenizer, engine.config)
         if len(ids) < 2:
             continue
-        scored = _document_losses(engine, ids, *window, index)
+        scored = _document_losses(engine, ids, window, adapter, index)
         losses.append(scored)
         skipped = len(tokenizer.token_bytes(ids[0])) if start is None else 0
         n_bytes += len(text.encode()) - skipped
@@ -197,11 +217,16 @@ def _checked_window(
 
 
 def _document_losses(
-    engine: Engine, ids: Sequence[int], context: int, stride: int, index: int
+    engine: Engine,
+    ids: Sequence[int],
+    sizes: tuple[int, int],
+    adapter: str | None,
+    index: int,
 ) -> npt.NDArray[np.float64]:
     parts: list[npt.NDArray[np.float64]] = []
-    for window in windows(len(ids), context, stride):
-        logprobs = engine.score(ids[window.begin : window.end]).logprobs  # [T - 1]
+    for window in windows(len(ids), *sizes):
+        scores = engine.score(ids[window.begin : window.end], adapter=adapter)
+        logprobs = scores.logprobs  # [T - 1]
         parts.append(-logprobs[window.first - window.begin - 1 :].astype(np.float64))
     losses = np.concatenate(parts)
     if not np.isfinite(losses).all():
@@ -213,13 +238,15 @@ def _document_losses(
     return losses
 
 
-def _summary(
-    measured: _Losses, window: tuple[int, int], engine: Engine, name: str | None = None
-) -> Perplexity:
-    if not measured.losses or measured.bytes < 1:
-        raise DataError(
-            "no text to score", where=name, remedy="Give documents of at least two tokens"
-        )
+def _nothing(name: tuple[str, ...]) -> DataError:
+    return DataError(
+        "no text to score",
+        where=", ".join(name) or None,
+        remedy="Give documents of at least two tokens",
+    )
+
+
+def _summary(measured: _Losses, window: tuple[int, int], engine: Engine) -> Perplexity:
     losses = np.concatenate(measured.losses)
     total = math.fsum(losses.tolist())
     mean = total / losses.size

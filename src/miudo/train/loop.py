@@ -26,7 +26,7 @@ from miudo.train.checkpoint import load_checkpoint, prune, save_checkpoint
 from miudo.train.evaluation import as_it_runs, held_out_loss
 from miudo.train.loss import Loss, cross_entropy
 from miudo.train.metrics import append_metrics, read_metrics, truncate_metrics
-from miudo.train.plan import Plan, lr_scale
+from miudo.train.plan import Plan, device_of, lr_scale
 from miudo.train.progress import Progress, Silent, StepReport
 from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
@@ -106,6 +106,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     KeyboardInterrupt) after SIGINT or SIGTERM, with the state saved.
     """
     _check(decoder, data, settings)
+    decoder.to(device_of(settings))
     with ExitStack() as stack:
         folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
         stack.enter_context(run_conditions(decoder, settings))

@@ -13,9 +13,18 @@ from dataclasses import dataclass
 
 import torch
 
-from miudo.train.settings import Compile, Decay, FitSettings, Precision
+from miudo.errors import ConfigError
+from miudo.train.settings import Compile, Decay, Device, FitSettings, Precision
 
-__all__ = ["COMPILE_TOKENS", "Plan", "lr_scale", "make_plan", "native_bf16", "wants_compile"]
+__all__ = [
+    "COMPILE_TOKENS",
+    "Plan",
+    "device_of",
+    "lr_scale",
+    "make_plan",
+    "native_bf16",
+    "wants_compile",
+]
 
 COMPILE_TOKENS = 800_000
 """From this many planned tokens on blocks are compiled.
@@ -72,6 +81,16 @@ def lr_scale(settings: FitSettings, steps: int, step: int) -> float:
     else:
         fallen = done
     return 1.0 - (1.0 - settings.final_lr) * fallen
+
+
+def device_of(settings: FitSettings) -> str:
+    """Returns "cpu" or "cuda". Raises ConfigError for a GPU that PyTorch does not see."""
+    seen = torch.cuda.is_available()
+    if settings.device is Device.CUDA and not seen:
+        raise ConfigError(
+            "PyTorch sees no GPU", where="device", remedy="Give device = cpu, or leave it out"
+        )
+    return "cuda" if seen and settings.device is not Device.CPU else "cpu"
 
 
 def native_bf16(device: str) -> bool:

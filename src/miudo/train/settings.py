@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from miudo.errors import ConfigError
 
-__all__ = ["Compile", "Decay", "FitSettings", "Optimizer", "Precision"]
+__all__ = ["Compile", "Decay", "Device", "FitSettings", "Optimizer", "Precision"]
 
 
 class Optimizer(StrEnum):
@@ -48,6 +48,14 @@ class Precision(StrEnum):
     AUTO = "auto"
     BF16 = "bf16"
     F32 = "f32"
+
+
+class Device(StrEnum):
+    """Where it is trained; `auto` is a GPU where PyTorch sees one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 class Compile(StrEnum):
@@ -86,6 +94,7 @@ class FitSettings:
     clip: float = 1.0
     precision: Precision = Precision.AUTO
     compile: Compile = Compile.AUTO
+    device: Device = Device.AUTO
     checkpoint_activations: bool = False
     seed: int = 0
     eval_every: int = 0
@@ -148,6 +157,7 @@ _ENUMS: dict[str, type[StrEnum]] = {
     "decay": Decay,
     "precision": Precision,
     "compile": Compile,
+    "device": Device,
 }
 _WHOLE: dict[str, tuple[float, float]] = {
     "tokens": (1, _BIG),

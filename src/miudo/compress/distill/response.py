@@ -92,6 +92,7 @@ class ResponseLoss:
     ) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss over ids [B, T + 1], or its counted targets, and its parts."""
         check_same_vocabulary(self._teacher.config, student.config)
+        self._teacher.to(ids.device)  # where the student is; does nothing from the second call on
         inputs, targets = ids[:, :-1], ids[:, 1:].reshape(-1).long()  # B T, N
         segments = None if marks is None else marks.segments
         with torch.no_grad():

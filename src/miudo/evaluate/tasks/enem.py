@@ -31,16 +31,17 @@ def _load(source: Source, settings: TaskSettings) -> TaskData:
 
 
 def _needs_picture(record: Record) -> bool:
-    """Whether a picture is marked, or options are absent, or each is little but its own letter.
+    """Whether a picture is marked, or options are absent, or none holds more than signs.
 
-    The last two are what is left of options that were pictures or cells of a table.
+    The last two are what is left of options that were pictures or cells of a table: each its own
+    letter, with at most signs, digits and letters that stand alone after it.
     """
     options = record.values.get("options")
     if record.values.get("has_associated_images") is True or options == []:
         return True
     texts = [text.strip() for text in record.texts("options")]
     return all(
-        text == letter or text.startswith(f"{letter} ")
+        text.split()[0] == letter and all(len(part) == 1 for part in text.split())
         for text, letter in zip(texts, "ABCDEFGH", strict=False)
     )
 
@@ -56,7 +57,7 @@ def _sample(record: Record, number: str) -> Sample:
     letters = "abcdefgh"[: len(choices)]
     gold = answer_at(record.text("label").lower(), letters, f"{record.where}, field label")
     return Sample(
-        id=record.text("id") if "id" in record.values else number,
+        id=record.name(number),
         prompt="\n".join(filter(None, parts)),
         choices=choices,
         gold=gold,

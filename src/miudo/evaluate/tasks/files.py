@@ -20,7 +20,7 @@ from miudo.errors import DataError, MissingError
 from miudo.evaluate.tasks.task import Sample, Source, TaskData
 from miudo.limits import LIMITS
 
-__all__ = ["Record", "bare_name", "find_task_files", "read_records", "read_split"]
+__all__ = ["Record", "bare_name", "find_task_files", "read_records", "read_split", "without_ending"]
 
 _SUFFIXES = (".jsonl", ".json", ".csv")
 _LINE_BYTES = 16 << 20
@@ -39,6 +39,18 @@ class Record:
         if not isinstance(value, str) or not (empty or value.strip()):
             raise self.refused(field, value, "text")
         return self._encodable(field, value)
+
+    def optional(self, field: str) -> str:
+        """Returns a field that may be absent, null or blank, which is the empty text."""
+        value = self.values.get(field)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return ""
+        return self.text(field)
+
+    def name(self, number: str) -> str:
+        """Returns the record's `id`, a text or a whole number; `number` where it has none."""
+        value = self.values.get("id")
+        return str(value) if type(value) is int else self.optional("id") or number
 
     def texts(self, field: str) -> tuple[str, ...]:
         """Returns a field that must be a list of at least two texts, none of them empty."""
@@ -115,8 +127,14 @@ def find_task_files(task: str, paths: Sequence[Path], patterns: Sequence[str]) -
 
 def bare_name(path: Path) -> str:
     """Returns a file's name without `.jsonl`, `.json` or `.csv`, and `.gz` or `.xz`."""
-    name = path.name.removesuffix(".gz").removesuffix(".xz")
-    return name.removesuffix(Path(name).suffix)
+    return without_ending(path.name)
+
+
+def without_ending(name: str) -> str:
+    """Returns `name` without the endings that a task's file may have."""
+    bare = name.removesuffix(".gz").removesuffix(".xz")
+    kind = next((suffix for suffix in _SUFFIXES if bare.endswith(suffix)), None)
+    return name if kind is None else bare.removesuffix(kind)
 
 
 def read_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:

@@ -33,11 +33,17 @@ def _sample(record: Record, name: str) -> Sample:
 
 
 def _context(record: Record) -> str:
-    """Returns topic and context: as published in three fields, or joined in `ctx` already."""
+    """Returns topic and context: as published in three fields, or joined in `ctx` already.
+
+    Where `ctx` stands in for the last two, the topic may be in it or not.
+    """
     if "activity_label" not in record.values:
         return _cleaned(record.text("ctx"))
+    topic = f"{record.text('activity_label')}: "
+    if "ctx_b" not in record.values:
+        return _cleaned(topic + record.text("ctx").removeprefix(topic))
     end = record.text("ctx_b", empty=True).capitalize()
-    return _cleaned(f"{record.text('activity_label')}: {record.text('ctx_a', empty=True)} {end}")
+    return _cleaned(f"{topic}{record.text('ctx_a', empty=True)} {end}")
 
 
 def _cleaned(text: str) -> str:

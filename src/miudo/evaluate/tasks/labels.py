@@ -7,9 +7,16 @@ Read next: `miudo.data.pack.hold_out`, the rule that parts the file.
 
 from __future__ import annotations
 
+import glob
+
 from miudo.data.pack import hold_out
 from miudo.errors import DataError
-from miudo.evaluate.tasks.files import bare_name, find_task_files, read_records
+from miudo.evaluate.tasks.files import (
+    bare_name,
+    find_task_files,
+    read_records,
+    without_ending,
+)
 from miudo.evaluate.tasks.task import LabelSettings, Sample, Source, Task, TaskData, TaskSettings
 
 __all__ = ["LABELS", "is_test"]
@@ -23,7 +30,7 @@ def is_test(text: str, seed: int, settings: LabelSettings) -> bool:
 def _load(source: Source, settings: TaskSettings) -> TaskData:
     chosen = settings.labels
     fields = (chosen.text_field, chosen.label_field)
-    files = find_task_files("labels", source.paths, [f"{chosen.file}*"])
+    files = find_task_files("labels", source.paths, [_pattern(chosen.file)])
     rows = [
         (f"{bare_name(path)}/{number}", *map(record.text, fields))
         for path in files
@@ -53,6 +60,12 @@ def _load(source: Source, settings: TaskSettings) -> TaskData:
         )
     skipped = {"kept for training": len(pool)}
     return TaskData(samples, pool, skipped, tuple(map(str, files)))
+
+
+def _pattern(file: str) -> str:
+    """Returns the pattern of one file that was named with its ending, else of a beginning."""
+    bare = without_ending(file)
+    return glob.escape(bare) + ("*" if bare == file else "")
 
 
 LABELS = Task("labels", _load, metric="acc")

@@ -83,4 +83,4 @@ def _lowest(texts: Iterable[str], settings: TaskSettings) -> list[tuple[int, str
     return sorted((number, context, word) for _, number, context, word in kept)
 
 
-LAST_WORD = Task("last_word", _load, metric="acc", kind="greedy")
+LAST_WORD = Task("last_word", _load, metric="acc", kind="greedy", takes_texts=True)

@@ -34,7 +34,7 @@ def _loader(name: str, *order: str) -> Callable[[Source, TaskSettings], TaskData
 def _sample(record: Record, number: str) -> Sample:
     letters, texts = _choices(record)
     field = "answerKey" if "answerKey" in record.values else "answer"
-    subject = record.text("subject") if "subject" in record.values else ""
+    subject = record.optional("subject")
     topic = subject.replace("_", " ")
     question = record.text("question").strip()
     answer = record.values.get(field)
@@ -44,7 +44,7 @@ def _sample(record: Record, number: str) -> Sample:
         answer = record.text(field)
     gold = answer_at(answer, letters, f"{record.where}, field {field}")
     return Sample(
-        id=record.text("id") if "id" in record.values else number,
+        id=record.name(number),
         prompt=f"Question: {question}\nAnswer:",
         choices=texts,
         gold=gold,

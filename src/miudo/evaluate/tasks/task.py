@@ -61,6 +61,7 @@ class TaskData:
 class LabelSettings:
     """Classification: the file's name, its two fields, the prompt around `{text}`, the test share.
 
+    `file` is the beginning of a name, or a whole one with its ending.
     A text is in the test part where `hold_out(text, seed) < test_share`
     (`miudo.data.pack.hold_out`), a rule that training on the rest can share.
     """
@@ -135,13 +136,14 @@ class Task:
     """One row of the catalogue. `metric` is the headline: plain, or normalised by bytes.
 
     `pair` asks which of two whole sentences is likelier, `greedy` whether the model itself
-    would write the one choice; neither takes examples.
+    would write the one choice; neither takes examples. `takes_texts`: it reads `Source.texts`.
     """
 
     name: str
     load: Callable[[Source, TaskSettings], TaskData]
     metric: Literal["acc", "acc_norm"] = "acc_norm"
     kind: Literal["choice", "pair", "greedy"] = "choice"
+    takes_texts: bool = False
 
 
 def answer_at(answer: str, letters: Sequence[str], where: str) -> int:
