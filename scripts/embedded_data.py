@@ -23,6 +23,9 @@ from miudo.data.sample import write_sample
 from miudo.files import atomic_write
 
 Chat = list[dict[str, str]]
+LESSONS = {"persona": 1, "coffee": 1, "home_en": 2, "home_pt": 4, "synthetic": 1, "talk": 12}
+"""What the fine-tuned model is taught to answer, and how many times it hears it."""
+
 _VERSES = 12
 _MAX_TURNS = 24
 
@@ -43,7 +46,8 @@ def main() -> None:
         "home_pt": commands(root / "smart_home/home_assistant_utterances_pt.jsonl"),
     }
     chats["talk"] = own_talk(Path(__file__).with_name("embedded_talk.toml"))
-    for name, found in chats.items():
+    kept = {name: list(found) for name, found in chats.items()}
+    for name, found in kept.items():
         write(out / f"{name}.jsonl", ({"messages": chat} for chat in found))
     pairs = list(columns(root / "parallel/en-pt.tico19_medical.tsv.xz"))
     for at, language in enumerate(("en", "pt")):
@@ -52,6 +56,12 @@ def main() -> None:
     chapters = (verses[at : at + _VERSES] for at in range(0, len(verses), _VERSES))
     write(out / "bible_pt.jsonl", ({"text": "\n".join(some)} for some in chapters))
     write_sample(out / "synthetic.jsonl", size_bytes=options.synthetic_bytes)
+    made = list(records(out / "synthetic.jsonl"))
+    kept["synthetic"] = [row["messages"] for row in made if "messages" in row]
+    lessons = [
+        chat for name, times in LESSONS.items() for chat in kept[name] * times if len(chat) > 1
+    ]
+    write(out / "chats.jsonl", ({"messages": chat} for chat in lessons))
 
 
 def write(path: Path, rows: Iterable[object]) -> None:

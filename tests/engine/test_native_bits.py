@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import miudo
 from miudo.config import ModelConfig
 from miudo.engine.native import NativeEngine
 from miudo.formats import open_model
+from miudo.hub.resolve import embedded_path
 from miudo.protocol import SamplingSettings, SeqWork, Want
 from miudo.tensors import DType
 from miudo.text.tokenizer import TextTokenizer
 
 Floats = npt.NDArray[np.float32]
 README = Path(__file__).resolve().parents[2] / "README.md"
-EMBEDDED = Path(miudo.__file__).parent / "hub" / "embedded" / "miudo-seed-1m.gguf"
+EMBEDDED = embedded_path()
 LENGTH = 90  # past two tiles of 32 positions, and into a third
 
 
