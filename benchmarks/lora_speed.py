@@ -24,7 +24,7 @@ import time
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BATCH, LENGTH, RANK, ALPHA = 16, 256, 8, 16
 WARM = 2  # steps that are not counted: allocation, thread pools
@@ -32,6 +32,17 @@ WORKERS = ("miudo", "peft")
 NAMES = {"miudo": "miudo (eager)", "miudo-compiled": "miudo (compiled)", "peft": "PEFT"}
 # The same seven matrices of every block, by the names that each side has for them.
 PEFT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Tick(NamedTuple):
+    """Seconds by the clock, and CPU seconds of all threads of this process."""
+
+    wall: float
+    cpu: float
+
+
+def tick() -> Tick:
+    return Tick(time.perf_counter(), time.process_time())
 
 
 def main() -> None:
@@ -47,7 +58,7 @@ def main() -> None:
         rows += table_rows(preset, found)
     from miudo.report import Table, text_table
 
-    headers = ["shape", "", "tokens/s", "spread", "peak MB", "trained", "x PEFT"]
+    headers = ["shape", "", "tokens/s", "a CPU s", "spread", "x PEFT", "peak MB", "x PEFT"]
     caption = f"batch {BATCH} x {LENGTH}, rank {RANK}, all seven matrices, {options.precision}, "
     caption += f"AdamW, {options.rounds} rounds of {options.steps} steps, medians"
     print(f"\n{caption}\n{text_table(Table(headers, rows, text_columns=frozenset({0, 1})))}")
@@ -89,7 +100,9 @@ def rounds_of(preset: str, options: argparse.Namespace) -> dict[str, list[dict[s
             found[name].append(result)
             print(
                 f"{preset}  round {number + 1}  {NAMES[name]:<18}"
-                f"{result['tokens_per_s']:9,.0f} tokens/s  {result['peak_bytes'] / 1e6:6,.0f} MB  "
+                f"{result['tokens_per_s']:9,.0f} tokens/s  "
+                f"{result['tokens_per_cpu_s']:9,.0f} a CPU s  "
+                f"{result['peak_bytes'] / 1e6:6,.0f} MB  "
                 f"load before {load:.2f}",
                 flush=True,
             )
@@ -107,15 +120,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     side = step_of_peft if options.worker == "peft" else step_of_miudo
     times, trained = side(options)
-    gaps = [b - a for a, b in itertools.pairwise(times)][WARM:]
+    gaps = [(b.wall - a.wall, b.cpu - a.cpu) for a, b in itertools.pairwise(times)][WARM:]
+    wall, cpu = (statistics.median(column) for column in zip(*gaps, strict=True))
     return {
-        "tokens_per_s": BATCH * LENGTH / statistics.median(gaps),
+        "tokens_per_s": BATCH * LENGTH / wall,
+        "tokens_per_cpu_s": BATCH * LENGTH / cpu,
         "peak_bytes": peak_memory().value,
         "trained": trained,
     }
 
 
-def step_of_miudo(options: argparse.Namespace) -> tuple[list[float], int]:
+def step_of_miudo(options: argparse.Namespace) -> tuple[list[Tick], int]:
     """Returns the time after every step of `fit`, and the trained parameters."""
     from miudo.decoder.decoder import Decoder
     from miudo.decoder.lora import LoraSettings, add_lora
@@ -124,14 +139,14 @@ def step_of_miudo(options: argparse.Namespace) -> tuple[list[float], int]:
     from miudo.train.progress import Silent, StepReport
     from miudo.train.settings import FitSettings
 
-    times: list[float] = []
+    times: list[Tick] = []
 
     class Clock(Silent):
         def note(self, text: str) -> None:
-            times.append(time.perf_counter())  # the plan: just before the first step
+            times.append(tick())  # the plan: just before the first step
 
         def report(self, step: StepReport) -> None:
-            times.append(time.perf_counter())
+            times.append(tick())
 
     config = load_preset(options.shapes[0])
     decoder = Decoder(config)
@@ -152,7 +167,7 @@ def step_of_miudo(options: argparse.Namespace) -> tuple[list[float], int]:
     return times, sum(p.numel() for p in decoder.parameters() if p.requires_grad)
 
 
-def step_of_peft(options: argparse.Namespace) -> tuple[list[float], int]:
+def step_of_peft(options: argparse.Namespace) -> tuple[list[Tick], int]:
     """Returns the same of a plain loop over a PEFT model of the same shape.
 
     A bare loop, as PEFT's own examples have it: nothing that a Trainer adds is charged to it.
@@ -176,7 +191,7 @@ def step_of_peft(options: argparse.Namespace) -> tuple[list[float], int]:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3, betas=(0.9, 0.95), fused=True)
     data = RandomTokens(config.vocab_size)
-    times = [time.perf_counter()]
+    times = [tick()]
     for step in range(options.steps + WARM):
         ids = torch.from_numpy(data.batch(0, step, BATCH, LENGTH)[:, :-1]).long()
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
@@ -185,7 +200,7 @@ def step_of_peft(options: argparse.Namespace) -> tuple[list[float], int]:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        times.append(time.perf_counter())
+        times.append(tick())
     return times, sum(p.numel() for p in trained)
 
 
@@ -227,21 +242,26 @@ def machine() -> str:
 
 
 def table_rows(preset: str, found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Returns a row a worker: median speed, spread, peak memory, what is trained."""
-    base = statistics.median(f["tokens_per_s"] for f in found["peft"])
+    """Returns a row a worker: medians, the spread of CPU speed, and both beside PEFT's."""
+    kinds = ("tokens_per_s", "tokens_per_cpu_s", "peak_bytes")
+    middles = {
+        name: [statistics.median(f[kind] for f in results) for kind in kinds]
+        for name, results in found.items()
+    }
+    _, base_speed, base_peak = middles["peft"]
     rows = []
-    for name, results in found.items():
-        speeds = [f["tokens_per_s"] for f in results]
-        middle = statistics.median(speeds)
+    for name, (by_clock, speed, peak) in middles.items():
+        speeds = [f["tokens_per_cpu_s"] for f in found[name]]
         rows.append(
             [
                 preset,
                 NAMES[name],
-                f"{middle:,.0f}",
+                f"{by_clock:,.0f}",
+                f"{speed:,.0f}",
                 f"{min(speeds):,.0f}-{max(speeds):,.0f}",
-                f"{statistics.median(f['peak_bytes'] for f in results) / 1e6:,.0f}",
-                f"{results[0]['trained']:,}",
-                f"{middle / base:.2f}",
+                f"{speed / base_speed:.2f}",
+                f"{peak / 1e6:,.0f}",
+                f"{peak / base_peak:.2f}",
             ]
         )
     return rows

@@ -100,8 +100,8 @@ def test_two_threads_in_bf16_repeat_their_bits(small: Any, tmp_path: Path) -> No
 
 
 def test_short_attention_is_the_same_attention(small: Any) -> None:
-    decoder, ids = small.decoder(), torch.arange(18).reshape(2, 9)
-    with short_attention(decoder, small.settings()):
+    decoder, settings, ids = small.decoder(), small.settings(), torch.arange(18).reshape(2, 9)
+    with short_attention(decoder, settings, make_plan(settings, steps=1, compiled=True)):
         products = cross_entropy(decoder, ids)[0]
     fused = cross_entropy(decoder, ids)[0]
     # float32, sums in another order.

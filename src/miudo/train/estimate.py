@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from miudo.meter import peak_memory
 from miudo.report import Table, text_table
 from miudo.train.finetune import open_base
 from miudo.train.lesson import FinetuneJob, open_lesson
-from miudo.train.loss import CHUNK_LOGITS, cross_entropy
+from miudo.train.loss import chunk_rows, cross_entropy
 from miudo.train.plan import Plan, make_plan, wants_compile
 from miudo.train.progress import Progress, Silent
 from miudo.train.settings import FitSettings, Precision
@@ -147,27 +147,23 @@ def estimate(job: FinetuneJob, progress: Progress | None = None) -> Estimate:
         stepper = Stepper(base.decoder, lesson.train, fit, cross_entropy)
         held = sum(p.numel() * p.element_size() for p in base.decoder.parameters())
         device = stepper.device.type
-        precision = make_plan(fit, steps=1, compiled=False, device=device).precision
+        steps = fit.steps or -(-(fit.tokens or 0) // fit.step_tokens)  # 0: so many minutes
+        compiled = wants_compile(fit.compile, steps * fit.step_tokens)
+        plan = make_plan(fit, steps=steps, compiled=compiled, device=device)
         segments = isinstance(lesson.train, MarkedTokens)
-        kept = activations(base.decoder, fit, precision, segments=segments)
+        kept = activations(base.decoder, fit, plan, segments=segments)
         idle = max(0, process.memory_info().rss - held)
-        parts = memory_parts(stepper, kept, precision, idle_bytes=idle)
+        parts = memory_parts(stepper, kept, plan.precision, idle_bytes=idle)
         change = kept.whole - kept.checkpointed
         total = sum(part.size_bytes for part in parts)
         other = total + (change if fit.checkpoint_activations else -change)
         started = time.perf_counter()
         with run_conditions(base.decoder, fit):
             base.decoder.train()
-            if fit.minutes is None:
-                steps = fit.steps or -(-(fit.tokens or 0) // fit.step_tokens)
-                compiled = wants_compile(fit.compile, steps * fit.step_tokens)
-                step_s = trial_step_s(stepper, compiled=compiled)
-            else:
-                compiled = wants_compile(fit.compile, 0)
-                step_s = trial_step_s(stepper, compiled=compiled)
+            step_s = trial_step_s(stepper, compiled=compiled)
+            if fit.minutes is not None:
                 left = fit.minutes * 60.0 - (time.perf_counter() - started)
-                steps = max(1, int(left / step_s))
-        plan = make_plan(fit, steps=steps, compiled=compiled, device=device)
+                plan = replace(plan, steps=max(1, int(left / step_s)))
         peak = int(peak_memory().value)
     return Estimate(parts, other, peak, free, step_s, plan, fit)
 
@@ -201,7 +197,7 @@ def memory_parts(
 
 
 def activations(
-    decoder: Decoder, settings: FitSettings, precision: Precision, *, segments: bool
+    decoder: Decoder, settings: FitSettings, plan: Plan, *, segments: bool
 ) -> Activations:
     """Returns what a forward pass of one batch keeps for the backward pass.
 
@@ -229,10 +225,10 @@ def activations(
     shape = (settings.batch_size, settings.length)
     try:
         with (
-            short_attention(decoder, settings),
+            short_attention(decoder, settings, plan),
             FakeTensorMode(allow_non_fake_inputs=True),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast(kind, torch.bfloat16, enabled=precision is Precision.BF16),
+            torch.autocast(kind, torch.bfloat16, enabled=plan.precision is Precision.BF16),
         ):
             ids = torch.zeros(shape, dtype=torch.int64, device=kind)
             decoder(ids, segments=torch.zeros_like(ids) if segments else None)
@@ -249,8 +245,9 @@ def _head_bytes(decoder: Decoder, positions: int, precision: Precision) -> int:
     vocabulary, d_model = decoder.config.vocab_size, decoder.config.d_model
     weight = decoder.embed.weight if decoder.head is None else decoder.head.weight
     size = 2 if precision is Precision.BF16 else 4
-    rows = min(positions, max(1, CHUNK_LOGITS // vocabulary))
-    chunk = rows * vocabulary * (2 * size + 3 * 4)  # logits, gradient; three steps in float32
+    rows = min(positions, chunk_rows(vocabulary))
+    # Logits and what they become in float32, which is the gradient where that is float32 too.
+    chunk = rows * vocabulary * (8 if size == 4 else 2 * size + 2 * 4)
     cast = vocabulary * d_model * size if precision is Precision.BF16 else 0
     learned = 4 * vocabulary * d_model if weight.requires_grad else 0
     return chunk + cast + learned + positions * d_model * size

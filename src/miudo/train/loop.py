@@ -31,7 +31,7 @@ from miudo.train.progress import Progress, Silent, StepReport
 from miudo.train.run_folder import RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
-from miudo.train.speed import compiled_steps, kept_threads, run_conditions
+from miudo.train.speed import kept_threads, planned_steps, run_conditions
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
 from miudo.train.stepper import Stepper, StepResult, Tokens
 from miudo.train.timing import decide
@@ -117,8 +117,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
         stack.enter_context(kept_threads(plan.threads))
         request = stack.enter_context(stop_request())
         decoder.train()
-        if plan.compiled and run.counters.step < plan.steps:
-            stack.enter_context(compiled_steps(run.stepper, plan))
+        if run.counters.step < plan.steps:
+            stack.enter_context(planned_steps(run.stepper, plan))
         run.take_steps(plan, request)
         return run.end(plan)
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from miudo.decoder.decoder import Decoder
 from miudo.train.plan import Plan
-from miudo.train.settings import FitSettings
+from miudo.train.settings import FitSettings, Precision
 from miudo.train.stepper import Stepper
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "compiled_steps",
     "kept_memory",
     "kept_threads",
+    "planned_steps",
     "run_conditions",
     "short_attention",
 ]
@@ -52,7 +53,6 @@ def run_conditions(decoder: Decoder, settings: FitSettings) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(kept_memory())
-        stack.enter_context(short_attention(decoder, settings))
         if settings.checkpoint_activations:
             stack.enter_context(checkpointed_blocks(decoder))
         yield
@@ -130,15 +130,27 @@ def compiled_steps(stepper: Stepper, plan: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def short_attention(decoder: Decoder, settings: FitSettings) -> Iterator[None]:
+def planned_steps(stepper: Stepper, plan: Plan) -> Iterator[None]:
+    """Lets `stepper` take its steps as `plan` says: attention, and compilation where chosen."""
+    with ExitStack() as stack:
+        stack.enter_context(short_attention(stepper.decoder, stepper.settings, plan))
+        if plan.compiled:
+            stack.enter_context(compiled_steps(stepper, plan))
+        yield
+
+
+@contextmanager
+def short_attention(decoder: Decoder, settings: FitSettings, plan: Plan) -> Iterator[None]:
     """Lets attention over short rows run as plain matrix products, if its scores fit.
 
-    PyTorch's fused kernel for processors saves memory at twice the time of its backward pass.
+    PyTorch's fused kernel for processors saves memory at twice the time of its backward pass in
+    bf16. In eager float32 it is the faster one: a softmax that is not compiled takes its gain.
     """
     heads = max(layer.n_heads for layer in decoder.config.layers)
     scores = settings.batch_size * heads * settings.length**2
     on_cpu = decoder.embed.weight.device.type == "cpu"
-    if not on_cpu or settings.length > _SHORT or scores > _SCORES:
+    fused = plan.precision is Precision.F32 and not plan.compiled
+    if fused or not on_cpu or settings.length > _SHORT or scores > _SCORES:
         yield
         return
     # Named for CUDA, read on every device: without it bf16 would be widened to float32.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
 from miudo.train.plan import Plan, make_plan, wants_compile
 from miudo.train.settings import Compile
-from miudo.train.speed import compiled_steps
+from miudo.train.speed import planned_steps
 from miudo.train.stepper import Stepper
 
 __all__ = ["decide", "trial_step_s"]
@@ -75,9 +75,7 @@ def _seconds_a_step(stepper: Stepper, *, compiled: bool) -> float:
     plan = make_plan(
         stepper.settings, steps=_PLAN_STEPS, compiled=compiled, device=stepper.device.type
     )
-    with ExitStack() as stack:
-        if compiled:
-            stack.enter_context(compiled_steps(stepper, plan))
+    with planned_steps(stepper, plan):
         for step in range(_WARM):
             stepper.take(step, plan)
         started = time.perf_counter()
