@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    text = " ".join(next(iter(read_documents([options.text]))).text.split())
+    text = " ".join(w for d in read_documents([options.text]) for w in d.text.split())
     spots = [m.span() for m in re.finditer(r"(?<= )[^\W\d_]{2,}(?=[ ,.])", text)]
     step = max(1, len(spots) // options.words)
     chosen = [span for span in spots[::step] if span[0] > CONTEXT][: options.words]
