@@ -63,11 +63,16 @@ def test_a_fresh_side_path_changes_nothing(targets: tuple[str, ...]) -> None:
 
 def test_it_computes_what_the_paper_says() -> None:
     base = torch.nn.Linear(5, 7)
-    down, up = torch.randn(3, 5), torch.randn(7, 3)
-    x = torch.randn(4, 5)
-    found = LowRankLinear(base, down, up, 0.5)(x)
-    wanted = x @ (base.weight + 0.5 * up @ down).T + base.bias
+    side = LowRankLinear(base, torch.randn(3, 5), torch.randn(7, 3), 0.5)
+    x = torch.randn(2, 4, 5, requires_grad=True)
+    found = side(x)
+    wanted = x @ (base.weight + 0.5 * side.lora_up @ side.lora_down).T + base.bias
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(side(x[0]), wanted[0], atol=1e-5, rtol=0)
+    outer, learnt = torch.randn(2, 4, 7), (x, side.lora_down, side.lora_up)
+    gradients = torch.autograd.grad(found, learnt, outer)
+    for one, other in zip(gradients, torch.autograd.grad(wanted, learnt, outer), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_only_the_side_paths_take_gradients() -> None:

@@ -108,6 +108,19 @@ def test_short_attention_is_the_same_attention(small: Any) -> None:
     assert float(products.detach()) == pytest.approx(float(fused.detach()), abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", [Precision.F32, Precision.BF16])
+@pytest.mark.parametrize("compile_", [False, True])
+def test_eager_float32_keeps_the_fused_attention(
+    small: Any, precision: Precision, compile_: bool
+) -> None:
+    settings = small.settings(precision=precision)
+    plan = make_plan(settings, steps=1, compiled=compile_)
+    with short_attention(small.decoder(), settings, plan):
+        fused = torch.backends.cuda.flash_sdp_enabled()  # read on processors too
+    assert fused == (precision is Precision.F32 and not compile_)
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_a_damaged_compiler_cache_is_stepped_round(
     small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ class Compilable(Loss, Protocol):
 
 ChunkGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-CHUNK_LOGITS, CHUNK_ROWS = 1 << 24, 512
+_CHUNK_LOGITS, _CHUNK_ROWS = 1 << 24, 512
 """Logits alive at a time, and rows: enough for a fast product, few enough for the caches."""
 
 
@@ -99,7 +99,7 @@ def mean_loss(
     targets: Tensor,
     *,
     gradient: ChunkGradient | None = None,
-    chunk_logits: int = CHUNK_LOGITS,
+    chunk_logits: int = _CHUNK_LOGITS,
 ) -> Tensor:
     """Returns the mean cross-entropy of hidden [N, D] through weight [V, D] to targets [N].
 
@@ -118,9 +118,9 @@ def mean_loss(
     return loss
 
 
-def chunk_rows(vocab_size: int, chunk_logits: int = CHUNK_LOGITS) -> int:
+def chunk_rows(vocab_size: int, chunk_logits: int = _CHUNK_LOGITS) -> int:
     """Returns how many positions have their logits alive at a time."""
-    return max(1, min(CHUNK_ROWS, chunk_logits // vocab_size))
+    return max(1, min(_CHUNK_ROWS, chunk_logits // vocab_size))
 
 
 def chunk_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
