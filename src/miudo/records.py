@@ -35,6 +35,8 @@ __all__ = [
 
 SCHEMA = 1
 RECORD_FILE = "record.json"
+_GENERATIONS = 100
+
 COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
 """The command line that is being run, `miudo` first; the command line's entry sets it."""
 
@@ -98,6 +100,7 @@ class Record:
                 where=where,
                 remedy="Use the miudo that wrote it, or a newer one",
             )
+        _check_depth(values, where)
         try:
             given = dict(values)
             given["inputs"] = tuple(Artefact(**v) for v in given.get("inputs", ()))
@@ -132,6 +135,23 @@ class Record:
         if not isinstance(values, dict):
             raise ModelFileError("not a JSON object", where=path)
         return cls.from_json(values, where=path)
+
+
+def _check_depth(values: Mapping[str, Any], where: object) -> None:
+    """Raises ModelFileError for a line of parents that is longer than any honest one."""
+    level: list[Any] = [values]
+    for _ in range(_GENERATIONS):
+        level = [
+            parent
+            for record in level
+            if isinstance(record, Mapping) and isinstance(record.get("parents", ()), list | tuple)
+            for parent in record.get("parents", ())
+        ]
+        if not level:
+            return
+    raise ModelFileError(
+        f"not a record (more than {_GENERATIONS} generations of parents)", where=where
+    )
 
 
 def _check_kinds(record: Record) -> None:
