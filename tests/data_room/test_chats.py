@@ -109,7 +109,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         read(str(tmp_path / "absent.jsonl"))
 
 
-def test_the_first_file_says_what_the_data_is(tmp_path: Path) -> None:
+def test_names_and_first_records_say_what_the_data_is(tmp_path: Path) -> None:
     chats = write(tmp_path / "a.jsonl", {"messages": GOOD})
     texts = write(tmp_path / "b.jsonl", {"text": "once"})
     (tmp_path / "c.txt").write_text("once")
@@ -123,6 +123,18 @@ def test_the_first_file_says_what_the_data_is(tmp_path: Path) -> None:
     assert not holds_chats([str(tmp_path / "d.csv")], ChatSettings(kind="text"))
     with pytest.raises(DataError, match=r"c\.txt: is running text, other inputs are"):
         read(chats, plain)
+    for both in ([chats, plain], [plain, chats], [texts, chats]):
+        with pytest.raises(DataError, match="is running text, other inputs are conversations"):
+            holds_chats(both, auto)
+    assert not holds_chats([plain, chats], ChatSettings(kind="text"))
+    odd = write(tmp_path / "e.jsonl", {"question": "a", "answer": "b"})
+    with pytest.raises(DataError, match=r"e.jsonl, line 1: has no messages.*chat.prompt=KEY"):
+        holds_chats([odd], auto)
+    assert holds_chats([odd], ChatSettings(prompt="question"))
+    assert not holds_chats([odd], auto, field="answer")
+    (tmp_path / "f.json").write_text(json.dumps([{"messages": GOOD}]))
+    with pytest.raises(DataError, match=r"f\.json: is JSON in one piece.*JSON Lines"):
+        holds_chats([str(tmp_path / "f.json")], auto)
     for bad in ({"kind": "audio"}, {"held_out": 1.0}):
         with pytest.raises(ConfigError):
             ChatSettings(**bad)

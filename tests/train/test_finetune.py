@@ -226,6 +226,22 @@ def test_conversations_are_held_out_where_there_are_enough(tmp_path: Path) -> No
     assert measured["held_out_loss"] > 0
 
 
+def test_held_out_conversations_that_fit_no_row_stop_nothing(tmp_path: Path) -> None:
+    """Which are held out is chance: a long one there is left out like any other."""
+    pairs = [(f"q{i}", "word " * (60 if i % 2 else 1)) for i in range(20)]
+    data = chats(tmp_path / "c.jsonl", pairs)
+    work = job(data, tmp_path / "out", fit={"length": 24}, chat=ChatSettings(held_out=0.05))
+    found = set()
+    for seed in range(6):
+        fit = dataclasses.replace(work.fit, seed=seed)
+        made = finetune(dataclasses.replace(work, fit=fit, out=tmp_path / str(seed)))
+        measured = {m.name: m.value for m in made.record.measurements}
+        assert measured["exchanges_left_out"] == 10
+        assert measured["conversations_held_out"] > 0
+        found.add("held_out_loss" in measured)
+    assert found == {True, False}
+
+
 def test_running_text_is_learned_whole(tmp_path: Path) -> None:
     text = tmp_path / "t.txt"
     text.write_text("\n\n\n".join(f"The {i} cats of house {i} sleep all day." for i in range(60)))
@@ -286,6 +302,25 @@ def test_a_preview_shows_what_is_learned(tmp_path: Path) -> None:
     assert [t for t, learned in shown[0].spans if learned] == ["The sky is blue.<|end|>"]
     assert shown[0].where.endswith("c.jsonl, line 1")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_preview_goes_past_what_fits_no_row(tmp_path: Path) -> None:
+    data = chats(tmp_path / "c.jsonl", [("q", "word " * 60), CHATS[2]])
+    long, short = preview(job(data, tmp_path / "out"), 2)
+    assert "c.jsonl, line 1, messages[1] (" in long.where
+    assert long.spans == ()
+    assert short.where.endswith("line 2")
+    assert short.learned > 0
+
+
+def test_rows_longer_than_the_model_are_refused_whatever_the_data(tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("\n\n\n".join(f"The {i} cats sleep all day." for i in range(99)))
+    work = job(text, tmp_path / "out", chat_template=None, fit={"length": 300})
+    for step in (estimate, finetune):
+        with pytest.raises(ConfigError, match="length is 300, the model has 256 positions"):
+            step(work)
+    assert not (tmp_path / "out" / "data").exists()
 
 
 @pytest.mark.parametrize("lora", [True, False])

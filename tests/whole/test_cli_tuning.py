@@ -92,8 +92,12 @@ def test_a_dry_run_tells_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     [
         (["--data", "{data}", "--steps", "1"], 2, "--out: no folder is named"),
         (["--out", "{out}", "--steps", "1"], 2, "--data"),
-        (["--data", "{data}", "--out", "{out}"], 2, "length is given 0 times"),
-        (["--data", "{data}", "--out", "{out}", "--epochs", "1", "--steps", "1"], 2, "given twice"),
+        (
+            ["--data", "{data}", "--out", "{out}"],
+            2,
+            "--epochs, --tokens, --steps, --minutes: the run's length is given 0 times",
+        ),
+        (["--data", "{data}", "--out", "{out}", "--epochs", "1", "--steps", "1"], 2, "given 2 times"),
         (["--data", "{data}", "--out", "{out}", "--steps", "1"], 1, "has no column 'prompt'"),
         (
             ["--data", "{data}", "--out", "{out}", "--steps", "1", "--full", "--rank", "4"],
@@ -104,6 +108,16 @@ def test_a_dry_run_tells_and_writes_nothing(data: Path, tmp_path: Path) -> None:
             ["--data", "{data}", "--out", "{out}", "--steps", "1", "--targets", "query"],
             2,
             "targets names query",
+        ),
+        (
+            ["--data", "{data}", "--out", "{out}", "--steps", "1", "--set", "lora_settings=3"],
+            2,
+            "lora_settings: the value is 3. Give a table of settings",
+        ),
+        (
+            ["--data", "{data}", "--out", "{out}", "--steps", "1", "--set", "targets=['q', 'v']"],
+            2,
+            "targets is ['q', 'v'], it takes one value",
         ),
         (["--data", "{out}/none.csv", "--out", "{out}", "--steps", "1"], 4, "none.csv"),
         (["--data", "{data}", "--out", "{out}", "--steps", "1", "--set", "chat.x=1"], 2, "chat"),
@@ -117,3 +131,24 @@ def test_what_cannot_be_is_said_with_its_cure(
     assert result.exit_code == code, result.output
     assert message in result.stderr
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_length_that_is_typed_stands_above_the_files(data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('epochs = 50\nrank = 2\ntargets = "q,v"\n')
+    common = ["finetune", TINY, "--data", data, "--config", recipe, "--dry-run", *COLUMNS, *SHORT]
+    rows = values(*common)["steps"] / 50
+    assert values(*common, "--steps", "3")["steps"] == 3
+    recipe.write_text("steps = 50\n")
+    assert values(*common, "--epochs", "2")["steps"] == 2 * rows
+    both = invoke(*common, "--epochs", "2", "--tokens", "64")
+    assert (both.exit_code, "given 2 times" in both.stderr) == (2, True), both.output
+
+
+def test_a_preview_names_what_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text(f"prompt,answer\na,{'word ' * 40}\na,b\n")
+    result = invoke("finetune", TINY, "--data", tmp_path / "c.csv", "--preview", "2", *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "c.csv, line 2, messages[1] (" in result.stdout
+    assert "tokens): longer than a row, left out\n" in result.stdout
+    assert "<|user|>a<|end|><|assistant|>[b<|end|>]" in result.stdout

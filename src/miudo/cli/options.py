@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from miudo.errors import ConfigError
+
 __all__ = ["Verb", "emit", "printable", "verb"]
 
 _GIVEN = "miudo.given"
@@ -111,8 +113,19 @@ def _merged(ctx: click.Context) -> dict[str, Any]:
 
 
 def _apply(ctx: click.Context) -> None:
+    merged = _merged(ctx)
+    for option in ctx.command.params:
+        value = merged.get(option.name or "")
+        many = option.nargs != 1 or (isinstance(option, click.Option) and option.multiple)
+        # Click would take the letters of Python's own spelling of it.
+        if isinstance(value, Mapping) or (isinstance(value, list) and not many):
+            raise ConfigError(
+                f"{option.name} is {value!r:.60}, it takes one value",
+                where="--config or --set",
+                remedy=f"Write it as on the command line: {option.name} = \"...\"",
+            )
     # Click asks default_map for whatever the command line leaves out.
-    ctx.default_map = _merged(ctx)
+    ctx.default_map = merged
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from miudo.errors import ConfigError, DataError, UsageError
 from miudo.files import open_regular
 
-__all__ = ["check_keys", "make_settings", "parse_assignment", "read_toml"]
+__all__ = ["check_keys", "check_table", "make_settings", "parse_assignment", "read_toml"]
 
 T = TypeVar("T")
 _MAX_TOML_BYTES = 1 << 20
@@ -62,14 +62,19 @@ def check_keys(given: Iterable[str], known: Iterable[str], *, where: str = "sett
             raise ConfigError(f"no setting is called {key!r}", where=where, remedy=cure)
 
 
+def check_table(values: Any, *, where: str) -> None:
+    """Raises ConfigError for what is no table of settings."""
+    if not isinstance(values, Mapping):
+        raise _refused(where, values, "a table of settings")
+
+
 def make_settings(kind: type[T], values: Mapping[str, Any], *, where: str = "settings") -> T:
     """Returns `kind(**values)`, each value checked against its field's type.
 
     Whole numbers are taken for floats, strings for enumerations and paths, lists for tuples,
     mappings for nested settings. Raises ConfigError naming key, value and what is allowed.
     """
-    if not isinstance(values, Mapping):
-        raise _refused(where, values, "a table of settings")
+    check_table(values, where=where)
     hints = typing.get_type_hints(kind)
     fields = [f for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
     check_keys(values, {f.name for f in fields}, where=where)

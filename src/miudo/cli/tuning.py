@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.options import emit, printable, verb
-from miudo.cli.settings import make_settings
+from miudo.cli.settings import check_table, make_settings
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
@@ -24,6 +24,7 @@ from miudo.cli.training_options import (
     require_data,
     run_settings,
     template_option,
+    typed,
 )
 from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
@@ -112,19 +113,12 @@ def _job(  # noqa: PLR0913 - what the verb was told
     given["targets"] = None if targets is None else [t.strip() for t in targets.split(",")]
     side = {n: v for n, v in given.items() if v is not None}
     table = extra.pop("lora_settings", {})
+    check_table(table, where="lora_settings")
     if not lora and (side or table):
         name = next(iter({**side, **table}))
         raise UsageError("has no side paths", where="--full", remedy=f"Leave out --{name}")
     chat = make_settings(ChatSettings, extra.pop("chat", {}), where="chat")
-    lengths = {name: flags.get(name, extra.get(name)) for name in ("tokens", "steps", "minutes")}
-    if epochs is not None and any(value is not None for value in lengths.values()):
-        raise UsageError(
-            "the run's length is given twice",
-            where="--epochs",
-            remedy="Give one of --epochs, --tokens, --steps and --minutes",
-        )
-    if epochs is not None or (preview and all(value is None for value in lengths.values())):
-        flags["steps"] = 1  # stands in until the rows are counted; a preview takes none
+    epochs = _length(epochs, flags, preview=preview)
     fit, packing = run_settings({**defaults(lora=lora), **extra}, flags)
     return FinetuneJob(
         model=model_path(model),
@@ -139,6 +133,28 @@ def _job(  # noqa: PLR0913 - what the verb was told
         chat_template=None if chat_template is None else read_template(chat_template),
         prepare=packing,
     )
+
+
+def _length(epochs: float | None, flags: dict[str, Any], *, preview: bool) -> float | None:
+    """Returns the epochs of the run, and leaves in `flags` the one length that `fit` is told.
+
+    Raises UsageError unless there is one; what is typed stands above a file's.
+    """
+    names = ("tokens", "steps", "minutes")
+    given = {"epochs": epochs} | {name: flags[name] for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    given = typed(given) or given
+    if len(given) != 1 and not (preview and not given):
+        raise UsageError(
+            f"the run's length is given {len(given)} times",
+            where="--epochs, --tokens, --steps, --minutes",
+            remedy="Give one of them",
+        )
+    flags |= {name: given.get(name) for name in names}
+    if not given.keys() & set(names):
+        flags["steps"] = 1  # stands in until the rows are counted; a preview takes none
+    found: float | None = given.get("epochs")
+    return found
 
 
 def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
@@ -158,8 +174,11 @@ def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
             else printable(text)
             for text, learned in sample.spans
         )
-        head = f"{sample.where}: {sample.tokens} tokens, {sample.learned} learned"
-        lines.append(f"{head}\n{''.join(parts)}\n")
+        if sample.spans:
+            head = f"{sample.where}: {sample.tokens} tokens, {sample.learned} learned"
+            lines.append(f"{head}\n{''.join(parts)}\n")
+        else:
+            lines.append(f"{sample.where}: longer than a row, left out\n")
     mark = "in colour" if colour else "in brackets"
     lines.append(f"What is learned stands {mark}.")
     emit(value, "\n".join(lines), as_json=as_json)

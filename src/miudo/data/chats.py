@@ -28,6 +28,8 @@ _LISTS = ("messages", "conversations", "conversation")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _TABLES = ("csv", "tsv", "parquet")
 _LINE_BYTES = 64 << 20
+_NAMES = "Give messages, or name the keys: --set chat.prompt=KEY --set chat.answer=KEY"
+_PART = "Name JSONL, CSV, TSV or Parquet files, or train on text alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class ChatSettings:
     """`prompt`, `answer` and, if named, `system` are the columns of a table of pairs.
 
     They are keys of JSONL records without messages too. `kind` says whether the data is chats
-    or running text; auto takes tables for pairs and looks at the first record of JSONL.
+    or running text; auto takes tables for pairs and looks at the first record of each JSONL.
     `held_out` is the share of conversations kept from training.
     """
 
@@ -65,22 +67,47 @@ class Conversation:
     where: str
 
 
-def holds_chats(inputs: Sequence[str], settings: ChatSettings) -> bool:
-    """Whether `inputs` are conversations rather than running text; the first file decides.
+def holds_chats(inputs: Sequence[str], settings: ChatSettings, field: str = "text") -> bool:
+    """Whether `inputs` are conversations rather than running text, of which `field` is the key.
 
-    Raises MissingError and DataError for what cannot be opened.
+    Of each file the name decides; of JSONL the first record. Raises MissingError and DataError
+    for what cannot be opened, a record that is neither, and inputs of both kinds.
     """
     if settings.kind != "auto":
         return settings.kind == "chat"
-    path = find_files(inputs)[0]
+    kinds = {path: _is_chat(path, settings, field) for path in find_files(inputs)}
+    if len(set(kinds.values())) == 2:
+        text = next(path for path, chat in kinds.items() if not chat)
+        raise DataError("is running text, other inputs are conversations", where=text, remedy=_PART)
+    return True in kinds.values()
+
+
+def _is_chat(path: Path, settings: ChatSettings, field: str) -> bool:
+    if ".json" in path.suffixes[-2:]:
+        raise DataError(
+            "is JSON in one piece, a record a line is read",
+            where=path,
+            remedy="Write JSON Lines, FILE.jsonl, say by jq -c '.[]'",
+        )
     kind = file_kind(path)
     if kind != "jsonl":
         return kind in _TABLES
     with open_source(path) as stream:
         for line in read_lines(stream, path, line_bytes=_LINE_BYTES):
-            if not line.text.isspace():
-                values = _object(line.text, f"{path}, line {line.number}")
-                return settings.prompt in values or any(key in values for key in _LISTS)
+            if line.text.isspace():
+                continue
+            where = f"{path}, line {line.number}"
+            values = _object(line.text, where)
+            if settings.prompt in values or any(key in values for key in _LISTS):
+                return True
+            if field in values:
+                return False
+            raise DataError(
+                f"has no messages, no {settings.prompt!r} and no {field!r} "
+                f"(found: {sorted(values)[:20]})",
+                where=where,
+                remedy=f"{_NAMES}; for running text --set prepare.read.field=KEY",
+            )
     raise DataError("holds no record", where=path, remedy="Leave it out or fill it")
 
 
@@ -110,7 +137,7 @@ def _records(path: Path, kind: str, settings: ChatSettings) -> Iterator[tuple[An
         raise DataError(
             "is running text, other inputs are conversations",
             where=path,
-            remedy="Name JSONL, CSV, TSV or Parquet files, or train on text alone",
+            remedy=_PART,
         )
     with open_source(path) as stream:
         lines = read_lines(stream, path, line_bytes=_LINE_BYTES)
@@ -145,7 +172,7 @@ def _messages(values: Mapping[str, Any], where: str, settings: ChatSettings) -> 
         raise DataError(
             f"has no messages and no text under {missing[0]!r} (found: {sorted(values)[:20]})",
             where=where,
-            remedy="Give messages, or name the keys: --set chat.prompt=KEY --set chat.answer=KEY",
+            remedy=_NAMES,
         )
     return _pair(*(values[name] for name in settings.columns))
 

@@ -72,8 +72,8 @@ def make_samples(
 
     A longer one becomes several, cut before a user's turn, each with the system message and as
     many exchanges as fit: every answer is learned once, a later part without what went before.
-    An exchange that alone is too long is left out and named in the report. Raises DataError
-    naming the record for what the template refuses, and where nothing is left.
+    An exchange that alone is too long is left out and named in the report, be it the only one.
+    Raises DataError naming the record for what the template refuses.
     """
     report = SampleReport()
     samples: list[Sample] = []
@@ -88,11 +88,6 @@ def make_samples(
     report.samples = len(samples)
     report.ids = sum(len(sample.ids) for sample in samples)
     report.counted = sum(sum(sample.counted) for sample in samples)
-    if not samples:
-        raise DataError(
-            f"no exchange fits a row of {length} tokens ({report.conversations} conversations)",
-            remedy="Give a larger --length",
-        )
     return samples, report
 
 

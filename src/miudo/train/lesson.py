@@ -21,7 +21,7 @@ from miudo.data.pipeline import PrepareSettings
 from miudo.data.samples import SampleReport, make_samples, pack_samples
 from miudo.data.sources import find_files
 from miudo.decoder.lora import LoraSettings
-from miudo.errors import ConfigError, TokenizerError
+from miudo.errors import ConfigError, DataError, TokenizerError
 from miudo.files import sha256_file
 from miudo.records import Artefact, Measurement, Record
 from miudo.text.answers import Sample
@@ -33,7 +33,7 @@ from miudo.train.progress import Progress
 from miudo.train.settings import FitSettings
 from miudo.train.stepper import Tokens
 
-__all__ = ["FinetuneJob", "Lesson", "chat_samples", "open_lesson"]
+__all__ = ["FinetuneJob", "Lesson", "chat_samples", "learns_chats", "open_lesson"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,28 @@ def open_lesson(
 ) -> Lesson:
     """Returns the data of `job` for the model `base`; running text is packed into `folder`.
 
-    Raises what `read_chats`, `make_samples` and `text_data` raise, and TokenizerError for chats
-    without a template.
+    Raises what `read_chats`, `make_samples` and `text_data` raise, ConfigError for rows longer
+    than the model's positions, DataError where no conversation fits a row, and TokenizerError
+    for chats without a template.
     """
-    if not (Path(job.inputs[0]) / MANIFEST_FILE).is_file() and holds_chats(job.inputs, job.chat):
+    positions = base.file.config.max_positions
+    if job.fit.length > positions:
+        raise ConfigError(
+            f"length is {job.fit.length}, the model has {positions} positions",
+            remedy=f"Give --length {positions} or less",
+        )
+    if learns_chats(job):
         return _chats(job, base, progress)
     return _text(job, base, folder, progress, resume=resume)
+
+
+def learns_chats(job: FinetuneJob) -> bool:
+    """Whether the data is conversations, of which the answers alone are learned.
+
+    Raises what `holds_chats` raises.
+    """
+    packed = (Path(job.inputs[0]) / MANIFEST_FILE).is_file()
+    return not packed and holds_chats(job.inputs, job.chat, job.prepare.read.field)
 
 
 def chat_samples(
@@ -102,30 +118,30 @@ def chat_samples(
 
 
 def _chats(job: FinetuneJob, base: Opened, progress: Progress) -> Lesson:
-    if job.fit.length > base.file.config.max_positions:
-        raise ConfigError(
-            f"length is {job.fit.length}, the model has {base.file.config.max_positions} positions",
-            remedy=f"Give --length {base.file.config.max_positions} or less",
-        )
     conversations = list(read_chats(job.inputs, job.chat))
     kept, apart = _parted(conversations, job.chat.held_out, job.fit.seed)
     samples, report = chat_samples(job, base, kept)
+    apart_samples, apart_report = chat_samples(job, base, apart)
+    if not samples:
+        raise DataError(
+            f"no exchange fits a row of {job.fit.length} tokens ({len(kept)} conversations)",
+            remedy="Give a larger --length",
+        )
     pad = base.file.config.pad_id or 0
     train = pack_samples(samples, job.fit.length, pad)
     rows = train.n_blocks(job.fit.length)
     progress.note(f"{report.text()}; {rows:,} rows, {train.filled:.0%} filled")
-    held_out = None
-    if apart:
-        held_out = pack_samples(chat_samples(job, base, apart)[0], job.fit.length, pad)
-        progress.note(f"{len(apart):,} conversations are held out")
-    else:
-        progress.note("too few conversations to hold any out")
+    held_out = pack_samples(apart_samples, job.fit.length, pad) if apart_samples else None
+    progress.note(
+        f"held out: {apart_report.text()}" if apart else "too few conversations to hold any out"
+    )
+    dropped = [*report.dropped, *apart_report.dropped]
     counted: dict[str, float] = {
         "conversations": report.conversations,
         "conversations_held_out": len(apart),
         "samples": report.samples,
-        "conversations_cut": report.parted,
-        "exchanges_left_out": len(report.dropped),
+        "conversations_cut": report.parted + apart_report.parted,
+        "exchanges_left_out": len(dropped),
         "sample_tokens": report.ids,
         "answer_tokens": report.counted,
         "rows": rows,
@@ -139,7 +155,7 @@ def _chats(job: FinetuneJob, base: Opened, progress: Progress) -> Lesson:
         ),
         chat_template=_template(job, base),
         measurements=tuple(Measurement(n, v, "1", "counted") for n, v in counted.items()),
-        notes=tuple(f"left out, longer than a row: {where}" for where in report.dropped[:20]),
+        notes=tuple(f"left out, longer than a row: {where}" for where in dropped[:20]),
     )
 
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
-from miudo.data.chats import holds_chats, read_chats
+from miudo.data.chats import read_chats
 from miudo.errors import UsageError
 from miudo.text.answers import Sample
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.artefact import open_decoder
-from miudo.train.lesson import FinetuneJob, chat_samples
+from miudo.train.lesson import FinetuneJob, chat_samples, learns_chats
 
 __all__ = ["Shown", "preview"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One sample: runs of text, and whether they are learned."""
+    """One sample: runs of text, and whether they are learned; none of what fits no row."""
 
     where: str
     tokens: int
@@ -41,9 +41,10 @@ class Shown:
 def preview(job: FinetuneJob, count: int) -> list[Shown]:
     """Returns the samples of the first `count` conversations, special tokens spelled out.
 
+    An exchange that is longer than a row is there by name, without text.
     Raises UsageError for running text, all of which is learned, and what reading raises.
     """
-    if not holds_chats(job.inputs, job.chat):
+    if not learns_chats(job):
         raise UsageError(
             "is running text: all of it is learned",
             where=job.inputs[0],
@@ -53,9 +54,12 @@ def preview(job: FinetuneJob, count: int) -> list[Shown]:
     tokenizer = base.tokenizer()
     shown = []
     for conversation in islice(read_chats(job.inputs, job.chat), count):
-        for sample in chat_samples(job, base, [conversation])[0]:
+        samples, report = chat_samples(job, base, [conversation])
+        for sample in samples:
             spans = tuple(_spans(tokenizer, sample))
             shown.append(Shown(conversation.where, len(sample.ids), sum(sample.counted), spans))
+        for where in report.dropped:
+            shown.append(Shown(where, 0, 0, ()))
     return shown
 
 
