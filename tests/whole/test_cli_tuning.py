@@ -97,7 +97,11 @@ def test_a_dry_run_tells_and_writes_nothing(data: Path, tmp_path: Path) -> None:
             2,
             "--epochs, --tokens, --steps, --minutes: the run's length is given 0 times",
         ),
-        (["--data", "{data}", "--out", "{out}", "--epochs", "1", "--steps", "1"], 2, "given 2 times"),
+        (
+            ["--data", "{data}", "--out", "{out}", "--epochs", "1", "--steps", "1"],
+            2,
+            "given 2 times",
+        ),
         (["--data", "{data}", "--out", "{out}", "--steps", "1"], 1, "has no column 'prompt'"),
         (
             ["--data", "{data}", "--out", "{out}", "--steps", "1", "--full", "--rank", "4"],

@@ -122,7 +122,7 @@ def _apply(ctx: click.Context) -> None:
             raise ConfigError(
                 f"{option.name} is {value!r:.60}, it takes one value",
                 where="--config or --set",
-                remedy=f"Write it as on the command line: {option.name} = \"...\"",
+                remedy=f'Write it as on the command line: {option.name} = "..."',
             )
     # Click asks default_map for whatever the command line leaves out.
     ctx.default_map = merged
