@@ -15,8 +15,10 @@ from miudo.evaluate.loading import load_model
 from miudo.evaluate.perplexity import document_ids
 from miudo.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from miudo.formats.opening import open_model
+from miudo.formats.peft import write_peft
 from miudo.formats.safetensors import write_safetensors
 from miudo.protocol import SeqWork
+from miudo.records import Record
 from miudo.tensors import Role, StoredTensor, tensor_table
 from miudo.text.tokenizer import TextTokenizer
 
@@ -122,7 +124,7 @@ def test_compare_lays_the_adapter_over_each_model(adapter: Path, tmp_path: Path)
     ("change", "says"),
     [
         ({"base": "0" * 64}, "was trained on the model 000000000000"),
-        ({"tokenizer": "1" * 64}, "was trained with the tokenizer 111111111111"),
+        ({"tokenizer": "1" * 64}, "was trained on the tokenizer 111111111111"),
     ],
 )
 def test_an_adapter_of_another_model_is_refused(
@@ -147,6 +149,11 @@ def test_paths_that_hold_no_adapter_are_told(tmp_path: Path, adapter: Path) -> N
     result = miudo("run", adapter, "--prompt", "a")
     assert result.exit_code == 1
     assert "is an adapter, not a model" in result.stderr
+    folder = tmp_path / "peft"
+    miudo("export", TINY, "--adapter", adapter, "--to", "hf", "--out", folder)
+    result = miudo("run", folder, "--prompt", "a")
+    assert result.exit_code == 1
+    assert "is an adapter, not a model. Give its model, and --adapter" in result.stderr
 
 
 def test_show_tells_rank_matrices_and_base(adapter: Path) -> None:
@@ -214,3 +221,30 @@ def test_an_adapter_goes_through_a_peft_folder_and_back(adapter: Path, tmp_path:
         for a in (adapter, folder, again)
     ]
     assert texts[0] == texts[1] == texts[2]
+
+
+def test_template_and_record_travel_with_an_adapter_in_every_form(
+    adapter: Path, tmp_path: Path
+) -> None:
+    """An adapter that learned through a template answers through it, whatever file it lies in."""
+    config = open_model(TINY).config
+    learned = Record(verb="finetune", name="mine", licence="MIT")
+    template = "<|user|>{{ messages[0].content }}<|end|><|assistant|>"
+    folder, file, again = tmp_path / "peft", tmp_path / "a.gguf", tmp_path / "again"
+    write_peft(folder, made(), config, record=learned, chat_template=template)
+    done = miudo("export", TINY, "--adapter", folder, "--to", "gguf", "--out", file)
+    assert "note    was trained through a chat template of its own" in done.stdout, done.output
+    assert miudo("export", TINY, "--adapter", file, "--to", "hf", "--out", again).exit_code == 0
+    texts = []
+    for path in (folder, file, again):
+        facts = json.loads(miudo("show", path, "--json").stdout)
+        assert (facts["chat_template"], facts["licence"]) == (template, "MIT")
+        text = miudo("show", path).stdout
+        assert "licence          MIT\n" in text
+        assert "mine - finetune, " in text
+        options = ["--temperature", 0, "--max-tokens", 12, "--json"]
+        answer = miudo("run", TINY, "--adapter", path, "--prompt", "Once upon", *options)
+        texts.append(json.loads(answer.stdout)["text"])
+    assert texts[0] == texts[1] == texts[2]
+    assert [p["verb"] for p in facts["record"]["parents"]] == ["export"]
+    assert "record           none" in miudo("show", adapter).stdout

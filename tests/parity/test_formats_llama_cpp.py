@@ -21,6 +21,7 @@ from miudo.formats.blocks import encode, to_f32
 from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from miudo.protocol import SeqWork
+from miudo.records import Record
 from miudo.tensors import DType, Role, StoredTensor, tensor_table
 from miudo.text.tokenizer import TextTokenizer, train_bpe
 
@@ -184,7 +185,9 @@ def test_an_adapter_means_the_same_to_llama_cpp(
     model = noisy(name)
     given = noise_beside(model)
     write_gguf(tmp_path / "model.gguf", model)
-    write_gguf_adapter(tmp_path / "adapter.gguf", model.config, given)
+    # Keys of ours that they pass over.
+    own = {"record": Record(verb="finetune", name="noise"), "chat_template": "{{ messages }}"}
+    write_gguf_adapter(tmp_path / "adapter.gguf", model.config, given, **own)  # type: ignore[arg-type]
     prompt = [0, 17, 200, 5, 81, 300]
     theirs = continued(server(tmp_path / "model.gguf", tmp_path / "adapter.gguf"), prompt, 30)
     back = read_gguf_adapter(tmp_path / "adapter.gguf", model.config)

@@ -215,6 +215,10 @@ def test_epochs_become_steps_and_small_data_small_batches(tmp_path: Path) -> Non
     assert made.record.settings["fit"]["batch_size"] == rows
     assert any(f"batch_size is {int(rows)}, not 16" in text for text in said)
     assert any("too few conversations to hold any out" in text for text in said)
+    assert any(text.startswith("3 steps are few to learn by: a smaller --b") for text in said)
+    said.clear()
+    finetune(job(data, tmp_path / "b", epochs=6.0, fit={"batch_size": 1, "length": 32}), Notes())
+    assert not any("are few" in text for text in said)
 
 
 def test_conversations_are_held_out_where_there_are_enough(tmp_path: Path) -> None:

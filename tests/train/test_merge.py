@@ -14,6 +14,7 @@ from miudo.decoder.decoder import Decoder
 from miudo.decoder.lora import LoraSettings, add_lora, to_adapter
 from miudo.errors import ModelFileError, UsageError
 from miudo.formats import open_model
+from miudo.formats.export import export_adapter
 from miudo.formats.gguf import write_gguf
 from miudo.formats.peft import write_peft
 from miudo.records import Record
@@ -73,6 +74,36 @@ def test_a_quantised_file_of_the_base_takes_it_too(
     write_gguf(tmp_path / "tiny.gguf", open_model(TINY), dtype=DType.Q8_0)
     made = merge_adapter(tmp_path / "tiny.gguf", adapted[0], tmp_path / "out", dtype=DType.BF16)
     assert open_model(made.path).weights["layers.0.attn.q.weight"].dtype is DType.BF16
+
+
+def test_the_template_that_was_learned_through_goes_before_the_models(
+    tmp_path: Path, adapted: tuple[Path, np.ndarray]
+) -> None:
+    file = dataclasses.replace(open_model(TINY), chat_template="{{ 'old' }}")
+    write_gguf(tmp_path / "tiny.gguf", file)
+    made = merge_adapter(tmp_path / "tiny.gguf", adapted[0], tmp_path / "out")
+    assert open_model(made.path).chat_template == "{{ messages }}"
+    (adapted[0] / "chat_template.jinja").unlink()
+    made = merge_adapter(tmp_path / "tiny.gguf", adapted[0], tmp_path / "own")
+    assert open_model(made.path).chat_template == "{{ 'old' }}"
+    (adapted[0] / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelFileError, match=r"chat_template\.jinja: is not UTF-8"):
+        merge_adapter(tmp_path / "tiny.gguf", adapted[0], tmp_path / "none")
+
+
+def test_an_adapter_file_merges_like_a_folder(
+    tmp_path: Path, adapted: tuple[Path, np.ndarray]
+) -> None:
+    export_adapter(adapted[0], TINY, tmp_path / "a.gguf", to="gguf")
+    one = open_model(merge_adapter(TINY, adapted[0], tmp_path / "one").path)
+    two = open_model(merge_adapter(TINY, tmp_path / "a.gguf", tmp_path / "two").path)
+    for name, tensor in one.weights.items():
+        np.testing.assert_allclose(
+            tensor.data.view("<f4"), two.weights[name].data.view("<f4"), atol=1e-6, err_msg=name
+        )
+    assert two.record is not None
+    assert [parent.verb for parent in two.record.parents] == ["train", "export"]
+    assert two.chat_template == one.chat_template
 
 
 def test_another_base_is_refused_and_nothing_is_written(

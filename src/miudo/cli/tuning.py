@@ -201,7 +201,7 @@ def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
 def merge(
     model: str, *, adapter: Path, out: Path, keep_zeros: bool, dtype: str, as_json: bool
 ) -> None:
-    """Add ADAPTER, a PEFT folder, into MODEL's weights and write the model's folder."""
+    """Add ADAPTER, a PEFT folder or GGUF file, into MODEL's weights; write a model's folder."""
     from miudo.tensors import DType
     from miudo.train.merge import merge_adapter
 

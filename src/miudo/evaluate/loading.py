@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from miudo.adapter import AdaptableEngine, base_fingerprint, check_adapter
-from miudo.errors import ModelFileError, TokenizerError, UsageError
+from miudo.errors import TokenizerError, UsageError
 from miudo.formats import ModelFile, open_model
 from miudo.formats.adapter import adapter_template, open_adapter
 from miudo.protocol import Engine
@@ -75,14 +75,7 @@ def _add_adapter(
 ) -> None:
     adapter = open_adapter(path, model.config)
     base = base_fingerprint(model.config, model.weights)
-    check_adapter(model.config, adapter, base=base, where=path)
-    if adapter.tokenizer not in (None, tokenizer.fingerprint):
-        raise ModelFileError(
-            f"was trained with the tokenizer {adapter.tokenizer:.12}, the model's is "
-            f"{tokenizer.fingerprint:.12}",
-            where=path,
-            remedy="Use it with its own base model",
-        )
+    check_adapter(model.config, adapter, base=base, tokenizer=tokenizer.fingerprint, where=path)
     engine.add_adapter(_ADAPTER, adapter)
 
 

@@ -13,12 +13,13 @@ from miudo.adapter import Adapter
 from miudo.config import ModelConfig
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
-from miudo.formats.gguf_adapter import read_gguf_adapter
+from miudo.formats.gguf_adapter import read_gguf_adapter, scan_gguf_adapter
 from miudo.formats.gguf_reader import read_container
 from miudo.formats.peft import PEFT_CONFIG, TEMPLATE_FILE, read_peft
 from miudo.limits import LIMITS
+from miudo.records import Record
 
-__all__ = ["adapter_template", "is_adapter", "open_adapter"]
+__all__ = ["adapter_record", "adapter_template", "is_adapter", "open_adapter"]
 
 
 def open_adapter(path: Path, config: ModelConfig) -> Adapter:
@@ -49,8 +50,22 @@ def is_adapter(path: Path) -> bool:
 
 
 def adapter_template(path: Path) -> str | None:
-    """Returns the chat template that the adapter at `path` was trained with, if it says."""
-    if not path.is_dir() or not (path / TEMPLATE_FILE).exists():
+    """Returns the chat template that the adapter at `path` was trained with, if it says.
+
+    Raises ModelFileError for one that is not UTF-8.
+    """
+    if not path.is_dir():
+        return scan_gguf_adapter(path).chat_template
+    if not (path / TEMPLATE_FILE).exists():
         return None
     with open_regular(path / TEMPLATE_FILE) as file:
-        return file.read(LIMITS.template_bytes + 1).decode(errors="replace")
+        text = file.read(LIMITS.template_bytes + 1)
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"is not UTF-8 ({error})", where=path / TEMPLATE_FILE) from error
+
+
+def adapter_record(path: Path) -> Record | None:
+    """Returns the record of the adapter at `path`, None without one."""
+    return Record.read(path) if path.is_dir() else scan_gguf_adapter(path).record

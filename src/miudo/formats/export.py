@@ -16,7 +16,7 @@ from typing import Literal
 from miudo.adapter import base_fingerprint, check_adapter
 from miudo.errors import UsageError
 from miudo.files import refuse_inputs, sha256_file
-from miudo.formats.adapter import adapter_template, open_adapter
+from miudo.formats.adapter import adapter_record, adapter_template, open_adapter
 from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_adapter import write_gguf_adapter
 from miudo.formats.hf import write_folder
@@ -88,20 +88,25 @@ def export_adapter(adapter: Path, model: Path, out: Path, *, to: Form) -> Export
     base = base_fingerprint(found.config, found.weights)
     check_adapter(found.config, held, base=base, where=adapter)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if to == "gguf":
-        return Exported(out, write_gguf_adapter(out, found.config, held, name=out.stem))
-    was = Record.read(adapter) if adapter.is_dir() else None
+    was = adapter_record(adapter)
     record = Record(
         verb="export",
-        name=out.name,
+        name=out.stem,
         settings={"to": to},
         inputs=(Artefact("adapter", adapter.name, weights_sha256(adapter)),),
         parents=() if was is None else (was,),
         licence=None if was is None else was.licence,
     )
     template = adapter_template(adapter)
-    write_peft(out, held, found.config, record=record, chat_template=template)
-    return Exported(out, ())
+    if to == "hf":
+        write_peft(out, held, found.config, record=record, chat_template=template)
+        return Exported(out, ())
+    notes = write_gguf_adapter(
+        out, found.config, held, name=out.stem, record=record, chat_template=template
+    )
+    if template is not None:
+        notes = (*notes, "was trained through a chat template of its own: other programs need it")
+    return Exported(out, notes)
 
 
 def weights_sha256(path: Path) -> str:

@@ -47,7 +47,18 @@ from miudo.tensors import (
     tensor_table,
 )
 
-__all__ = ["GgufReport", "paired", "read_gguf", "write_gguf"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "GgufReport",
+    "paired",
+    "read_gguf",
+    "record_keys",
+    "stored_record",
+    "write_gguf",
+]
+
+CHAT_TEMPLATE = "tokenizer.chat_template"
+"""The key of a chat template, in models and, of miudo alone, in adapters."""
 
 # What no family's keys can say is written under this name, so that other readers refuse it.
 _OWN = "miudo"
@@ -167,9 +178,7 @@ def _keys(
     if languages:
         keys["general.languages"] = list(languages)
     if record is not None:
-        keys["miudo.record"] = json.dumps(record.to_json(), separators=(",", ":"))
-        if record.licence:
-            keys["general.license"] = record.licence
+        keys |= record_keys(record)
     if family is not None:
         keys |= family.config_to_gguf(config)
     else:
@@ -181,7 +190,7 @@ def _keys(
     else:
         keys["tokenizer.ggml.model"] = "none"
     if model.chat_template is not None:
-        keys["tokenizer.chat_template"] = model.chat_template
+        keys[CHAT_TEMPLATE] = model.chat_template
     return keys
 
 
@@ -216,8 +225,8 @@ def read_gguf(path: Path) -> ModelFile:
         config=config,
         weights=weights,
         tokenizer_json=read_tokenizer(container, config.vocab_size),
-        chat_template=container.text("tokenizer.chat_template"),
-        record=_record(container),
+        chat_template=container.text(CHAT_TEMPLATE),
+        record=stored_record(container),
         architecture=architecture,
         path=path,
     )
@@ -270,7 +279,14 @@ def _common(container: Container) -> dict[str, Any]:
     }
 
 
-def _record(container: Container) -> Record | None:
+def record_keys(record: Record) -> dict[str, Any]:
+    """Returns the keys that hold `record` in a file."""
+    keys = {"miudo.record": json.dumps(record.to_json(), separators=(",", ":"))}
+    return keys | ({"general.license": record.licence} if record.licence else {})
+
+
+def stored_record(container: Container) -> Record | None:
+    """Returns the record in a file, None without one. Raises ModelFileError for a damaged one."""
     text = container.text("miudo.record")
     if text is None:
         return None

@@ -25,12 +25,13 @@ from miudo.families import by_gguf, for_gguf
 from miudo.families.family import Family, Source, sources
 from miudo.files import atomic_write
 from miudo.formats.blocks import to_f32
-from miudo.formats.gguf import paired
+from miudo.formats.gguf import CHAT_TEMPLATE, paired, record_keys, stored_record
 from miudo.formats.gguf_reader import Container, read_container
 from miudo.formats.gguf_writer import write_container
 from miudo.formats.layout import split
 from miudo.limits import LIMITS
 from miudo.protocol import FloatArray
+from miudo.records import Record
 from miudo.tensors import Role, StoredTensor, tensor_table
 
 __all__ = ["GgufAdapter", "read_gguf_adapter", "scan_gguf_adapter", "write_gguf_adapter"]
@@ -51,6 +52,8 @@ class GgufAdapter:
     pairs: Mapping[str, tuple[StoredTensor, StoredTensor]]
     base: str | None
     tokenizer: str | None
+    record: Record | None
+    chat_template: str | None
 
     def scale(self, rank: int) -> float:
         """Returns what the product of a pair of that rank is multiplied with."""
@@ -83,6 +86,8 @@ def scan_gguf_adapter(path: Path) -> GgufAdapter:
         pairs=_pairs(container),
         base=container.text("miudo.base"),
         tokenizer=container.text("miudo.tokenizer"),
+        record=stored_record(container),
+        chat_template=container.text(CHAT_TEMPLATE),
     )
 
 
@@ -177,10 +182,18 @@ def _matrices(config: ModelConfig, family: Family | None) -> dict[str, Source]:
 
 
 def write_gguf_adapter(
-    path: Path, config: ModelConfig, adapter: Adapter, *, name: str = "adapter"
+    path: Path,
+    config: ModelConfig,
+    adapter: Adapter,
+    *,
+    name: str = "adapter",
+    record: Record | None = None,
+    chat_template: str | None = None,
 ) -> tuple[str, ...]:
     """Writes `adapter`, for a model of `config`, as one float32 file; returns notes.
 
+    `record` and the `chat_template` that it was trained through, if any, go into keys that other
+    programs pass over.
     A file has one alpha: where parts have several, their `up` is multiplied to make up for it.
     Queries, keys and values that lie in one matrix of the file share a pair of higher rank.
     Raises ModelFileError for an adapter that does not fit `config`.
@@ -220,6 +233,8 @@ def write_gguf_adapter(
     }
     keys |= {"miudo.base": adapter.base} if adapter.base else {}
     keys |= {"miudo.tokenizer": adapter.tokenizer} if adapter.tokenizer else {}
+    keys |= record_keys(record) if record else {}
+    keys |= {CHAT_TEMPLATE: chat_template} if chat_template else {}
     atomic_write(path, lambda file: write_container(file, keys, tensors))
     return (f"{changed} matrices scaled to share one alpha",) if changed else ()
 

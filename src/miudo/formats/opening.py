@@ -16,6 +16,7 @@ from miudo.formats.gguf import read_gguf
 from miudo.formats.hf import read_folder
 from miudo.formats.layout import is_finite
 from miudo.formats.model_file import ModelFile
+from miudo.formats.peft import PEFT_CONFIG
 
 __all__ = ["open_model"]
 
@@ -52,6 +53,10 @@ def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
 
 def _open(path: Path) -> ModelFile:
     if path.is_dir():
+        if (path / PEFT_CONFIG).is_file() and not (path / "config.json").exists():
+            raise ModelFileError(
+                "is an adapter, not a model", where=path, remedy="Give its model, and --adapter"
+            )
         return read_folder(path)
     if not path.exists():
         raise MissingError("no such file or folder", where=path, remedy="Check the path")

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from miudo.errors import ModelFileError
+from miudo.formats.adapter import adapter_record, adapter_template
 from miudo.formats.gguf_adapter import scan_gguf_adapter
 from miudo.formats.peft import PEFT_CONFIG, peft_fingerprints
 from miudo.formats.safetensors import read_safetensors
 from miudo.formats.strict_json import read_object
+from miudo.registry.describe import lineage_lines
 from miudo.tensors import StoredTensor
 
 __all__ = ["adapter_text", "describe_adapter"]
@@ -42,6 +44,7 @@ def describe_adapter(path: Path) -> dict[str, Any]:
     what is no adapter.
     """
     found = _peft(path) if path.is_dir() else _gguf(path)
+    record = adapter_record(path)
     halves = [half for pair in found.pairs.values() for half in pair]
     return {
         "schema": 1,
@@ -58,11 +61,14 @@ def describe_adapter(path: Path) -> dict[str, Any]:
         },
         "base": found.base,
         "tokenizer": found.tokenizer,
+        "chat_template": adapter_template(path),
+        "licence": None if record is None else record.licence,
+        "record": None if record is None else record.to_json(),
     }
 
 
 def adapter_text(path: Path) -> str:
-    """Returns `describe_adapter` for people; matrices of all layers on one line a kind."""
+    """Returns `describe_adapter` for people: a line for each kind of matrix, the lineage a tree."""
     facts = describe_adapter(path)
     ranks = ", ".join(map(str, facts["ranks"])) or "none"
     rows = [
@@ -75,8 +81,14 @@ def adapter_text(path: Path) -> str:
         *(("corrects", line) for line in _kinds(list(facts["matrices"]))),
         ("base model", facts["base"] or "not stated"),
         ("tokenizer", facts["tokenizer"] or "not stated"),
+        ("chat template", "the model's" if facts["chat_template"] is None else "its own"),
+        ("licence", facts["licence"] or "not stated"),
     ]
-    return "\n".join(f"{label:<16} {value}" for label, value in rows)
+    record = adapter_record(path)
+    if record is None:
+        rows.append(("record", "none"))
+    lines = [f"{label:<16} {value}" for label, value in rows]
+    return "\n".join([*lines, *(["", "lineage", *lineage_lines(record)] if record else [])])
 
 
 def _kinds(names: list[str]) -> Iterator[str]:

@@ -173,6 +173,6 @@ def _write(path: Path, job: FinetuneJob, base: Opened, lesson: Lesson, record: R
         file.config,
         record=record,
         dropout=job.lora.dropout,
-        # The model's own stays with the model: this one is needed to talk to both.
+        # The model's own stays with the model; this one goes before it wherever the adapter runs.
         chat_template=lesson.chat_template if job.chat_template is not None else None,
     )

@@ -35,6 +35,9 @@ from miudo.train.stepper import Tokens
 
 __all__ = ["FinetuneJob", "Lesson", "chat_samples", "learns_chats", "open_lesson"]
 
+_FEW_STEPS = 20
+"""Where the warm-up and the fall of the learning rate leave next to nothing between them."""
+
 
 @dataclass(frozen=True, slots=True)
 class FinetuneJob:
@@ -185,6 +188,10 @@ def _fitted(job: FinetuneJob, train: Tokens, progress: Progress) -> FitSettings:
     if job.epochs is None:
         return fit
     steps = max(1, math.ceil(job.epochs * rows / (fit.batch_size * fit.accumulate)))
+    if steps < _FEW_STEPS and fit.batch_size > 1:
+        progress.note(
+            f"{steps} steps are few to learn by: a smaller --batch-size makes more of an epoch"
+        )
     return dataclasses.replace(fit, steps=steps, tokens=None, minutes=None)
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from miudo.adapter import base_fingerprint, check_adapter
 from miudo.decoder.lora import apply_adapter, merge
 from miudo.errors import UsageError
-from miudo.files import open_regular, refuse_inputs
+from miudo.files import refuse_inputs
+from miudo.formats.adapter import adapter_record, adapter_template, open_adapter
 from miudo.formats.hf import write_folder
-from miudo.formats.peft import TEMPLATE_FILE, read_peft
-from miudo.limits import LIMITS
 from miudo.records import Record, shared_licence
 from miudo.tensors import DType
 from miudo.text.tokenizer import TextTokenizer
@@ -42,18 +41,18 @@ def merge_adapter(
     keep_zeros: bool = False,
     dtype: DType = DType.F32,
 ) -> Merged:
-    """Writes the model at `model` with the PEFT folder `adapter` added into its weights.
+    """Writes the model at `model` with `adapter` (a PEFT folder, a GGUF file) in its weights.
 
-    `keep_zeros` leaves what is exactly zero at zero, as `miudo.decoder.lora.merge` says. The
-    adapter's chat template comes along where the model has none. Raises ModelFileError for an
-    adapter of another model or tokenizer, UsageError where `out` would replace an input or is a
-    folder of another kind, and what the readers and writers raise.
+    `keep_zeros` leaves what is exactly zero at zero, as `miudo.decoder.lora.merge` says. A chat
+    template that the adapter was trained through takes the place of the model's. Raises
+    ModelFileError for an adapter of another model or tokenizer, UsageError where `out` would
+    replace an input or is a folder of another kind, and what the readers and writers raise.
     """
     refuse_inputs(out, model, adapter)
     if out.exists() and not (out / "config.json").is_file():
         raise UsageError("is there and holds no model", where=out, remedy="Give another name")
     base = open_decoder(model, "model")
-    found = read_peft(adapter, base.file.config)
+    found = open_adapter(adapter, base.file.config)
     tokenizer = None
     if base.file.tokenizer_json is not None:
         tokenizer = TextTokenizer.from_json(base.file.tokenizer_json, where=model).fingerprint
@@ -64,7 +63,7 @@ def merge_adapter(
         tokenizer=tokenizer,
         where=adapter,
     )
-    learned = Record.read(adapter)
+    learned = adapter_record(adapter)
     decoder = merge(apply_adapter(base.decoder, found, where=adapter), keep_zeros=keep_zeros)
     record = Record(
         verb="merge",
@@ -74,14 +73,10 @@ def merge_adapter(
         parents=(*base.parents, *(() if learned is None else (learned,))),
         licence=shared_licence((base.file.record, learned)),
     )
-    template = base.file.chat_template
-    if template is None and (adapter / TEMPLATE_FILE).exists():
-        with open_regular(adapter / TEMPLATE_FILE) as file:
-            template = file.read(LIMITS.template_bytes).decode()
     made = dataclasses.replace(
         base.file,
         weights=decoder.to_weights(),
-        chat_template=template,
+        chat_template=adapter_template(adapter) or base.file.chat_template,
         record=record,
         path=None,
     )
