@@ -122,7 +122,7 @@ class Suggester:
         self, base: list[int], begun: list[_Path], count: int, total: float
     ) -> dict[str, float]:
         """Returns words and probabilities, searching the likeliest beginnings first."""
-        steps, width = 16 + 4 * count, 8 + 4 * count
+        steps, width = 8 + 4 * count, 8 + 4 * count
         best = heapq.nlargest(2 * steps, begun, key=lambda path: path.logprob)
         queue = [(-path.logprob, at, path) for at, path in enumerate(best)]
         heapq.heapify(queue)
@@ -137,7 +137,8 @@ class Suggester:
                 found[word] = found.get(word, 0.0) + math.exp(path.logprob - total) * ends
             if len(path.ids) >= _WORD_TOKENS + _SPELLING_STEPS:
                 continue
-            likely = np.argsort(-logprobs[self._letters], kind="stable")[:width]
+            width = min(width, len(self._letters))
+            likely = np.argpartition(-logprobs[self._letters], width - 1)[:width]
             for token in self._letters[likely].tolist():
                 longer = _longer(path, token, self._bytes[token], logprobs)
                 heapq.heappush(queue, (-longer.logprob, order, longer))
