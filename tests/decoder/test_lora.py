@@ -156,6 +156,7 @@ def test_dropout_is_for_training_alone() -> None:
     [
         ({"rank": 0}, "rank is 0"),
         ({"rank": True}, "rank is True"),
+        ({"rank": 4097}, "rank is 4097, allowed a whole number from 1 to 4096"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"dropout": 1.0}, "dropout is 1.0"),

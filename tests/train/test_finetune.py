@@ -27,6 +27,7 @@ from miudo.train.finetune import defaults, finetune
 from miudo.train.lesson import FinetuneJob, chat_samples
 from miudo.train.merge import merge_adapter
 from miudo.train.preview import preview
+from miudo.train.progress import Silent
 from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError
 
@@ -195,20 +196,33 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(
     assert (tmp_path / "out" / name).read_bytes() == (adapted / "out" / name).read_bytes()
 
 
+class Notes(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(("end", "stops"), [("<|end|>", True), ("<|pad|>", False), ("", False)])
+def test_answers_that_end_where_the_model_does_not_stop_are_told(
+    tmp_path: Path, end: str, stops: bool
+) -> None:
+    template = DEFAULT_TEMPLATE.replace("<|end|>", end)
+    notes = Notes()
+    finetune(job(chats(tmp_path / "c.jsonl"), tmp_path / "o", chat_template=template), notes)
+    assert stops == (not any("it will go on and on" in text for text in notes.said))
+
+
 def test_epochs_become_steps_and_small_data_small_batches(tmp_path: Path) -> None:
     pairs = [(f"q{i} is?", f"a{i} is.") for i in range(12)]
     data = chats(tmp_path / "c.jsonl", pairs)
-    said: list[str] = []
-
-    class Notes:
-        def note(self, text: str) -> None:
-            said.append(text)
-
-        def report(self, step: Any) -> None:
-            pass
-
+    notes = Notes()
+    said = notes.said
     made = finetune(
-        job(data, tmp_path / "a", epochs=3.0, fit={"batch_size": 16, "length": 32}), Notes()
+        job(data, tmp_path / "a", epochs=3.0, fit={"batch_size": 16, "length": 32}), notes
     )
     rows = {m.name: m.value for m in made.record.measurements}["rows"]
     assert made.fit.steps == 3  # one batch of all rows an epoch
@@ -217,7 +231,7 @@ def test_epochs_become_steps_and_small_data_small_batches(tmp_path: Path) -> Non
     assert any("too few conversations to hold any out" in text for text in said)
     assert any(text.startswith("3 steps are few to learn by: a smaller --b") for text in said)
     said.clear()
-    finetune(job(data, tmp_path / "b", epochs=6.0, fit={"batch_size": 1, "length": 32}), Notes())
+    finetune(job(data, tmp_path / "b", epochs=6.0, fit={"batch_size": 1, "length": 32}), notes)
     assert not any("are few" in text for text in said)
 
 
@@ -263,6 +277,7 @@ def test_running_text_is_learned_whole(tmp_path: Path) -> None:
         ({"fit": {"length": 2}}, DataError, "no exchange fits a row of 2 tokens"),
         ({"side": LoraSettings(rank=65)}, ConfigError, "rank is 65"),
         ({"chat_template": "{{ 1 / 0 }}"}, DataError, "c.jsonl, line 1"),
+        ({"chat_template": "hello<|end|>"}, DataError, "writes nothing of the answers"),
         ({"chat_template": "x {{ messages[-1].content }}"}, DataError, "writes a beginning"),
     ],
 )

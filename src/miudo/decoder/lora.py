@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from miudo.adapter import Adapter, LowRank, check_adapter
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
+from miudo.limits import LIMITS
 
 __all__ = [
     "TARGETS",
@@ -51,8 +52,9 @@ class LoraSettings:
     rank_stabilised: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.rank) is not int or not 1 <= self.rank <= 1 << 16:
-            raise ConfigError(f"rank is {self.rank!r}, allowed a whole number from 1 to 65536")
+        most = LIMITS.adapter_rank  # more would be trained, and then not written
+        if type(self.rank) is not int or not 1 <= self.rank <= most:
+            raise ConfigError(f"rank is {self.rank!r}, allowed a whole number from 1 to {most}")
         if not 0.0 < self.alpha <= 1e6:
             raise ConfigError(f"alpha is {self.alpha!r}, allowed above 0 up to 1e6")
         if not 0.0 <= self.dropout < 1.0:

@@ -130,6 +130,17 @@ def _chats(job: FinetuneJob, base: Opened, progress: Progress) -> Lesson:
             f"no exchange fits a row of {job.fit.length} tokens ({len(kept)} conversations)",
             remedy="Give a larger --length",
         )
+    if not report.counted:
+        raise DataError(
+            "the chat template writes nothing of the answers: there is nothing to learn",
+            where=kept[0].where,
+            remedy="Give --chat-template one that writes message.content for every role",
+        )
+    if not all(_stops(sample, base.file.config.eos_ids) for sample in samples):
+        progress.note(
+            "answers end otherwise than where the model stops: it will go on and on; let the chat "
+            "template close them with the model's own end"
+        )
     pad = base.file.config.pad_id or 0
     train = pack_samples(samples, job.fit.length, pad)
     rows = train.n_blocks(job.fit.length)
@@ -193,6 +204,12 @@ def _fitted(job: FinetuneJob, train: Tokens, progress: Progress) -> FitSettings:
             f"{steps} steps are few to learn by: a smaller --batch-size makes more of an epoch"
         )
     return dataclasses.replace(fit, steps=steps, tokens=None, minutes=None)
+
+
+def _stops(sample: Sample, eos_ids: Sequence[int]) -> bool:
+    """Whether the last that is learned is an id at which generation ends."""
+    learned = [i for i, counted in zip(sample.ids, sample.counted, strict=True) if counted]
+    return not learned or learned[-1] in eos_ids
 
 
 def _parted(
