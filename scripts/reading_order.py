@@ -11,7 +11,7 @@ from generated import ROOT, between_marks, keep
 
 MOST = 1500
 ORDER = [
-    ("src/miudo/config.py", "what a model is, as plain values"),
+    ("src/miudo/config/model.py", "what a model is, as plain values"),
     ("src/miudo/tensors.py", "every tensor of a model, from those values"),
     ("src/miudo/protocol.py", "the contracts: ids in, ids and numbers out"),
     ("src/miudo/decoder/decoder.py", "the model in PyTorch: the truth that the engine equals"),
@@ -19,7 +19,6 @@ ORDER = [
     ("src/miudo/decoder/feedforward.py", "the other half of a block"),
     ("src/miudo/engine/generate.py", "the loop that turns steps into text"),
     ("src/miudo/compress/method.py", "what every way to make a model smaller is"),
-    ("src/miudo/compress/quantize/nearest.py", "one such way, whole"),
 ]
 
 

@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miudo.config import LayerConfig, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.config import (
+    Block,
+    LatentAttention,
+    LayerConfig,
+    Mlp,
+    ModelConfig,
+    Norm,
+    Parallel,
+    Position,
+    QkNorm,
+    RopeKind,
+    RopeScaling,
+)
 from miudo.errors import ConfigError
 
 
@@ -50,6 +62,15 @@ layers = st.builds(
     st.none() | st.integers(1, 100),
     st.floats(1.0, 1e9),
 )
+scales = st.floats(1e-3, 1e3)
+scalings = st.builds(
+    RopeScaling,
+    kind=st.sampled_from([RopeKind.LINEAR, RopeKind.LLAMA3, RopeKind.YARN]),
+    original_positions=st.integers(1, 1000),
+    factor=st.floats(1.0, 64.0),
+    attention_factor=st.floats(0.5, 2.0),
+    high_freq_factor=st.floats(2.0, 8.0),
+)
 configs = st.builds(
     ModelConfig,
     vocab_size=st.integers(8, 100),
@@ -59,6 +80,15 @@ configs = st.builds(
     norm=st.sampled_from(Norm),
     mlp=st.sampled_from(Mlp),
     qk_norm=st.sampled_from(QkNorm),
+    block=st.sampled_from(Block),
+    embed_norm=st.booleans(),
+    rope_scaling=st.none() | scalings,
+    attn_scale=st.none() | scales,
+    attn_softcap=st.none() | scales,
+    logit_softcap=st.none() | scales,
+    embed_scale=scales,
+    residual_scale=scales,
+    logit_scale=scales,
     qkv_bias=st.booleans(),
     tie_embeddings=st.booleans(),
     bos_id=st.none() | st.integers(0, 7),
@@ -81,6 +111,28 @@ def test_layers_may_differ() -> None:
     mixed = dataclasses.replace(config, layers=(config.layers[0], other))
     assert mixed.n_layers == 2
     assert ModelConfig.from_json(as_json(mixed)) == mixed
+
+
+def test_latent_and_factored_parts_survive_json() -> None:
+    layer = dataclasses.replace(small().layers[0], head_dim=6, v_head_dim=5, rotary_dim=2)
+    config = dataclasses.replace(
+        small(),
+        layers=(layer,),
+        latent=LatentAttention(kv_rank=4, rope_dim=2, q_rank=3),
+        rope_scaling=RopeScaling(
+            RopeKind.LONGROPE, 16, short_factors=(1.0,), long_factors=(2.5,), attention_factor=1.2
+        ),
+    )
+    assert ModelConfig.from_json(as_json(config)) == config
+
+
+def test_a_shorter_context_keeps_the_model() -> None:
+    config = small()
+    assert config.with_context(16) == dataclasses.replace(config, max_positions=16)
+    with pytest.raises(ConfigError, match="context is 65"):
+        config.with_context(65)
+    learned = small(position=Position.LEARNED)
+    assert learned.with_context(16) is learned
 
 
 def test_uniform_derives_head_sizes_and_rotation() -> None:
@@ -151,6 +203,33 @@ def test_json_that_overflows_to_infinity_is_refused() -> None:
         ({"qkv_bias": 1}, "qkv_bias is 1, not a bool"),
         ({"norm": "rms"}, "norm is 'rms', not a Norm"),
         ({"n_heads": 16}, "head_dim is 0"),
+        ({"embed_scale": 0.0}, "embed_scale is 0.0"),
+        ({"logit_scale": None}, "logit_scale is None"),
+        ({"attn_softcap": -1.0}, "attn_softcap is -1.0"),
+        ({"norm_weight": False, "norm_bias": True}, "norm_bias is set but norm_weight is not"),
+        ({"parallel": Parallel.TWO_NORMS, "block": Block.POST}, "block is post, not pre"),
+        ({"block": "pre"}, "block is 'pre', not a Block"),
+        (
+            {"position": Position.ALIBI, "rope_scaling": RopeScaling(RopeKind.LINEAR, 8)},
+            "rope_scaling is set but position is alibi",
+        ),
+        ({"rope_scaling": RopeScaling(RopeKind.LINEAR, 0)}, "original_positions is 0"),
+        ({"rope_scaling": RopeScaling(RopeKind.LINEAR, 8, factor=0.5)}, "factor is 0.5"),
+        (
+            {"rope_scaling": RopeScaling(RopeKind.LLAMA3, 8, high_freq_factor=1.0)},
+            "high_freq_factor 1.0 is not above",
+        ),
+        (
+            {"rope_scaling": RopeScaling(RopeKind.LONGROPE, 8, short_factors=(1.0,))},
+            r"short_factors has 1 numbers, the layers rotate \[2\] pairs",
+        ),
+        ({"latent": LatentAttention(kv_rank=0, rope_dim=2)}, "latent.kv_rank is 0"),
+        ({"latent": LatentAttention(kv_rank=4, rope_dim=2)}, "rotary_dim is None, latent.rope_dim"),
+        ({"latent": LatentAttention(kv_rank=4, rope_dim=4), "n_kv_heads": 1}, "as many keys"),
+        (
+            {"latent": LatentAttention(kv_rank=4, rope_dim=4), "qkv_bias": True},
+            "neither qkv_bias nor qk_norm",
+        ),
     ],
 )
 def test_impossible_values_are_refused_with_the_reason(

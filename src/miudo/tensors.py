@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from miudo.config import LayerConfig, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.config import Block, LayerConfig, Mlp, ModelConfig, Norm, Parallel, Position, QkNorm
 from miudo.errors import ModelFileError
 
 __all__ = [
@@ -135,6 +135,8 @@ def check_weights(config: ModelConfig, weights: Weights, *, where: object = "ten
 def _tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     d = config.d_model
     yield TensorSpec("embed.weight", (config.vocab_size, d), Role.EMBED, None, DType.Q8_0)
+    if config.embed_norm:
+        yield from _norm(config, "embed_norm", d, None)
     if config.position is Position.LEARNED:
         shape = (config.max_positions, d)
         yield TensorSpec("position.weight", shape, Role.POSITION, None, DType.F16)
@@ -147,26 +149,58 @@ def _tensors(config: ModelConfig) -> Iterator[TensorSpec]:
 
 def _layer_tensors(config: ModelConfig, layer: LayerConfig, i: int) -> Iterator[TensorSpec]:
     at, d, ff = f"layers.{i}.", config.d_model, layer.d_ff
-    q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
-    v, o = layer.n_kv_heads * layer.v_head_dim, layer.n_heads * layer.v_head_dim
-    yield from _norm(config, at + "attn_norm", d, i)
-    yield from _linear(at + "attn.q", (q, d), Role.ATTENTION, i, bias=config.qkv_bias)
-    yield from _linear(at + "attn.k", (k, d), Role.ATTENTION, i, bias=config.qkv_bias)
-    yield from _linear(at + "attn.v", (v, d), Role.ATTENTION, i, bias=config.qkv_bias)
-    if config.qk_norm is QkNorm.HEAD:
-        for name in ("q_norm", "k_norm"):
-            spec_name = f"{at}attn.{name}.weight"
-            yield TensorSpec(spec_name, (layer.head_dim,), Role.NORM, i, DType.F32)
+    before, after = config.block is not Block.POST, config.block is not Block.PRE
+    if before:
+        yield from _norm(config, at + "attn_norm", d, i)
+    made = _queries_keys_values if config.latent is None else _latent
+    yield from made(config, layer, i)
+    o = layer.n_heads * layer.v_head_dim
     yield from _linear(at + "attn.o", (d, o), Role.ATTENTION, i, bias=config.o_bias)
-    yield from _norm(config, at + "mlp_norm", d, i)
+    if after:
+        yield from _norm(config, at + "attn_post_norm", d, i)
+    if before and config.parallel is not Parallel.ONE_NORM:
+        yield from _norm(config, at + "mlp_norm", d, i)
     if config.mlp is Mlp.GATED:
         yield from _linear(at + "mlp.gate", (ff, d), Role.MLP, i, bias=config.mlp_bias)
     yield from _linear(at + "mlp.up", (ff, d), Role.MLP, i, bias=config.mlp_bias)
     yield from _linear(at + "mlp.down", (d, ff), Role.MLP, i, bias=config.mlp_bias)
+    if after:
+        yield from _norm(config, at + "mlp_post_norm", d, i)
+
+
+def _queries_keys_values(config: ModelConfig, layer: LayerConfig, i: int) -> Iterator[TensorSpec]:
+    at, d = f"layers.{i}.attn.", config.d_model
+    q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+    v = layer.n_kv_heads * layer.v_head_dim
+    yield from _linear(at + "q", (q, d), Role.ATTENTION, i, bias=config.qkv_bias)
+    yield from _linear(at + "k", (k, d), Role.ATTENTION, i, bias=config.qkv_bias)
+    yield from _linear(at + "v", (v, d), Role.ATTENTION, i, bias=config.qkv_bias)
+    if config.qk_norm is not QkNorm.NONE:
+        whole = config.qk_norm is QkNorm.FULL
+        for name, width in (("q_norm", q), ("k_norm", k)):
+            shape = (width if whole else layer.head_dim,)
+            yield TensorSpec(f"{at}{name}.weight", shape, Role.NORM, i, DType.F32)
+
+
+def _latent(config: ModelConfig, layer: LayerConfig, i: int) -> Iterator[TensorSpec]:
+    latent = config.latent
+    assert latent is not None  # noqa: S101 - who calls has looked
+    at, d, q = f"layers.{i}.attn.", config.d_model, layer.n_heads * layer.head_dim
+    if latent.q_rank is None:
+        yield from _linear(at + "q", (q, d), Role.ATTENTION, i, bias=False)
+    else:
+        yield from _linear(at + "q_a", (latent.q_rank, d), Role.ATTENTION, i, bias=False)
+        yield TensorSpec(at + "q_a_norm.weight", (latent.q_rank,), Role.NORM, i, DType.F32)
+        yield from _linear(at + "q_b", (q, latent.q_rank), Role.ATTENTION, i, bias=False)
+    narrow = latent.kv_rank + latent.rope_dim
+    yield from _linear(at + "kv_a", (narrow, d), Role.ATTENTION, i, bias=False)
+    yield TensorSpec(at + "kv_a_norm.weight", (latent.kv_rank,), Role.NORM, i, DType.F32)
+    wide = layer.n_heads * (layer.head_dim - latent.rope_dim + layer.v_head_dim)
+    yield from _linear(at + "kv_b", (wide, latent.kv_rank), Role.ATTENTION, i, bias=False)
 
 
 def _linear(
-    name: str, shape: tuple[int, int], role: Role, layer: int, *, bias: bool
+    name: str, shape: tuple[int, int], role: Role, layer: int | None, *, bias: bool
 ) -> Iterator[TensorSpec]:
     yield TensorSpec(name + ".weight", shape, role, layer, DType.Q8_0)
     if bias:
@@ -174,6 +208,7 @@ def _linear(
 
 
 def _norm(config: ModelConfig, name: str, width: int, layer: int | None) -> Iterator[TensorSpec]:
-    yield TensorSpec(name + ".weight", (width,), Role.NORM, layer, DType.F32)
+    if config.norm_weight:
+        yield TensorSpec(name + ".weight", (width,), Role.NORM, layer, DType.F32)
     if config.norm is Norm.LAYER and config.norm_bias:
         yield TensorSpec(name + ".bias", (width,), Role.NORM, layer, DType.F32)

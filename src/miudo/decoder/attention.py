@@ -2,7 +2,8 @@
 
 For: multi-head, grouped-query and multi-query attention (Vaswani et al. 2017; Ainslie et al.
 2023), full or in a sliding window, with keys and values of unequal size.
-Not for: the cache's storage (`miudo.decoder.cache`).
+Not for: the cache's storage (`miudo.decoder.cache`), keys and values from latents
+(`miudo.decoder.latent`).
 Read next: `miudo.decoder.decoder`.
 
 Shapes: B batch, T positions, S keys, D d_model, H query heads, K key-value heads.
@@ -12,15 +13,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from miudo.config import LayerConfig, ModelConfig, QkNorm
+from miudo.config import LayerConfig, ModelConfig, Position, QkNorm
 from miudo.decoder.cache import KVCache
 from miudo.decoder.masks import causal_mask
-from miudo.decoder.position import Rotation, rotate
+from miudo.decoder.norm import qk_norm
+from miudo.decoder.position import Rotation, alibi_bias, rotate
 
-__all__ = ["Attention", "Capture"]
+__all__ = ["Attention", "Capture", "softcap"]
 
 
 @dataclass
@@ -41,15 +44,23 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, index: int) -> None:
         super().__init__()
-        d, bias = config.d_model, config.qkv_bias
-        self.layer, self.index = layer, index
-        self.q = nn.Linear(d, layer.n_heads * layer.head_dim, bias=bias)
-        self.k = nn.Linear(d, layer.n_kv_heads * layer.head_dim, bias=bias)
-        self.v = nn.Linear(d, layer.n_kv_heads * layer.v_head_dim, bias=bias)
-        self.o = nn.Linear(layer.n_heads * layer.v_head_dim, d, bias=config.o_bias)
-        normed = config.qk_norm is QkNorm.HEAD
-        self.q_norm = nn.RMSNorm(layer.head_dim, eps=config.norm_eps) if normed else None
-        self.k_norm = nn.RMSNorm(layer.head_dim, eps=config.norm_eps) if normed else None
+        self.layer, self.index, self.cap = layer, index, config.attn_softcap
+        self.alibi = config.position is Position.ALIBI
+        self.scale = layer.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
+        self.build(config)
+        self.o = nn.Linear(layer.n_heads * layer.v_head_dim, config.d_model, bias=config.o_bias)
+
+    def build(self, config: ModelConfig) -> None:
+        """Makes what `queries_keys_values` needs."""
+        c, d, bias = self.layer, config.d_model, config.qkv_bias
+        queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        self.q = nn.Linear(d, queries, bias=bias)
+        self.k = nn.Linear(d, keys, bias=bias)
+        self.v = nn.Linear(d, c.n_kv_heads * c.v_head_dim, bias=bias)
+        self.whole = config.qk_norm is QkNorm.FULL
+        normed = config.qk_norm is not QkNorm.NONE
+        self.q_norm = qk_norm(config, queries if self.whole else c.head_dim) if normed else None
+        self.k_norm = qk_norm(config, keys if self.whole else c.head_dim) if normed else None
 
     def forward(
         self,
@@ -61,22 +72,31 @@ class Attention(nn.Module):
         segments: Tensor | None = None,
     ) -> Tensor:
         """Returns the sublayer's output for queries at `positions` [T] of the row."""
-        c = self.layer
-        b, t, _ = x.shape
-        q = self.q(x).view(b, t, c.n_heads, c.head_dim)  # B T H head_dim
-        k = self.k(x).view(b, t, c.n_kv_heads, c.head_dim)  # B T K head_dim
-        v = self.v(x).view(b, t, c.n_kv_heads, c.v_head_dim).transpose(1, 2)  # B K T v_head_dim
-        if self.q_norm is not None and self.k_norm is not None:
-            # Autocast leaves q and k in bf16, for which a float32 norm has no fast path.
-            q, k = self.q_norm(q.float()), self.k_norm(k.float())
-        q, k = q.transpose(1, 2), k.transpose(1, 2)  # B H T head_dim, B K T head_dim
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k, v = self.queries_keys_values(x, rotation)
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # B K S head_dim, B K S v_head_dim
         mixed = self._attend(q, k, v, positions, capture, segments)  # B H T v_head_dim
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))  # B T D
         return out
+
+    def queries_keys_values(
+        self, x: Tensor, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns q [B, H, T, head_dim], k [B, K, T, head_dim] and v [B, K, T, v_head_dim]."""
+        c = self.layer
+        b, t, _ = x.shape
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if not self.whole:
+            q, k = q.view(b, t, c.n_heads, c.head_dim), k.view(b, t, c.n_kv_heads, c.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            # Autocast leaves q and k in bf16, for which a float32 norm has no fast path.
+            q, k = self.q_norm(q.float()), self.k_norm(k.float())
+        q = q.view(b, t, c.n_heads, c.head_dim).transpose(1, 2)
+        k = k.view(b, t, c.n_kv_heads, c.head_dim).transpose(1, 2)
+        v = v.view(b, t, c.n_kv_heads, c.v_head_dim).transpose(1, 2)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k, v
 
     def _attend(
         self,
@@ -87,17 +107,31 @@ class Attention(nn.Module):
         capture: Capture | None,
         segments: Tensor | None,
     ) -> Tensor:
-        group = self.layer.n_heads // self.layer.n_kv_heads
+        c = self.layer
+        group = c.n_heads // c.n_kv_heads
         if group > 1:  # each key-value head serves `group` consecutive query heads
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        if capture is not None and capture.want_attention:
-            mask = causal_mask(positions, k.shape[2], self.layer.window, segments)
-            scores = (q @ k.transpose(-1, -2)) * self.layer.head_dim**-0.5  # B H T S
-            weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype)
+        shown = capture is not None and capture.want_attention
+        whole = c.window is None and segments is None and q.shape[2] == k.shape[2]
+        if whole and not (shown or self.alibi or self.cap):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        mask = causal_mask(positions, k.shape[2], c.window, segments)  # T S, or B 1 T S
+        if self.alibi:
+            bias = alibi_bias(positions, k.shape[2], c.n_heads)
+            mask = torch.where(mask, bias, float("-inf"))  # H T S, or B H T S
+        if not (shown or self.cap):
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask.to(q.dtype) if self.alibi else mask, scale=self.scale
+            )
+        scores = softcap((q @ k.transpose(-1, -2)).float() * self.scale, self.cap)  # B H T S
+        scores = scores + mask if self.alibi else scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(-1).to(v.dtype)
+        if capture is not None and shown:
             capture.attention.append(weights)
-            mixed: Tensor = weights @ v
-            return mixed
-        if self.layer.window is None and segments is None and q.shape[2] == k.shape[2]:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        mask = causal_mask(positions, k.shape[2], self.layer.window, segments)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed: Tensor = weights @ v
+        return mixed
+
+
+def softcap(x: Tensor, cap: float | None) -> Tensor:
+    """Returns cap * tanh(x / cap), x itself without a cap (Gemma Team 2024)."""
+    return x if cap is None else cap * torch.tanh(x / cap)

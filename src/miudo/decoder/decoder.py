@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from miudo.config import ModelConfig, Position
-from miudo.decoder.attention import Attention, Capture
+from miudo.config import Block as Placing
+from miudo.config import ModelConfig, Parallel, Position
+from miudo.decoder.attention import Attention, Capture, softcap
 from miudo.decoder.cache import KVCache
 from miudo.decoder.feedforward import FeedForward
+from miudo.decoder.latent import LatentAttention
 from miudo.decoder.masks import segment_positions
 from miudo.decoder.norm import norm
 from miudo.decoder.position import Rotation, rotations
@@ -33,14 +35,20 @@ __all__ = ["Block", "Decoder"]
 
 
 class Block(nn.Module):
-    """One layer: norm, attention, residual; norm, feed-forward, residual."""
+    """One layer: attention and feed-forward, each normed and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.attn_norm = norm(config)
-        self.attn = Attention(config, config.layers[index], index)
-        self.mlp_norm = norm(config)
+        before, after = config.block is not Placing.POST, config.block is not Placing.PRE
+        shared = config.parallel is Parallel.ONE_NORM
+        kind = Attention if config.latent is None else LatentAttention
+        self.attn_norm = norm(config) if before else nn.Identity()
+        self.attn = kind(config, config.layers[index], index)
+        self.attn_post_norm = norm(config) if after else nn.Identity()
+        self.mlp_norm = norm(config) if before and not shared else nn.Identity()
         self.mlp = FeedForward(config, config.layers[index])
+        self.mlp_post_norm = norm(config) if after else nn.Identity()
+        self.parallel, self.scale = config.parallel, config.residual_scale
 
     def forward(
         self,
@@ -52,18 +60,23 @@ class Block(nn.Module):
         segments: Tensor | None = None,
     ) -> Tensor:
         """Returns the residual stream [B, T, D] after this layer."""
-        x = x + self.attn(self.attn_norm(x), positions, turn, cache, capture, segments)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
+        h = self.attn_norm(x)
+        mixed = self.attn_post_norm(self.attn(h, positions, turn, cache, capture, segments))
+        if self.parallel is Parallel.NONE:
+            x = torch.add(x, mixed, alpha=self.scale)
+            return torch.add(x, self.mlp_post_norm(self.mlp(self.mlp_norm(x))), alpha=self.scale)
+        h = h if self.parallel is Parallel.ONE_NORM else self.mlp_norm(x)
+        return torch.add(x, mixed + self.mlp(h), alpha=self.scale)
 
 
 class Decoder(nn.Module):
-    """A transformer decoder (Vaswani et al. 2017; pre-norm as Radford et al. 2019)."""
+    """A transformer decoder (Vaswani et al. 2017), as its config describes it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_norm = norm(config) if config.embed_norm else nn.Identity()
         learned = config.position is Position.LEARNED
         self.position = nn.Embedding(config.max_positions, config.d_model) if learned else None
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
@@ -92,9 +105,12 @@ class Decoder(nn.Module):
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # T
         places = positions if segments is None else segment_positions(segments)  # T, or B T
         x = self.embed(ids)  # B T D
+        if self.config.embed_scale != 1.0:
+            x = x * self.config.embed_scale
+        x = self.embed_norm(x)
         if self.position is not None:
             x = x + self.position(places)
-        turns = rotations(places if segments is None else places[:, None], self.config.layers)
+        turns = rotations(places if segments is None else places[:, None], self.config)
         for block, turn in zip(self.layers, turns, strict=True):
             if capture is not None:
                 capture.hidden.append(x)
@@ -110,9 +126,12 @@ class Decoder(nn.Module):
         """Returns logits [..., V] for hidden [..., D]; a tied head is the token table."""
         if self.head is None:
             rounded = hidden if self.head_input is None else self.head_input(hidden)
-            return F.linear(rounded, self.embed.weight)
-        out: Tensor = self.head(hidden)
-        return out
+            out = F.linear(rounded, self.embed.weight)
+        else:
+            out = self.head(hidden)
+        if self.config.logit_scale != 1.0:
+            out = out * self.config.logit_scale
+        return softcap(out, self.config.logit_softcap)
 
     def initialise(self, seed: int) -> None:
         """Fills every parameter from `seed`, in the order of the tensor table.
