@@ -86,6 +86,7 @@ std::vector<Kind> kinds() {
   const auto add = [&](const std::function<void(Kind&)>& change) {
     change(all.emplace_back());
   };
+  // BLOOM.
   add([](Kind& k) {
     k.config.norm = k.config.norm_bias = k.config.embed_norm = k.config.mlp = 1;
     k.config.qkv_bias = k.config.o_bias = k.config.mlp_bias = 1;
@@ -93,12 +94,14 @@ std::vector<Kind> kinds() {
       layer = {kHeads, kKeys, kDim, kValue, kFeed, 0, nullptr, 0, kSlopes, 4};
     }
   });
+  // Galactica 30B, untied.
   add([](Kind& k) {
     k.config.norm = 1;
     k.config.norm_weight = k.config.tie_embeddings = 0;
     k.config.learned_positions = 1;
     for (miudo_layer& layer : k.layers) layer.n_frequencies = 0;
   });
+  // GPT-NeoX.
   add([](Kind& k) {
     k.config.parallel = 1;
     for (miudo_layer& layer : k.layers) {
@@ -106,7 +109,9 @@ std::vector<Kind> kinds() {
       layer.n_frequencies = 1;
     }
   });
+  // StableLM 2 12B.
   add([](Kind& k) { k.config.parallel = 2; });
+  // Gemma 2 and 3.
   add([](Kind& k) {
     k.config.block = 2;
     k.config.qk_norm = 1;
@@ -115,10 +120,12 @@ std::vector<Kind> kinds() {
     k.config.attn_softcap = 2.0;
     k.config.logit_softcap = 3.0;
   });
+  // OLMo 2.
   add([](Kind& k) {
     k.config.block = 1;
     k.config.qk_norm = 2;
   });
+  // MiniCPM3, with and without narrow queries.
   for (const std::int64_t q_rank : {0, 7}) {
     add([=](Kind& k) {
       k.config.latent = {q_rank, 9, 2, 1e-6};
