@@ -5,6 +5,7 @@
 #include <new>
 #include <string>
 
+#include "core/door.h"
 #include "core/engine.h"
 #include "util/philox.h"
 #include "util/status.h"
@@ -40,60 +41,6 @@ miudo_status guarded(miudo_error* error, const Body& body) noexcept {
   } catch (...) {
     return report(error, Code::kInternal, "unknown error");
   }
-}
-
-template <typename T>
-void need(const T* pointer, const char* name) {
-  if (pointer == nullptr) fail(Code::kRequest, std::string(name) + " is missing");
-}
-
-std::size_t size_of(std::int64_t value, const char* name) {
-  if (value < 0) fail(Code::kModelFile, std::string(name) + " is " + std::to_string(value));
-  return static_cast<std::size_t>(value);
-}
-
-template <typename Enum>
-Enum choice(std::int32_t value, std::int32_t count, const char* name) {
-  if (value < 0 || value >= count) {
-    fail(Code::kModelFile, std::string(name) + " is " + std::to_string(value));
-  }
-  return static_cast<Enum>(value);
-}
-
-LayerConfig layer_of(const miudo_layer& from) {
-  LayerConfig to;
-  to.n_heads = size_of(from.n_heads, "n_heads");
-  to.n_kv_heads = size_of(from.n_kv_heads, "n_kv_heads");
-  to.head_dim = size_of(from.head_dim, "head_dim");
-  to.v_head_dim = size_of(from.v_head_dim, "v_head_dim");
-  to.d_ff = size_of(from.d_ff, "d_ff");
-  to.window = size_of(from.window, "window");
-  to.rotary = from.rotary != 0;
-  to.rope_theta = static_cast<float>(from.rope_theta);
-  return to;
-}
-
-ModelConfig config_of(const miudo_config& from) {
-  ModelConfig to;
-  to.vocab_size = size_of(from.vocab_size, "vocab_size");
-  to.d_model = size_of(from.d_model, "d_model");
-  to.max_positions = size_of(from.max_positions, "max_positions");
-  to.norm = choice<Norm>(from.norm, 2, "norm");
-  to.position = choice<Position>(from.position, 2, "position");
-  to.mlp = choice<Mlp>(from.mlp, 2, "mlp");
-  to.activation = choice<Activation>(from.activation, 4, "activation");
-  to.qk_norm = choice<QkNorm>(from.qk_norm, 2, "qk_norm");
-  to.norm_eps = static_cast<float>(from.norm_eps);
-  to.norm_bias = from.norm_bias != 0;
-  to.qkv_bias = from.qkv_bias != 0;
-  to.o_bias = from.o_bias != 0;
-  to.mlp_bias = from.mlp_bias != 0;
-  to.tie_embeddings = from.tie_embeddings != 0;
-  if (from.n_layers < 1 || from.n_layers > 1024) fail(Code::kModelFile, "n_layers is not 1 to 1024");
-  need(from.layers, "layers");
-  for (std::int64_t i = 0; i < from.n_layers; ++i) to.layers.push_back(layer_of(from.layers[i]));
-  check_config(to);
-  return to;
 }
 
 DType dtype_of(miudo_dtype type) {
