@@ -12,10 +12,14 @@ from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
+from miudo.families.bloom import BLOOM
+from miudo.families.dclm import DCLM
 from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.families.gpt2 import GPT2
 from miudo.families.llama import LLAMA
+from miudo.families.openelm import OPENELM
+from miudo.families.opt import OPT
 from miudo.families.qwen import QWEN2, QWEN3
 
 __all__ = [
@@ -28,7 +32,7 @@ __all__ = [
     "misfits",
 ]
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, GPT2)
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, GPT2, BLOOM, OPT, OPENELM, DCLM)
 
 
 def by_hf_config(values: Mapping[str, Any]) -> Family:

@@ -101,9 +101,12 @@ def write_gguf(
     Raises ModelFileError for values that are not finite.
     """
     check_weights(model.config, model.weights)
-    config, weights, notes = pad_to_uniform(model.config, model.weights)
+    config, weights, notes = model.config, model.weights, ()
     family = for_gguf(config)
-    if family is None:  # padding did not make it one that others know
+    if family is None:  # padding may make it one that others know
+        config, weights, notes = pad_to_uniform(config, weights)
+        family = for_gguf(config)
+    if family is None:
         config, weights, notes = model.config, model.weights, ()
     weights = {
         spec.name: converted(

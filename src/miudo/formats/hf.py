@@ -218,8 +218,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
     """
     if dtype.block != 1:
         raise ModelFileError(f"a folder cannot hold {dtype}", where=path, remedy="Export to GGUF")
-    config, weights, notes = pad_to_uniform(model.config, model.weights)
-    family = for_config(config)
+    family, config, weights, notes = _fitting(model)
     if family is None:
         raise ModelFileError(
             f"no family's config.json can describe this model ({misfits(config)})",
@@ -236,6 +235,21 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
             outputs = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
             dataclasses.replace(model.record, outputs=outputs).write(folder)
     return notes
+
+
+def _fitting(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
+    """A family that can say the model, and the model padded where that helps.
+
+    One that `transformers` knows comes first, also if the model has to be padded for it.
+    """
+    config, weights, notes = pad_to_uniform(model.config, model.weights)
+    plain, padded = for_config(model.config), for_config(config)
+    if padded is not None and not padded.foreign and (plain is None or plain.foreign):
+        return padded, config, weights, notes
+    if plain is not None and plain.foreign:
+        notes = (f"{plain.architectures[0]}: other programs need its authors' code",)
+        return plain, model.config, model.weights, notes
+    return plain, model.config, model.weights, ()
 
 
 def _hf_tensors(
