@@ -13,11 +13,20 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.families.family import Family
+from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.families.gpt2 import GPT2
 from miudo.families.llama import LLAMA
 from miudo.families.qwen import QWEN2, QWEN3
 
-__all__ = ["FAMILIES", "by_gguf", "by_hf_config", "for_config", "for_gguf", "misfits"]
+__all__ = [
+    "FAMILIES",
+    "by_gguf",
+    "by_hf_config",
+    "for_config",
+    "for_gguf",
+    "gguf_misfit",
+    "misfits",
+]
 
 FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, GPT2)
 
@@ -46,27 +55,27 @@ def by_hf_config(values: Mapping[str, Any]) -> Family:
 
 def by_gguf(architecture: str) -> Family:
     """Returns the family of a GGUF `general.architecture`; raises ModelFileError."""
-    for family in FAMILIES:
+    known = [family for family in FAMILIES if family.gguf_architecture]
+    for family in known:
         if family.gguf_architecture == architecture:
             return family
-    known = ", ".join(family.gguf_architecture for family in FAMILIES)
     raise ModelFileError(
         f"architecture {architecture!r:.100} is unknown",
         where="general.architecture",
-        remedy=f"Known are {known}",
+        remedy=f"Known are {', '.join(family.gguf_architecture for family in known)}",
     )
 
 
 def for_config(config: ModelConfig) -> Family | None:
     """Returns a family whose folders can say exactly what `config` says, None without one."""
-    return next((f for f in FAMILIES if f.hf_misfit(config) is None), None)
+    return next((f for f in FAMILIES if hf_misfit(f, config) is None), None)
 
 
 def for_gguf(config: ModelConfig) -> Family | None:
     """Returns a family whose GGUF files mean exactly `config` to all programs, None without."""
-    return next((f for f in FAMILIES if f.gguf_misfit(config) is None), None)
+    return next((f for f in FAMILIES if gguf_misfit(f, config) is None), None)
 
 
 def misfits(config: ModelConfig) -> str:
     """Returns for every family why its folders cannot hold `config`."""
-    return "; ".join(f"{f.name}: {why}" for f in FAMILIES if (why := f.hf_misfit(config)))
+    return "; ".join(f"{f.name}: {why}" for f in FAMILIES if (why := hf_misfit(f, config)))

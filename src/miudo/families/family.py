@@ -8,7 +8,7 @@ Read next: `miudo.families.llama`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from miudo.errors import ModelFileError
 from miudo.tensors import tensor_table
 
 __all__ = [
+    "PLAIN",
     "Family",
+    "Layout",
     "Source",
     "Values",
     "activation_name",
@@ -70,11 +72,45 @@ _HARMLESS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One tensor in a file: `targets` stacked on the out axis, `[in, out]` if transposed."""
+    """One tensor in a file: `targets` stacked on the out axis, `[in, out]` if transposed.
+
+    The rows lie in `groups`: one share of each target, then the next share of each. `skipped`
+    rows come first that mean nothing. The file's values plus `plus` are miudo's.
+    """
 
     name: str
     targets: tuple[str, ...]
     transposed: bool = False
+    groups: int = 1
+    skipped: int = 0
+    plus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where files differ from miudo's order, by canonical names without their layer.
+
+    `transposed` matrices lie as `[in, out]`. Rows of `by_head` tensors that share one in the file
+    lie head by head: q, k and v of the first, then of the second. `shifted` tensors lack 1 in
+    the file. `skipped` counts rows at a tensor's beginning that mean nothing.
+    """
+
+    transposed: frozenset[str] = frozenset()
+    by_head: frozenset[str] = frozenset()
+    shifted: frozenset[str] = frozenset()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+PLAIN = Layout()
+"""Every tensor lies as miudo has it."""
+
+
+def _no_gguf(*_: object) -> Any:
+    raise ModelFileError("GGUF knows no such architecture")
+
+
+def _nothing(_: ModelConfig) -> str | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,50 +118,61 @@ class Family:
     """Both maps of one family.
 
     `hf_names` and `gguf_names` map canonical names, `{i}` being the layer, to names in files;
-    canonical names that share one are stacked in that tensor. `hf_transposed` lists the
-    matrices that a folder holds as `[in, out]`. `hf_prefix` may be absent in folders;
-    `hf_ignored` are endings of tensors without meaning. `permuted` says that GGUF holds
-    query and key rows as adjacent pairs. `hf_misfit` and `gguf_misfit` say why a config cannot
-    be written exactly, None if it can.
+    canonical names that share one are stacked in that tensor, as `hf_layout` says for folders.
+    `hf_prefix` may be absent in folders; `hf_ignored` are endings of tensors without meaning.
+    `permuted` says that GGUF holds query and key rows as adjacent pairs. `gguf_keys` are read
+    beside those that all architectures have. `hf_misfit` and `gguf_misfit` say why other
+    programs could not take a config, None if they can; that it comes back as it went is
+    checked for all (`miudo.families.fit`). A family without `gguf_architecture` has no GGUF.
     """
 
     name: str
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
-    gguf_architecture: str
     hf_names: Mapping[str, str]
-    gguf_names: Mapping[str, str]
-    hf_misfit: Callable[[ModelConfig], str | None]
-    gguf_misfit: Callable[[ModelConfig], str | None]
     config_from_hf: Callable[[Values], ModelConfig]
     config_to_hf: Callable[[ModelConfig], dict[str, Any]]
-    config_from_gguf: Callable[[Values, frozenset[str]], ModelConfig]
-    config_to_gguf: Callable[[ModelConfig], dict[str, Any]]
+    gguf_architecture: str = ""
+    gguf_names: Mapping[str, str] = field(default_factory=dict)
+    config_from_gguf: Callable[[Values, frozenset[str]], ModelConfig] = _no_gguf
+    config_to_gguf: Callable[[ModelConfig], dict[str, Any]] = _no_gguf
+    gguf_keys: frozenset[str] = frozenset()
+    hf_misfit: Callable[[ModelConfig], str | None] = _nothing
+    gguf_misfit: Callable[[ModelConfig], str | None] = _nothing
     hf_prefix: str = "model."
-    hf_transposed: tuple[str, ...] = ()
+    hf_layout: Layout = PLAIN
     hf_ignored: tuple[str, ...] = ()
     permuted: bool = False
 
 
 def sources(
-    config: ModelConfig, names: Mapping[str, str], transposed: tuple[str, ...] = ()
+    config: ModelConfig, names: Mapping[str, str], layout: Layout = PLAIN
 ) -> tuple[Source, ...]:
     """Returns every tensor that a file of `config` holds, in the tensor table's order.
 
     Raises ModelFileError for a tensor that `names` has no place for.
     """
-    stacked: dict[str, list[str]] = {}
-    turned: set[str] = set()
+    found: dict[str, Source] = {}
     for spec in tensor_table(config):
         at = "" if spec.layer is None else f"layers.{spec.layer}."
         key = spec.name.removeprefix(at)
         if key not in names:
             raise ModelFileError(f"this family has no place for {spec.name}")
         name = names[key].replace("{i}", str(spec.layer))
-        stacked.setdefault(name, []).append(spec.name)
-        if key in transposed:
-            turned.add(name)
-    return tuple(Source(n, tuple(t), n in turned) for n, t in stacked.items())
+        if name in found:
+            held = found[name]
+            found[name] = replace(held, targets=(*held.targets, spec.name))
+            continue
+        by_head = spec.layer is not None and key in layout.by_head
+        found[name] = Source(
+            name,
+            (spec.name,),
+            transposed=key in layout.transposed,
+            groups=config.layers[spec.layer or 0].n_kv_heads if by_head else 1,
+            skipped=layout.skipped.get(key, 0),
+            plus=1.0 if key in layout.shifted else 0.0,
+        )
+    return tuple(found.values())
 
 
 def refuse(values: Values, wanted: Mapping[str, tuple[object, ...]]) -> None:

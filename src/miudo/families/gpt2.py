@@ -12,6 +12,7 @@ from typing import Any
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
 from miudo.families.family import (
     Family,
+    Layout,
     Values,
     activation_name,
     hf_activation,
@@ -176,6 +177,8 @@ GPT2 = Family(
     config_from_gguf=_read_gguf,
     config_to_gguf=_write_gguf,
     hf_prefix="transformer.",
-    hf_transposed=tuple(f"{k}.weight" for k in _LAYER_HF if not k.endswith("norm")),
+    hf_layout=Layout(
+        transposed=frozenset(f"{k}.weight" for k in _LAYER_HF if not k.endswith("norm"))
+    ),
     hf_ignored=(".attn.bias", ".attn.masked_bias"),
 )

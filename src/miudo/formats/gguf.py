@@ -19,7 +19,7 @@ from miudo.errors import ConfigError, ModelFileError
 from miudo.families import by_gguf, for_gguf
 from miudo.families.family import Family, Source, sources
 from miudo.files import atomic_write
-from miudo.formats.gguf_reader import INT32, Container, read_container
+from miudo.formats.gguf_reader import INT32, NUMBERS, ArrayAt, Container, read_container
 from miudo.formats.gguf_tokenizer import (
     WHOLE_TOKENIZER,
     read_tokenizer,
@@ -37,6 +37,7 @@ from miudo.formats.layout import (
 )
 from miudo.formats.model_file import ModelFile
 from miudo.formats.strict_json import parse_object
+from miudo.limits import LIMITS
 from miudo.records import Record
 from miudo.tensors import (
     DType,
@@ -248,15 +249,22 @@ def _config(container: Container, family: Family) -> ModelConfig:
         f"{k} = {v!r:.40}"
         for k, v in keys.items()
         if k.startswith(prefix) and v not in (0, "none", "")
-        if k.removeprefix(prefix) not in _KNOWN_KEYS
+        if k.removeprefix(prefix) not in _KNOWN_KEYS | family.gguf_keys
     ]
     if odd:
         raise ModelFileError(
             f"says what this miudo does not compute: {', '.join(odd[:8])}",
             remedy="This variant is not supported",
         )
+    lists = {
+        k: container.numbers(k, {v.kind}).tolist()
+        for k, v in keys.items()
+        if k.startswith(prefix) and isinstance(v, ArrayAt)
+        if v.kind in NUMBERS and v.count <= LIMITS.n_layers  # one number a layer
+    }
+    given = {**keys, **lists, **_common(container)}
     try:
-        return family.config_from_gguf({**keys, **_common(container)}, frozenset(container.tensors))
+        return family.config_from_gguf(given, frozenset(container.tensors))
     except KeyError as error:
         raise ModelFileError(f"key {error} is missing") from error
     except (ConfigError, TypeError, ValueError, ArithmeticError) as error:

@@ -36,7 +36,6 @@ __all__ = ["read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_HEAD = "lm_head.weight"
 _CONFIG_BYTES = 1 << 24
 
 
@@ -64,10 +63,11 @@ def read_folder(folder: Path) -> ModelFile:
     family = by_hf_config(values)
     tokenizer = _object(folder, "tokenizer_config.json", LIMITS.json_bytes) or {}
     stored = _named(_read_shards(folder, family.hf_ignored), family)
-    config = _config(folder, family, values, tokenizer, has_head=_HEAD in stored)
+    head = family.hf_names["head.weight"]
+    config = _config(folder, family, values, tokenizer, has_head=head in stored)
     if config.tie_embeddings:
-        stored.pop(_HEAD, None)  # a stray copy of the token table, which is what counts
-    wanted = sources(config, family.hf_names, family.hf_transposed)
+        stored.pop(head, None)  # a stray copy of the token table, which is what counts
+    wanted = sources(config, family.hf_names, family.hf_layout)
     return ModelFile(
         config=config,
         weights=canonical_weights(wanted, stored, config, folder),
@@ -144,10 +144,10 @@ def _read_shards(folder: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]
 
 def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
     """With the family's prefix, which files of the bare model leave out."""
-    prefix = family.hf_prefix
+    prefix, head = family.hf_prefix, family.hf_names["head.weight"]
     if any(name.startswith(prefix) for name in stored):
         return dict(stored)
-    return {name if name == _HEAD else prefix + name: t for name, t in stored.items()}
+    return {name if name == head else prefix + name: t for name, t in stored.items()}
 
 
 def _bytes(folder: Path, name: str, limit: int) -> bytes | None:
@@ -241,9 +241,11 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
 def _hf_tensors(
     family: Family, config: ModelConfig, weights: Weights, dtype: DType
 ) -> Iterator[tuple[str, StoredTensor]]:
-    for source in sources(config, family.hf_names, family.hf_transposed):
-        parts = {name: converted(name, weights[name], dtype) for name in source.targets}
-        yield source.name, join(source, parts)
+    for source in sources(config, family.hf_names, family.hf_layout):
+        # What is subtracted from must not be rounded before.
+        exact = DType.F32 if source.plus else dtype
+        joined = join(source, {n: converted(n, weights[n], exact) for n in source.targets})
+        yield source.name, joined if exact is dtype else converted(source.name, joined, dtype)
 
 
 def _torch_name(dtype: DType) -> str:

@@ -23,6 +23,7 @@ from miudo.families import for_config, misfits
 from miudo.families.family import Family, Source, sources
 from miudo.files import atomic_folder, resolve_under, sha256_file, write_json
 from miudo.formats.blocks import to_f32
+from miudo.formats.layout import file_rows
 from miudo.formats.safetensors import read_safetensors, write_safetensors
 from miudo.formats.strict_json import read_object
 from miudo.protocol import FloatArray
@@ -206,7 +207,7 @@ class _Module:
 def _matrices(family: Family, config: ModelConfig) -> Iterator[Source]:
     adapted = (Role.ATTENTION, Role.MLP)
     blocks = {spec.name for spec in tensor_table(config) if spec.role in adapted}
-    for source in sources(config, family.hf_names, family.hf_transposed):
+    for source in sources(config, family.hf_names, family.hf_layout):
         if source.targets[0] in blocks:
             yield source
 
@@ -244,6 +245,7 @@ def _fused(
             up[row : row + rows, column : column + part.rank] = part.up * factor
             column += part.rank
         row += rows
+    up = up[file_rows(source, [shapes[t][0] for t in source.targets])]
     return _Module(name, down, up, scale, source.transposed)
 
 
@@ -259,11 +261,12 @@ def _split(
         yield source.targets[0], LowRank(down, up, scale)
         return
     shapes = {spec.name: spec.shape for spec in tensor_table(config)}
-    rows = sum(shapes[target][0] for target in source.targets)
-    if up.shape[0] != rows:
+    rows = [shapes[target][0] for target in source.targets]
+    if up.shape[0] != sum(rows):
         raise ModelFileError(
-            f"{source.name} corrects {up.shape[0]} rows, the matrix has {rows}", where=where
+            f"{source.name} corrects {up.shape[0]} rows, the matrix has {sum(rows)}", where=where
         )
+    up = up[np.argsort(file_rows(source, rows))]
     row = 0
     for target in source.targets:
         own = up[row : row + shapes[target][0]]
