@@ -34,6 +34,7 @@ __all__ = [
     "plain_float",
     "refuse",
     "refuse_unknown",
+    "single",
     "sources",
 ]
 
@@ -292,3 +293,12 @@ def plain_float(value: Any) -> float:
         single = np.float32(given)
     # numpy prints the fewest digits that read back as the same float32.
     return float(str(single)) if float(single) == given else given
+
+
+def single(value: float) -> float:
+    """Returns the decimal that reads back as the float32 nearest to `value`.
+
+    What files of one kind hold as doubles and the other as float32, and what all programs
+    compute with as float32, is read so: then both kinds give the same config.
+    """
+    return plain_float(float(np.float32(value)))
