@@ -16,11 +16,14 @@ from miudo.families.bloom import BLOOM
 from miudo.families.dclm import DCLM
 from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
+from miudo.families.gemma import GEMMA2, GEMMA3
 from miudo.families.gpt2 import GPT2
 from miudo.families.llama import LLAMA
+from miudo.families.neox import NEOX
 from miudo.families.openelm import OPENELM
 from miudo.families.opt import OPT
 from miudo.families.qwen import QWEN2, QWEN3
+from miudo.families.stablelm import STABLELM
 
 __all__ = [
     "FAMILIES",
@@ -32,7 +35,20 @@ __all__ = [
     "misfits",
 ]
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, GPT2, BLOOM, OPT, OPENELM, DCLM)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    GPT2,
+    BLOOM,
+    OPT,
+    NEOX,
+    STABLELM,
+    GEMMA2,
+    GEMMA3,
+    OPENELM,
+    DCLM,
+)
 
 
 def by_hf_config(values: Mapping[str, Any]) -> Family:

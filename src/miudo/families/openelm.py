@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from miudo.config import LayerConfig, ModelConfig, QkNorm
+from miudo.config.parts import in_range
 from miudo.errors import ModelFileError
 from miudo.families.family import (
     Family,
@@ -59,6 +60,7 @@ def _read_hf(values: Values) -> ModelConfig:
     refuse_unknown(values, _READ | _VARIANTS.keys())
     d_model, divisor = hf_number(values, "model_dim"), hf_number(values, "ffn_dim_divisor", 256)
     layers = hf_number(values, "num_transformer_layers")
+    in_range("num_transformer_layers", layers, 1, LIMITS.n_layers)
     shared = {
         "head_dim": hf_number(values, "head_dim"),
         "rope_theta": float(hf_number(values, "rope_freq_constant", 10000.0)),
@@ -84,8 +86,6 @@ def _read_hf(values: Values) -> ModelConfig:
 def _each(values: Values, key: str, layers: int) -> list[Any]:
     """A number for each layer, from a list or from one for all."""
     given = values.get(key)
-    if type(layers) is not int or not 1 <= layers <= LIMITS.n_layers:
-        raise ModelFileError(f"num_transformer_layers is {layers!r:.40}", where="config.json")
     if not isinstance(given, list):
         return [hf_number(values, key)] * layers
     if len(given) != layers:
@@ -139,9 +139,11 @@ def _write_hf(config: ModelConfig) -> dict[str, Any]:
 def _read_gguf(keys: Values, names: frozenset[str]) -> ModelConfig:
     at = "openelm."
     layers = keys[at + "block_count"]
+    in_range(at + "block_count", layers, 1, LIMITS.n_layers)
 
     def each(key: str) -> list[Any]:
-        return _each(keys, at + key, layers)
+        value = keys[at + key]
+        return value if isinstance(value, list) else [value] * layers
 
     return ModelConfig(
         d_model=keys[at + "embedding_length"],
