@@ -7,7 +7,7 @@ Read next: `miudo.families.family`, `miudo.families.llama`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from miudo.config import ModelConfig
@@ -29,6 +29,7 @@ __all__ = [
     "FAMILIES",
     "by_gguf",
     "by_hf_config",
+    "fitting",
     "for_config",
     "for_gguf",
     "gguf_misfit",
@@ -86,9 +87,21 @@ def by_gguf(architecture: str) -> Family:
     )
 
 
-def for_config(config: ModelConfig) -> Family | None:
-    """Returns a family whose folders can say exactly what `config` says, None without one."""
-    return next((f for f in FAMILIES if hf_misfit(f, config) is None), None)
+def for_config(config: ModelConfig, like: str = "") -> Family | None:
+    """Returns a family whose folders can say exactly what `config` says, None without one.
+
+    `like` is the architecture of the files that it came from, whose family comes first.
+    """
+    return next(fitting(config, like), None)
+
+
+def fitting(config: ModelConfig, like: str = "") -> Iterator[Family]:
+    """Yields every family whose folders can say `config`; see `for_config`."""
+    for family in sorted(
+        FAMILIES, key=lambda f: like not in (*f.architectures, f.gguf_architecture)
+    ):
+        if hf_misfit(family, config) is None:
+            yield family
 
 
 def for_gguf(config: ModelConfig) -> Family | None:

@@ -32,7 +32,7 @@ from miudo.limits import LIMITS
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["read_folder", "verify_folder", "write_folder"]
+__all__ = ["as_folder", "read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -218,7 +218,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
     """
     if dtype.block != 1:
         raise ModelFileError(f"a folder cannot hold {dtype}", where=path, remedy="Export to GGUF")
-    family, config, weights, notes = _fitting(model)
+    family, config, weights, notes = as_folder(model)
     if family is None:
         raise ModelFileError(
             f"no family's config.json can describe this model ({misfits(config)})",
@@ -237,19 +237,22 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
     return notes
 
 
-def _fitting(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
-    """A family that can say the model, and the model padded where that helps.
+def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
+    """Returns a family whose folders can hold `model`, the model as it lies there, and notes.
 
-    One that `transformers` knows comes first, also if the model has to be padded for it.
+    The family is None where there is none. One that `transformers` knows comes first, also if
+    unequal layers have to be padded for it.
     """
-    config, weights, notes = pad_to_uniform(model.config, model.weights)
-    plain, padded = for_config(model.config), for_config(config)
-    if padded is not None and not padded.foreign and (plain is None or plain.foreign):
-        return padded, config, weights, notes
-    if plain is not None and plain.foreign:
-        notes = (f"{plain.architectures[0]}: other programs need its authors' code",)
-        return plain, model.config, model.weights, notes
-    return plain, model.config, model.weights, ()
+    padded, weights, notes = pad_to_uniform(model.config, model.weights)
+    own, other = (for_config(config, model.architecture) for config in (model.config, padded))
+    if other is not None and not other.foreign and (own is None or own.foreign):
+        return other, padded, weights, notes
+    notes = () if own is None or not own.foreign else (_foreign(own),)
+    return own, model.config, model.weights, notes
+
+
+def _foreign(family: Family) -> str:
+    return f"{family.architectures[0]} is read by its authors' code and miudo alone"
 
 
 def _hf_tensors(
