@@ -15,8 +15,15 @@ from miudo.errors import ModelFileError
 from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.families.gpt2 import GPT2
+from miudo.families.granite import GRANITE
 from miudo.families.llama import LLAMA
+from miudo.families.minicpm import MINICPM
+from miudo.families.minicpm3 import MINICPM3
+from miudo.families.mistral import MISTRAL
+from miudo.families.olmo2 import OLMO2
+from miudo.families.phi import PHI
 from miudo.families.qwen import QWEN2, QWEN3
+from miudo.families.smollm3 import SMOLLM3
 
 __all__ = [
     "FAMILIES",
@@ -28,7 +35,10 @@ __all__ = [
     "misfits",
 ]
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, GPT2)
+# Where several can say a config, the first does.
+FAMILIES: tuple[Family, ...] = (
+    LLAMA, MISTRAL, QWEN2, QWEN3, PHI, MINICPM, GRANITE, SMOLLM3, OLMO2, MINICPM3, GPT2,
+)  # fmt: skip
 
 
 def by_hf_config(values: Mapping[str, Any]) -> Family:
