@@ -346,7 +346,7 @@ KEYS: dict[str, tuple[str, Any, str]] = {
     "architecture of a number": ("general.architecture", 3, "no text"),
     "a missing key": ("llama.block_count", None, "llama.block_count"),
     "experts": ("llama.expert_count", 8, "llama.expert_count = 8"),
-    "scaled rotation": ("llama.rope.scaling.type", "yarn", "scaling"),
+    "scaled rotation": ("llama.rope.scaling.type", "spiral", "scaling"),
     "a window": ("llama.attention.sliding_window", 128, "sliding_window"),
     "part of a head turned": ("llama.rope.dimension_count", 4, "dimension_count"),
     "values of another size": ("llama.attention.value_length", 4, "value_length"),

@@ -49,7 +49,7 @@ __all__ = ["choose", "run"]
     type=click.IntRange(1),
     help="Longest text in tokens; by default all the model's, or a longrope model's original ones.",
 )
-def run(
+def run(  # noqa: PLR0913 - one a flag
     model_and_prompt: tuple[str, ...],
     *,
     adapter: Path | None,

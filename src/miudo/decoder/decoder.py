@@ -168,7 +168,8 @@ class Decoder(nn.Module):
     ) -> Self:
         """Returns a float32 decoder holding `weights`, dequantised.
 
-        Raises ConfigError for a context beyond the model's, ModelFileError listing tensors that are missing, extra or of another shape.
+        Raises ConfigError for a context beyond the model's, ModelFileError listing tensors that
+        are missing, extra or of another shape.
         """
         check_weights(config, weights)
         with torch.device("meta"):  # sizes only: the values come from the file

@@ -52,8 +52,9 @@ def load_model(
     """Returns the model at `path` on the native engine, or on PyTorch as its twin.
 
     `context` is the longest text that it must take; see `ModelConfig.with_context`. Raises
-    ConfigError for one beyond the model's, TokenizerError for a model without a tokenizer, ModelFileError for a damaged one, or
-    an `adapter` that was made for another model or tokenizer.
+    ConfigError for one beyond the model's, TokenizerError for a model without a tokenizer,
+    ModelFileError for a damaged one, or an `adapter` that was made for another model or
+    tokenizer.
     """
     model = open_model(path)
     if model.tokenizer_json is None:
@@ -91,9 +92,7 @@ def _engine(
     if kind == "native":
         from miudo.engine.native import NativeEngine
 
-        return NativeEngine(
-            model, threads=threads, activations=activations, context=context
-        )
+        return NativeEngine(model, threads=threads, activations=activations, context=context)
     if kind == "torch":
         import torch
 

@@ -18,11 +18,18 @@ from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.families.gemma import GEMMA2, GEMMA3
 from miudo.families.gpt2 import GPT2
+from miudo.families.granite import GRANITE
 from miudo.families.llama import LLAMA
+from miudo.families.minicpm import MINICPM
+from miudo.families.minicpm3 import MINICPM3
+from miudo.families.mistral import MISTRAL
 from miudo.families.neox import NEOX
+from miudo.families.olmo2 import OLMO2
 from miudo.families.openelm import OPENELM
 from miudo.families.opt import OPT
+from miudo.families.phi import PHI
 from miudo.families.qwen import QWEN2, QWEN3
+from miudo.families.smollm3 import SMOLLM3
 from miudo.families.stablelm import STABLELM
 
 __all__ = [
@@ -36,20 +43,11 @@ __all__ = [
     "misfits",
 ]
 
+# Where several can say a config, the first does.
 FAMILIES: tuple[Family, ...] = (
-    LLAMA,
-    QWEN2,
-    QWEN3,
-    GPT2,
-    BLOOM,
-    OPT,
-    NEOX,
-    STABLELM,
-    GEMMA2,
-    GEMMA3,
-    OPENELM,
-    DCLM,
-)
+    LLAMA, MISTRAL, QWEN2, QWEN3, PHI, MINICPM, GRANITE, SMOLLM3, OLMO2, MINICPM3, GPT2, BLOOM,
+    OPT, NEOX, STABLELM, GEMMA2, GEMMA3, OPENELM, DCLM,
+)  # fmt: skip
 
 
 def by_hf_config(values: Mapping[str, Any]) -> Family:

@@ -14,6 +14,7 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, ModelFileError
 from miudo.families.family import Family, sources
+from miudo.families.gguf_rope import ROPE_TENSORS, rope_tensors
 
 __all__ = ["gguf_misfit", "hf_misfit"]
 
@@ -40,7 +41,7 @@ def _lost(family: Family, config: ModelConfig, *, gguf: bool) -> str | None:
             back = family.config_from_hf(family.config_to_hf(config))
         else:
             ids = {k: getattr(config, k) for k in ("vocab_size", "bos_id", "eos_ids", "pad_id")}
-            written = family.config_to_gguf(config) | ids
+            written = family.config_to_gguf(config) | ids | {ROPE_TENSORS: rope_tensors(config)}
             back = family.config_from_gguf(written, frozenset(s.name for s in names))
     except (ModelFileError, ConfigError) as error:
         return error.what

@@ -20,7 +20,14 @@ from miudo.families.family import Values, plain_float, single
 from miudo.families.rope import yarn_factor
 from miudo.positional import frequencies
 
-__all__ = ["GGUF_ROPE", "ROPE_TENSORS", "read_gguf_rope", "rope_tensors", "write_gguf_rope"]
+__all__ = [
+    "GGUF_ROPE",
+    "ROPE_NAMES",
+    "ROPE_TENSORS",
+    "read_gguf_rope",
+    "rope_tensors",
+    "write_gguf_rope",
+]
 
 GGUF_ROPE = frozenset(
     f"rope.scaling.{name}"
@@ -34,20 +41,21 @@ GGUF_ROPE = frozenset(
 _FREQS, _SHORT, _LONG = (
     f"rope_{name}.weight" for name in ("freqs", "factors_short", "factors_long")
 )
+ROPE_NAMES = frozenset({_FREQS, _SHORT, _LONG})
+"""Tensors that hold no weights."""
 ROPE_TENSORS = "rope_tensors"
-"""Where a reader of GGUF puts the numbers of these tensors, among the keys."""
+"""Where a reader of GGUF puts their numbers, among the keys."""
 
 # Beside the factors, which cannot tell them, the numbers that a folder wants.
 _OWN = "miudo.rope_"
+_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor")
 # Those of every published model whose factors alone are in a file.
 _PUBLISHED = RopeScaling(RopeKind.LLAMA3, 8192)
 _CLOSE = 1e-4
 _ROUNDING = 1e-6
 
 
-def read_gguf_rope(
-    keys: Values, a: str, head_dim: int, *, partial: bool = False
-) -> dict[str, Any]:
+def read_gguf_rope(keys: Values, a: str, head_dim: int, *, partial: bool = False) -> dict[str, Any]:
     """Returns rope_theta, rotary_dim, rope_scaling and max_positions of architecture `a`.
 
     `partial`: the architecture can rotate a part of a head. Raises ModelFileError for kinds
@@ -63,6 +71,7 @@ def read_gguf_rope(
     }
     original = keys.get(a + "rope.scaling.original_context_length", rope["max_positions"])
     factors = keys.get(ROPE_TENSORS, {})
+    scaling: RopeScaling | None
     if _FREQS in factors:
         scaling = _from_freqs(keys, factors[_FREQS], original, rope, width)
     elif factors:
@@ -95,7 +104,9 @@ def _from_keys(keys: Values, at: str, original: int) -> RopeScaling | None:
         )
     if kind not in ("linear", "none"):
         raise ModelFileError(f"{at}type is {kind!r:.40}, without factors")
-    return RopeScaling(RopeKind.LINEAR, original, factor) if kind == "linear" and factor != 1 else None
+    return (
+        RopeScaling(RopeKind.LINEAR, original, factor) if kind == "linear" and factor != 1 else None
+    )
 
 
 def _from_freqs(
@@ -104,8 +115,7 @@ def _from_freqs(
     """What the factors of rope_freqs mean: llama3 by its numbers, else factors as they are."""
     guess = dataclasses.replace(_PUBLISHED, factor=max(factors))
     if _OWN + "factor" in keys:
-        names = ("factor", "low_freq_factor", "high_freq_factor")
-        numbers = {name: plain_float(keys[_OWN + name]) for name in names}
+        numbers: dict[str, Any] = {name: plain_float(keys[_OWN + name]) for name in _NUMBERS}
         guess = RopeScaling(RopeKind.LLAMA3, original, **numbers)
     config = _rotating(width, rope["rope_theta"], guess)
     if len(factors) == width // 2 and np.allclose(_ratios(config), factors, rtol=_CLOSE):
@@ -146,8 +156,7 @@ def write_gguf_rope(config: ModelConfig, a: str) -> dict[str, Any]:
         return keys
     keys[a + "rope.scaling.original_context_length"] = s.original_positions
     if s.kind is RopeKind.LLAMA3:  # the factors are all that others read
-        names = ("factor", "low_freq_factor", "high_freq_factor")
-        return keys | {_OWN + name: float(getattr(s, name)) for name in names}
+        return keys | {_OWN + name: float(getattr(s, name)) for name in _NUMBERS}
     attention = s.attention_factor
     keys[a + "rope.scaling.type"] = str(s.kind)
     if s.kind is not RopeKind.LONGROPE:

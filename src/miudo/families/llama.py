@@ -212,6 +212,12 @@ def hf_misfit(config: ModelConfig) -> str | None:
     return None
 
 
+def _gguf_misfit(config: ModelConfig) -> str | None:
+    if config.qkv_bias != config.o_bias:  # it would load; Qwen 2 is what programs expect then
+        return "biases on q, k, v and on the output go together"
+    return None
+
+
 LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM",),
@@ -226,5 +232,6 @@ LLAMA = Family(
     gguf_keys=GGUF_ROPE,
     config_from_gguf=gguf_reader("llama"),
     config_to_gguf=gguf_writer("llama"),
+    gguf_misfit=_gguf_misfit,
     permuted=True,
 )

@@ -28,7 +28,7 @@ _VARIANTS: dict[str, tuple[object, ...]] = {
 }
 
 
-def scales(values: Values, defaults: Values | None = None) -> dict[str, float]:
+def scales(values: Values, defaults: Values | None = None) -> dict[str, Any]:
     """Returns the scales of a config.json; without `defaults` none may be absent."""
     d_model, n_layers = hf_number(values, "hidden_size"), hf_number(values, "num_hidden_layers")
     given = {key: hf_number(values, key, (defaults or {}).get(key)) for key in MINICPM_KEYS}
@@ -39,7 +39,7 @@ def scales(values: Values, defaults: Values | None = None) -> dict[str, float]:
     }
 
 
-def usual_scales(keys: Values, a: str) -> dict[str, float]:
+def usual_scales(keys: Values, a: str) -> dict[str, Any]:
     """Returns the scales of the published models, which GGUF files may leave out."""
     return {
         "embed_scale": 12.0,

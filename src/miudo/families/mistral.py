@@ -39,7 +39,9 @@ def _read(values: Values) -> ModelConfig:
         n_kv_heads=hf_number(values, "num_key_value_heads", 8),
     )
     given = values.get("sliding_window", _WINDOW)
-    return with_window(config, None if given is None else hf_number(values, "sliding_window", given))
+    return with_window(
+        config, None if given is None else hf_number(values, "sliding_window", given)
+    )
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from miudo.config import ModelConfig, QkNorm
+from miudo.config import ModelConfig, QkNorm, RopeKind
 from miudo.errors import ModelFileError
 from miudo.families.family import Family, Values, hf_flag, hf_number
 from miudo.families.gguf_rope import GGUF_ROPE

@@ -14,11 +14,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, ModelFileError
 from miudo.families import by_gguf, for_gguf
-from miudo.families.family import Family, Source, sources
+from miudo.families.family import Family, Source, plain_float, sources
+from miudo.families.gguf_rope import ROPE_NAMES, ROPE_TENSORS, rope_tensors
 from miudo.files import atomic_write
+from miudo.formats.blocks import to_f32
 from miudo.formats.gguf_reader import INT32, NUMBERS, ArrayAt, Container, read_container
 from miudo.formats.gguf_tokenizer import (
     WHOLE_TOKENIZER,
@@ -154,7 +158,11 @@ def _file_tensors(
     if family is None:
         return list(weights.items())
     turned = paired(family, config, weights)
-    return [(s.name, join(s, turned)) for s in sources(config, family.gguf_names)]
+    held = [
+        (name, StoredTensor.from_f32(np.array(values, dtype=np.float32)))
+        for name, values in rope_tensors(config).items()
+    ]
+    return held + [(s.name, join(s, turned)) for s in sources(config, family.gguf_names)]
 
 
 def paired(
@@ -226,8 +234,9 @@ def read_gguf(path: Path) -> ModelFile:
         wanted = tuple(Source(spec.name, (spec.name,)) for spec in tensor_table(config))
         weights = canonical_weights(wanted, container.tensors, config, path)
     else:
-        wanted = sources(config, family.gguf_names)
-        weights = canonical_weights(wanted, container.tensors, config, path)
+        wanted, factors = sources(config, family.gguf_names), rope_tensors(config)
+        stored = {n: t for n, t in container.tensors.items() if n not in factors}
+        weights = canonical_weights(wanted, stored, config, path)
         weights = paired(family, config, weights, inverse=True)
     return ModelFile(
         config=config,
@@ -287,6 +296,11 @@ def _common(container: Container) -> dict[str, Any]:
         ends = container.numbers("miudo.eos_ids", {INT32}).tolist()
     begins = keys.get(ids + "add_bos_token") is not False
     return {
+        ROPE_TENSORS: {
+            name: tuple(plain_float(float(x)) for x in to_f32(tensor).reshape(-1))
+            for name, tensor in container.tensors.items()
+            if name in ROPE_NAMES and prod(tensor.shape) <= LIMITS.head_dim
+        },
         "vocab_size": 0 if embed is None else embed.shape[0],
         "bos_id": keys.get(ids + "bos_token_id") if begins else None,
         "eos_ids": tuple(dict.fromkeys(i for i in ends if i is not None)),

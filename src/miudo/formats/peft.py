@@ -74,7 +74,8 @@ def write_peft(
 ) -> None:
     """Writes `adapter` of a model of shape `config` as a folder, with `record` beside it.
 
-    `like` is the architecture of the base model's files, whose names for matrices are used. The record's settings get the adapter's fingerprints. Raises ModelFileError for an adapter of
+    `like` is the architecture of the base model's files, whose names for matrices are used. The
+    record's settings get the adapter's fingerprints. Raises ModelFileError for an adapter of
     another shape, or a shape that no Hugging Face folder has. The folder appears whole or not.
     """
     check_adapter(config, adapter, where=path)
@@ -163,7 +164,8 @@ def peft_fingerprints(folder: Path) -> tuple[str | None, str | None]:
 def family_of_base(config: ModelConfig, where: object, like: str = "") -> Family:
     """Returns the family whose folders hold `config`: PEFT names matrices as those do.
 
-    `like` is the architecture of the base model's files, which comes first. Raises ModelFileError where none can.
+    `like` is the architecture of the base model's files, which comes first. Raises
+    ModelFileError where none can.
     """
     family = for_config(config, like)
     if family is None:
