@@ -17,7 +17,6 @@ from miudo.families.family import (
     both_parts,
     hf_flag,
     hf_number,
-    plain_float,
     refuse,
 )
 from miudo.families.gguf_rope import GGUF_ROPE
@@ -26,7 +25,7 @@ from miudo.families.rope import scaling_misfit
 
 __all__ = ["STABLELM"]
 
-_EPS = "attention.layer_norm_epsilon"
+_EPS, _RMS_EPS = (f"stablelm.attention.layer_norm_{x}epsilon" for x in ("", "rms_"))
 _SHAPE: dict[str, Any] = {
     "norm": Norm.LAYER, "norm_bias": True, "o_bias": False, "mlp_bias": False,
 }  # fmt: skip
@@ -75,17 +74,15 @@ def _read_gguf(keys: Values, names: frozenset[str]) -> ModelConfig:
         raise ModelFileError("has a norm for each head, which miudo does not compute")
     # The key use_parallel_residual is not always true to the model; llama.cpp goes by the norm.
     parallel = Parallel.NONE if "blk.0.ffn_norm.weight" in names else Parallel.ONE_NORM
-    eps = plain_float(keys["stablelm." + _EPS])
-    read = gguf_reader("stablelm", partial=True, norm_eps=eps, parallel=parallel, **_SHAPE)
-    return read(keys, names)
+    read = gguf_reader("stablelm", partial=True, parallel=parallel, **_SHAPE)
+    return read({**keys, _RMS_EPS: keys[_EPS]}, names)
 
 
 def _write_gguf(config: ModelConfig) -> dict[str, Any]:
     keys = gguf_writer("stablelm")(config)
-    del keys["stablelm.attention.layer_norm_rms_epsilon"]
     return {
-        **keys,
-        "stablelm." + _EPS: float(config.norm_eps),
+        **{k: v for k, v in keys.items() if k != _RMS_EPS},
+        _EPS: float(config.norm_eps),
         "stablelm.use_parallel_residual": config.parallel is Parallel.ONE_NORM,
     }
 
