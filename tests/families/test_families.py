@@ -15,6 +15,7 @@ from miudo.config import (
     Mlp,
     ModelConfig,
     Norm,
+    Parallel,
     Position,
     QkNorm,
     RopeKind,
@@ -104,9 +105,7 @@ def test_architectures_come_first_then_model_type() -> None:
 @pytest.mark.parametrize(
     "named",
     [
-        "Gemma2ForCausalLM",
-        "MixtralForCausalLM",
-        "OpenELMForCausalLM",
+        "RWForCausalLM",
         3,
         ["x"],
         {"a": 1},
@@ -116,7 +115,7 @@ def test_architectures_come_first_then_model_type() -> None:
 def test_unknown_architectures(named: object) -> None:
     with pytest.raises(ModelFileError, match="Known are LlamaForCausalLM") as caught:
         by_hf_config({"architectures": [named]})
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 900
 
 
 def test_no_architecture_at_all() -> None:
@@ -197,7 +196,7 @@ SAYABLE: dict[str, tuple[dict[str, Any], str, str]] = {
     "exact gelu": (PLAIN | {"activation": Activation.GELU}, "gpt2", ""),
     "gpt2 with grouped queries": (PLAIN | {"n_kv_heads": 2}, "", ""),
     "gpt2 without a bias": (PLAIN | {"o_bias": False}, "", ""),
-    "layer norm and rotation": ({"norm": Norm.LAYER, "norm_bias": True}, "", ""),
+    "layer norm and rotation": ({"norm": Norm.LAYER, "norm_bias": True}, "stablelm", ""),
     "a window": ({"window": 4}, "mistral", ""),
     "a window and biases": ({"window": 4, "o_bias": True}, "", ""),
     "part of a head": ({"rotary_dim": 4}, "phi", "phi"),
@@ -235,6 +234,10 @@ def test_layers_that_differ(changes: dict[str, Any]) -> None:
     assert "llama: layer 1" in misfits(config)
 
 
+GEMMA: dict[str, Any] = {
+    "block": Block.SANDWICH, "activation": Activation.GELU_TANH, "embed_scale": 32**0.5,
+    "head_dim": 16, "n_kv_heads": 2,
+}  # fmt: skip
 EXAMPLES: dict[str, dict[str, Any]] = {
     "llama": {"tie_embeddings": False, "mlp_bias": True, "norm_eps": 3e-7},
     "mistral": {"n_kv_heads": 2, "window": 8},
@@ -247,6 +250,30 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "olmo2": {"block": Block.POST, "qk_norm": QkNorm.FULL, "tie_embeddings": False},
     "minicpm3": LATENT | MINICPM3_SCALES,
     "gpt2": PLAIN,
+    "bloom": PLAIN | {"position": Position.ALIBI, "embed_norm": True, "d_ff": 128},
+    "opt": PLAIN | {"activation": Activation.RELU},
+    "neox": PLAIN
+    | {
+        "position": Position.ROPE, "parallel": Parallel.TWO_NORMS, "rotary_dim": 4,
+        "activation": Activation.GELU, "tie_embeddings": False,
+    },
+    "stablelm": {
+        "norm": Norm.LAYER, "norm_bias": True, "rotary_dim": 2, "qkv_bias": True, "n_kv_heads": 2,
+        "parallel": Parallel.ONE_NORM, "tie_embeddings": False,
+    },
+    "gemma2": GEMMA | {"attn_softcap": 50.0, "logit_softcap": 30.0},
+    "gemma3": GEMMA | {"qk_norm": QkNorm.HEAD},
+    "openelm": {"qk_norm": QkNorm.HEAD, "n_kv_heads": 2, "norm_eps": 1e-6},
+    "dclm": {
+        "norm": Norm.LAYER, "qk_norm": QkNorm.FULL, "d_ff": 256, "tie_embeddings": False,
+        "embed_norm": True,
+    },
+}  # fmt: skip
+# Where layers differ, what each has of its own.
+LAYERS: dict[str, list[dict[str, Any]]] = {
+    "gemma2": [{"window": 8}, {}],
+    "gemma3": [{"window": 8}] * 5 + [{"rope_theta": 1e6}, {"window": 8}],
+    "openelm": [{}, {"n_heads": 6, "d_ff": 96}, {"n_heads": 8, "n_kv_heads": 4, "d_ff": 132}],
 }
 # What other programs read, but miudo does not write.
 READ_ONLY = {"minicpm"}
@@ -260,7 +287,11 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture
 def example(family: Family) -> ModelConfig:
-    return ModelConfig.uniform(**(SHAPE | EXAMPLES[family.name] | IDS))
+    config = ModelConfig.uniform(**(SHAPE | EXAMPLES[family.name] | IDS))
+    changed = [
+        dataclasses.replace(config.layers[0], **change) for change in LAYERS.get(family.name, ())
+    ]
+    return dataclasses.replace(config, layers=tuple(changed) or config.layers)
 
 
 def test_what_a_family_writes_in_a_folder_it_reads(family: Family, example: ModelConfig) -> None:

@@ -29,6 +29,7 @@ from miudo.families.openelm import OPENELM
 from miudo.families.opt import OPT
 from miudo.families.phi import PHI
 from miudo.families.qwen import QWEN2, QWEN3
+from miudo.families.refused import REFUSED
 from miudo.families.smollm3 import SMOLLM3
 from miudo.families.stablelm import STABLELM
 
@@ -64,9 +65,16 @@ def by_hf_config(values: Mapping[str, Any]) -> Family:
         for family in FAMILIES:
             if values.get("model_type") in family.model_types:
                 return family
+    name = first or values.get("model_type")
+    if isinstance(name, str) and name in REFUSED:
+        raise ModelFileError(
+            f"architecture {name}: {REFUSED[name]}",
+            where="config.json",
+            remedy="This variant is not supported",
+        )
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
     raise ModelFileError(
-        f"architecture {first or values.get('model_type')!r:.100} is unknown",
+        f"architecture {name!r:.100} is unknown",
         where="config.json",
         remedy=f"Known are {known}",
     )
@@ -95,9 +103,8 @@ def for_config(config: ModelConfig, like: str = "") -> Family | None:
 
 def fitting(config: ModelConfig, like: str = "") -> Iterator[Family]:
     """Yields every family whose folders can say `config`; see `for_config`."""
-    for family in sorted(
-        FAMILIES, key=lambda f: like not in (*f.architectures, f.gguf_architecture)
-    ):
+    own = [f for f in FAMILIES if like and like in (*f.architectures, f.gguf_architecture)]
+    for family in (*own, *(f for f in FAMILIES if f not in own)):
         if hf_misfit(family, config) is None:
             yield family
 
