@@ -54,6 +54,9 @@ _READ = frozenset({
     "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
     "hidden_activation", "cache_implementation",
 })  # fmt: skip
+# Read here, not with Llama's keys; the legacy hidden_act says "gelu" and means nothing.
+_OTHERWISE = ("rope_parameters", "rope_scaling", "rope_local_base_freq", "hidden_act")
+_TANH = "gelu_pytorch_tanh"
 _VARIANTS: dict[str, tuple[object, ...]] = {"use_bidirectional_attention": (False, None)}
 _KEYS = frozenset({
     "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
@@ -115,22 +118,19 @@ def _read(values: Values, which: _Class) -> ModelConfig:
     refuse(values, _VARIANTS)
     d_model, head_dim = hf_number(values, "hidden_size"), hf_number(values, "head_dim", 256)
     scalar = hf_number(values, "query_pre_attn_scalar", 256)
-    named = {**values, "act": values.get("hidden_activation") or "gelu_pytorch_tanh"}
+    if scalar <= 0:
+        raise ModelFileError(f"query_pre_attn_scalar is {scalar!r:.20}", where="config.json")
     full, near = _thetas(values, which)
-    caps = [
-        values.get(f"{kind}_logit_softcapping", default)
-        for kind, default in zip(("attn", "final"), which.caps, strict=True)
-    ]
+    named = {**values, "hidden_activation": values.get("hidden_activation") or _TANH}
     config = read_hf(
-        # The legacy hidden_act says "gelu" and means nothing.
-        {k: v for k, v in values.items() if k not in ("hidden_act", *_ROPE)} | {"rope_theta": full},
+        {k: v for k, v in values.items() if k not in _OTHERWISE} | {"rope_theta": full},
         _READ | _VARIANTS.keys(),
         rope={"positions": which.positions},
         norm_eps=float(hf_number(values, "rms_norm_eps", 1e-6)),
-        activation=hf_activation(named, "act", ""),
+        activation=hf_activation(named, "hidden_activation", _TANH),
         n_kv_heads=hf_number(values, "num_key_value_heads", 4),
-        attn_softcap=None if caps[0] is None else float(caps[0]),
-        logit_softcap=None if caps[1] is None else float(caps[1]),
+        attn_softcap=_cap(values, "attn_logit_softcapping", which.caps[0]),
+        logit_softcap=_cap(values, "final_logit_softcapping", which.caps[1]),
         tie_embeddings=hf_flag(values, "tie_word_embeddings", default=True),
         head_dim=head_dim,
         **_shape(which, d_model, head_dim, scalar),
@@ -139,7 +139,10 @@ def _read(values: Values, which: _Class) -> ModelConfig:
     return _limited(config, sliding, hf_number(values, "sliding_window", 4096), near)
 
 
-_ROPE = ("rope_parameters", "rope_scaling", "rope_local_base_freq")
+def _cap(values: Values, key: str, default: float | None) -> float | None:
+    """A cap that is null is none, one that is absent the default."""
+    cap = values.get(key, default)
+    return None if cap is None else float(hf_number(values, key, default))
 
 
 def _thetas(values: Values, which: _Class) -> tuple[float, float]:
