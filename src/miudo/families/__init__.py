@@ -7,28 +7,36 @@ Read next: `miudo.families.family`, `miudo.families.llama`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
+from miudo.families.bloom import BLOOM
+from miudo.families.dclm import DCLM
 from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
+from miudo.families.gemma import GEMMA2, GEMMA3
 from miudo.families.gpt2 import GPT2
 from miudo.families.granite import GRANITE
 from miudo.families.llama import LLAMA
 from miudo.families.minicpm import MINICPM
 from miudo.families.minicpm3 import MINICPM3
 from miudo.families.mistral import MISTRAL
+from miudo.families.neox import NEOX
 from miudo.families.olmo2 import OLMO2
+from miudo.families.openelm import OPENELM
+from miudo.families.opt import OPT
 from miudo.families.phi import PHI
 from miudo.families.qwen import QWEN2, QWEN3
 from miudo.families.smollm3 import SMOLLM3
+from miudo.families.stablelm import STABLELM
 
 __all__ = [
     "FAMILIES",
     "by_gguf",
     "by_hf_config",
+    "fitting",
     "for_config",
     "for_gguf",
     "gguf_misfit",
@@ -37,7 +45,8 @@ __all__ = [
 
 # Where several can say a config, the first does.
 FAMILIES: tuple[Family, ...] = (
-    LLAMA, MISTRAL, QWEN2, QWEN3, PHI, MINICPM, GRANITE, SMOLLM3, OLMO2, MINICPM3, GPT2,
+    LLAMA, MISTRAL, QWEN2, QWEN3, PHI, MINICPM, GRANITE, SMOLLM3, OLMO2, MINICPM3, GPT2, BLOOM,
+    OPT, NEOX, STABLELM, GEMMA2, GEMMA3, OPENELM, DCLM,
 )  # fmt: skip
 
 
@@ -76,9 +85,21 @@ def by_gguf(architecture: str) -> Family:
     )
 
 
-def for_config(config: ModelConfig) -> Family | None:
-    """Returns a family whose folders can say exactly what `config` says, None without one."""
-    return next((f for f in FAMILIES if hf_misfit(f, config) is None), None)
+def for_config(config: ModelConfig, like: str = "") -> Family | None:
+    """Returns a family whose folders can say exactly what `config` says, None without one.
+
+    `like` is the architecture of the files that it came from, whose family comes first.
+    """
+    return next(fitting(config, like), None)
+
+
+def fitting(config: ModelConfig, like: str = "") -> Iterator[Family]:
+    """Yields every family whose folders can say `config`; see `for_config`."""
+    for family in sorted(
+        FAMILIES, key=lambda f: like not in (*f.architectures, f.gguf_architecture)
+    ):
+        if hf_misfit(family, config) is None:
+            yield family
 
 
 def for_gguf(config: ModelConfig) -> Family | None:

@@ -24,6 +24,8 @@ __all__ = [
     "Source",
     "Values",
     "activation_name",
+    "both_parts",
+    "gguf_common",
     "hf_activation",
     "hf_flag",
     "hf_number",
@@ -123,7 +125,8 @@ class Family:
     `permuted` says that GGUF holds query and key rows as adjacent pairs. `gguf_keys` are read
     beside those that all architectures have. `hf_misfit` and `gguf_misfit` say why other
     programs could not take a config, None if they can; that it comes back as it went is
-    checked for all (`miudo.families.fit`). A family without `gguf_architecture` has no GGUF.
+    checked for all (`miudo.families.fit`). `foreign` folders are read by their authors' code
+    alone. A family without `gguf_architecture` has no GGUF.
     """
 
     name: str
@@ -142,6 +145,7 @@ class Family:
     hf_prefix: str = "model."
     hf_layout: Layout = PLAIN
     hf_ignored: tuple[str, ...] = ()
+    foreign: bool = False
     permuted: bool = False
 
 
@@ -173,6 +177,17 @@ def sources(
             plus=1.0 if key in layout.shifted else 0.0,
         )
     return tuple(found.values())
+
+
+def both_parts(layer: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Returns names of weights and biases in files, `layer` before them, for modules `names`."""
+    parts = ("weight", "bias")
+    return {f"{ours}.{p}": f"{layer}{theirs}.{p}" for ours, theirs in names.items() for p in parts}
+
+
+def gguf_common(keys: Values) -> dict[str, Any]:
+    """Returns the fields of a config that no architecture has keys of its own for."""
+    return {key: keys[key] for key in ("vocab_size", "bos_id", "eos_ids", "pad_id")}
 
 
 def refuse(values: Values, wanted: Mapping[str, tuple[object, ...]]) -> None:

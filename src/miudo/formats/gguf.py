@@ -105,10 +105,7 @@ def write_gguf(
     Raises ModelFileError for values that are not finite.
     """
     check_weights(model.config, model.weights)
-    config, weights, notes = pad_to_uniform(model.config, model.weights)
-    family = for_gguf(config)
-    if family is None:  # padding did not make it one that others know
-        config, weights, notes = model.config, model.weights, ()
+    family, config, weights, notes = _fitting(model)
     weights = {
         spec.name: converted(
             spec.name,
@@ -131,6 +128,16 @@ def write_gguf(
         bits_per_weight=8 * size / sum(prod(t.shape) for t in weights.values()),
         size_bytes=path.stat().st_size,
     )
+
+
+def _fitting(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
+    """A family that can say the model, and the model padded if only that makes it one."""
+    family = for_gguf(model.config)
+    if family is None:
+        config, weights, notes = pad_to_uniform(model.config, model.weights)
+        if (padded := for_gguf(config)) is not None:
+            return padded, config, weights, notes
+    return family, model.config, model.weights, ()
 
 
 def _matrices(config: ModelConfig) -> list[str]:

@@ -32,7 +32,7 @@ from miudo.limits import LIMITS
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["read_folder", "verify_folder", "write_folder"]
+__all__ = ["as_folder", "read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -218,8 +218,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
     """
     if dtype.block != 1:
         raise ModelFileError(f"a folder cannot hold {dtype}", where=path, remedy="Export to GGUF")
-    config, weights, notes = pad_to_uniform(model.config, model.weights)
-    family = for_config(config)
+    family, config, weights, notes = as_folder(model)
     if family is None:
         raise ModelFileError(
             f"no family's config.json can describe this model ({misfits(config)})",
@@ -236,6 +235,24 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
             outputs = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
             dataclasses.replace(model.record, outputs=outputs).write(folder)
     return notes
+
+
+def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
+    """Returns a family whose folders can hold `model`, the model as it lies there, and notes.
+
+    The family is None where there is none. One that `transformers` knows comes first, also if
+    unequal layers have to be padded for it.
+    """
+    padded, weights, notes = pad_to_uniform(model.config, model.weights)
+    own, other = (for_config(config, model.architecture) for config in (model.config, padded))
+    if other is not None and not other.foreign and (own is None or own.foreign):
+        return other, padded, weights, notes
+    notes = () if own is None or not own.foreign else (_foreign(own),)
+    return own, model.config, model.weights, notes
+
+
+def _foreign(family: Family) -> str:
+    return f"{family.architectures[0]} is read by its authors' code and miudo alone"
 
 
 def _hf_tensors(
