@@ -391,7 +391,7 @@ def test_tensors_that_are_missing_or_unknown_are_all_named(
     container = read_container(tmp_path / "m.gguf")
     tensors = dict(container.tensors)
     del tensors["output_norm.weight"]
-    # Something that attention has beside its weights: to ignore it would be to compute other things.
+    # Attention has it beside its weights: to ignore it would be to compute something else.
     tensors["blk.0.attn_sinks.weight"] = StoredTensor.from_f32(np.ones(4, dtype="<f4"))
     keys = {k: v for k, v in container.keys.items() if isinstance(v, str | int | float)}
     with (tmp_path / "x.gguf").open("wb") as file:
