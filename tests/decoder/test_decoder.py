@@ -108,8 +108,8 @@ def test_mask_of_a_window_by_hand() -> None:
 
 def test_rotation_turns_pairs_by_position_times_frequency() -> None:
     x = torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # pairs (1, 0) and (0, 1)
-    turned = rotate(x, rotation(torch.tensor([3]), 4, theta=100.0))[0, 0]
-    # Frequencies 1 and 1/10: angles 3 and 0.3.
+    turned = rotate(x, rotation(torch.tensor([3]), (1.0, 0.1), 1.0))[0, 0]
+    # Angles 3 and 0.3.
     expected = [np.cos(3), -np.sin(0.3), np.sin(3), np.cos(0.3)]
     np.testing.assert_allclose(turned.numpy(), expected, atol=1e-6)
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.config import Activation, Block, Mlp, ModelConfig, Norm, Parallel, Position, QkNorm
 from miudo.errors import MissingError, MiudoError, ModelFileError, RequestError, ResourceError
 from miudo.protocol import FloatArray, SamplingSettings
 from miudo.tensors import DType
@@ -149,8 +149,43 @@ def sampling_values(s: SamplingSettings, vocab_size: int) -> tuple[object, ...]:
     )
 
 
+# What the core does not compute yet, by the value that leaves it out.
+_ONLY: dict[str, object] = {
+    "norm_weight": True,
+    "block": Block.PRE,
+    "parallel": Parallel.NONE,
+    "embed_norm": False,
+    "rope_scaling": None,
+    "latent": None,
+    "attn_scale": None,
+    "attn_softcap": None,
+    "logit_softcap": None,
+    "embed_scale": 1.0,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
+}
+
+
+def _check_computed(config: ModelConfig) -> None:
+    wrong = [name for name, value in _ONLY.items() if getattr(config, name) != value]
+    wrong += ["position"] if config.position not in _POSITIONS else []
+    wrong += ["qk_norm"] if config.qk_norm not in _QK_NORMS else []
+    wrong += ["norm"] if config.norm is Norm.LAYER and config.qk_norm is not QkNorm.NONE else []
+    if any(layer.rotated not in (0, layer.head_dim) for layer in config.layers):
+        wrong.append("rotary_dim")
+    if wrong:
+        raise ModelFileError(
+            f"the compiled engine does not compute {', '.join(wrong)}",
+            remedy="Use the PyTorch engine",
+        )
+
+
 def config_values(config: ModelConfig) -> dict[str, int | float]:
-    """Returns the config as numbers, enums by their place in miudo.h."""
+    """Returns the config as numbers, enums by their place in miudo.h.
+
+    Raises ModelFileError for what the core does not compute.
+    """
+    _check_computed(config)
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.d_model,

@@ -14,7 +14,15 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.families.family import Family, Values, hf_number, plain_float, single
 from miudo.families.gguf_rope import GGUF_ROPE
-from miudo.families.llama import GGUF_NAMES, HF_NAMES, gguf_reader, gguf_writer, read_hf, write_hf
+from miudo.families.llama import (
+    GGUF_NAMES,
+    HF_NAMES,
+    biases_misfit,
+    gguf_reader,
+    gguf_writer,
+    read_hf,
+    write_hf,
+)
 
 __all__ = ["GGUF_SCALES", "GRANITE", "gguf_scales", "write_granite"]
 
@@ -102,5 +110,6 @@ GRANITE = Family(
     gguf_keys=GGUF_ROPE | GGUF_SCALES | {"attention.scale"},
     config_from_gguf=_read_gguf,
     config_to_gguf=_write_gguf,
+    gguf_misfit=biases_misfit,
     permuted=True,
 )

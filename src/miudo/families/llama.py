@@ -31,6 +31,7 @@ __all__ = [
     "GGUF_NAMES",
     "HF_NAMES",
     "LLAMA",
+    "biases_misfit",
     "gguf_reader",
     "gguf_writer",
     "hf_misfit",
@@ -212,7 +213,8 @@ def hf_misfit(config: ModelConfig) -> str | None:
     return None
 
 
-def _gguf_misfit(config: ModelConfig) -> str | None:
+def biases_misfit(config: ModelConfig) -> str | None:
+    """Returns why GGUF files of Llama's kind do not have the biases of `config`."""
     if config.qkv_bias != config.o_bias:  # it would load; Qwen 2 is what programs expect then
         return "biases on q, k, v and on the output go together"
     return None
@@ -232,6 +234,6 @@ LLAMA = Family(
     gguf_keys=GGUF_ROPE,
     config_from_gguf=gguf_reader("llama"),
     config_to_gguf=gguf_writer("llama"),
-    gguf_misfit=_gguf_misfit,
+    gguf_misfit=biases_misfit,
     permuted=True,
 )

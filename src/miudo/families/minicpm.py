@@ -19,6 +19,7 @@ from miudo.families.llama import GGUF_NAMES, HF_NAMES, gguf_reader, gguf_writer,
 __all__ = ["MINICPM", "MINICPM_KEYS", "scales", "usual_scales"]
 
 MINICPM_KEYS = frozenset({"scale_emb", "scale_depth", "dim_model_base"})
+_NO_BIAS: dict[str, Any] = {"qkv_bias": False, "o_bias": False, "mlp_bias": False}
 _VARIANTS: dict[str, tuple[object, ...]] = {
     "sparse_config": (None,),
     "num_experts": (None, 0),
@@ -65,7 +66,7 @@ def _read_gguf(keys: Values, names: frozenset[str]) -> ModelConfig:
             held[name] = plain_float(keys[f"minicpm.{key}"])
     if "minicpm.logit_scale" in keys:  # what logits are divided by
         held["logit_scale"] = 1 / plain_float(keys["minicpm.logit_scale"])
-    return gguf_reader("minicpm", **held)(keys, names)
+    return gguf_reader("minicpm", **_NO_BIAS, **held)(keys, names)
 
 
 MINICPM = Family(

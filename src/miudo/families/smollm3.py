@@ -15,7 +15,15 @@ from miudo.config import ModelConfig, RopeKind
 from miudo.errors import ModelFileError
 from miudo.families.family import Family, Values, hf_flag, hf_number
 from miudo.families.gguf_rope import GGUF_ROPE
-from miudo.families.llama import GGUF_NAMES, HF_NAMES, gguf_reader, gguf_writer, read_hf, write_hf
+from miudo.families.llama import (
+    GGUF_NAMES,
+    HF_NAMES,
+    biases_misfit,
+    gguf_reader,
+    gguf_writer,
+    read_hf,
+    write_hf,
+)
 from miudo.families.rope import scaling_misfit
 
 __all__ = ["SMOLLM3"]
@@ -87,6 +95,6 @@ SMOLLM3 = Family(
     gguf_keys=GGUF_ROPE,
     config_from_gguf=_read_gguf,
     config_to_gguf=gguf_writer("smollm3"),
-    gguf_misfit=lambda c: scaling_misfit(c, RopeKind.LINEAR, RopeKind.YARN),
+    gguf_misfit=lambda c: biases_misfit(c) or scaling_misfit(c, RopeKind.LINEAR, RopeKind.YARN),
     permuted=True,
 )
