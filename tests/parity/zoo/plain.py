@@ -44,7 +44,8 @@ def _opt(**values: Any) -> partial[Any]:
 
 def _neox(share: float = 0.25, **values: Any) -> partial[Any]:
     rope = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": share}
-    return partial(of_class, "GPTNeoX", TINY | {"rope_parameters": rope} | values)
+    sizes = {k: v for k, v in TINY.items() if k != "num_key_value_heads"}
+    return partial(of_class, "GPTNeoX", sizes | {"rope_parameters": rope} | values)
 
 
 def _stablelm(**values: Any) -> partial[Any]:
@@ -105,7 +106,7 @@ CASES: dict[str, Case] = {
         "gpt2", _gpt2(n_inner=None, layer_norm_epsilon=1e-3), llama_cpp="gpt2", **TABLE
     ),
     "cerebras": Case("gpt2", _gpt2(activation_function="gelu"), save=CEREBRAS),
-    "bloom": Case("bloom", _bloom(8), llama_cpp="bloom", **TABLE),
+    "bloom": Case("bloom", _bloom(4), llama_cpp="bloom", **TABLE),
     "bloom-6-heads": Case("bloom", _bloom(6), save=HUB_BLOOM, llama_cpp="bloom", **TABLE),
     "galactica": Case("opt", _opt()),
     "galactica-bare": Case("opt", _opt(**BARE)),
