@@ -23,6 +23,8 @@ from zoo.llama_cpp import continued, server, words
 from zoo.registry import CASES
 
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.fake_quant import round_activations
+from miudo.errors import ModelFileError
 from miudo.formats import ModelFile, open_model
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import write_folder
@@ -32,8 +34,9 @@ pytestmark = pytest.mark.parity
 
 Note = Callable[[str, str, float | str], None]
 PROMPT, CONTINUED = 6, 30
-# llama.cpp rounds activations to 8 bits, we do not here: of random models few bits are left.
-SAME_TOP_Q8_0 = 0.9
+# Our bounds at 8 bits. A rounding that falls the other way moves a random model much further
+# than a trained one.
+SAME_TOP_Q8_0, LOGPROB_Q8_0 = 0.9, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,11 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("runtime", ["decoder", "native"])
 def test_logits_are_the_reference_s(saved: Saved, runtime: str, note: Note) -> None:
     for length in saved.case.lengths:
-        engine = getattr(measure, runtime)(saved.ours, length)
+        try:
+            engine = getattr(measure, runtime)(saved.ours, length)
+        except ModelFileError as error:
+            note(saved.name, f"{runtime} prefill", "refused")
+            pytest.skip(f"the {runtime} refuses it: {error}")
         expected = measure.reference(saved.model, ids(length))
         for way, found in measure.logits(engine, ids(length)).items():
             note(saved.name, f"{runtime} {way}", measure.check_close(found, expected))
@@ -128,6 +135,7 @@ def test_llama_cpp_goes_on_alike(saved: Saved, dtype: DType, tmp_path: Path, not
     else:
         note(saved.name, "same top at Q8_0", float(same.mean()))
         assert same.mean() >= SAME_TOP_Q8_0
+        assert np.median(differences) <= LOGPROB_Q8_0
 
 
 def test_llama_cpp_knows_the_largest_gemma_by_its_depth(tmp_path: Path) -> None:
@@ -147,11 +155,14 @@ def beside(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Of every id that llama.cpp chose: how far its log-probability is off, and whether we would.
 
-    The end is never chosen. llama.cpp's context is beyond every original length.
+    What meets 8-bit matrices is rounded as there. The end is never chosen, and llama.cpp's
+    context is beyond every original length.
     """
     text = ids(PROMPT) + [token for token, _ in theirs]
     context = min(512, model.config.max_positions)
     decoder = Decoder.from_weights(model.config, model.weights, context=context)
+    quantised = {name for name, tensor in model.weights.items() if tensor.dtype is DType.Q8_0}
+    round_activations(decoder, quantised)
     with torch.no_grad():
         logits = decoder.logits(decoder(torch.tensor([text]))[0, PROMPT - 1 : -1])
     chosen = torch.tensor(text[PROMPT:])

@@ -126,7 +126,8 @@ class Family:
     beside those that all architectures have. `hf_misfit` and `gguf_misfit` say why other
     programs could not take a config, None if they can; that it comes back as it went is
     checked for all (`miudo.families.fit`). `foreign` folders are read by their authors' code
-    alone. A family without `gguf_architecture` has no GGUF.
+    alone. `gguf_note` tells where other programs compute slightly otherwise what
+    comes back as it went. A family without `gguf_architecture` has no GGUF.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Family:
     gguf_keys: frozenset[str] = frozenset()
     hf_misfit: Callable[[ModelConfig], str | None] = _nothing
     gguf_misfit: Callable[[ModelConfig], str | None] = _nothing
+    gguf_note: Callable[[ModelConfig], str | None] = _nothing
     hf_prefix: str = "model."
     hf_layout: Layout = PLAIN
     hf_ignored: tuple[str, ...] = ()

@@ -220,6 +220,13 @@ def biases_misfit(config: ModelConfig) -> str | None:
     return None
 
 
+def _gguf_misfit(config: ModelConfig) -> str | None:
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.short_factors != scaling.long_factors:
+        return "two sets of factors are what files of Phi 3 have"  # these would load all the same
+    return biases_misfit(config)
+
+
 LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM",),
@@ -234,6 +241,6 @@ LLAMA = Family(
     gguf_keys=GGUF_ROPE,
     config_from_gguf=gguf_reader("llama"),
     config_to_gguf=gguf_writer("llama"),
-    gguf_misfit=biases_misfit,
+    gguf_misfit=_gguf_misfit,
     permuted=True,
 )

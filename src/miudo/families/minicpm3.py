@@ -127,6 +127,13 @@ def _write_gguf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _gguf_note(config: ModelConfig) -> str | None:
+    eps = _parts(config).norm_eps
+    if eps == config.norm_eps:
+        return None
+    return f"llama.cpp adds {config.norm_eps:g} in the norms of latents, the model {eps:g}"
+
+
 MINICPM3 = Family(
     name="minicpm3",
     architectures=("MiniCPM3ForCausalLM",),
@@ -142,4 +149,5 @@ MINICPM3 = Family(
     config_from_gguf=_read_gguf,
     config_to_gguf=_write_gguf,
     gguf_misfit=lambda c: scaling_misfit(c, RopeKind.LONGROPE),
+    gguf_note=_gguf_note,
 )

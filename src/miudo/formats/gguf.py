@@ -114,6 +114,7 @@ def write_gguf(
         )
         for spec in tensor_table(config)
     }
+    note = None if family is None else family.gguf_note(config)
     tensors = _file_tensors(family, config, weights)
     keys = _keys(family, config, model, languages) | {
         "general.file_type": _FILE_TYPES[dtype or _usual_type(weights)]
@@ -124,7 +125,7 @@ def write_gguf(
         architecture=keys["general.architecture"],
         dtypes={name: t.dtype for name, t in weights.items()},
         fallbacks=tuple(n for n in _matrices(config) if dtype not in (None, weights[n].dtype)),
-        notes=notes,
+        notes=notes if note is None else (*notes, note),
         bits_per_weight=8 * size / sum(prod(t.shape) for t in weights.values()),
         size_bytes=path.stat().st_size,
     )

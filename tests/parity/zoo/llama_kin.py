@@ -22,7 +22,7 @@ YARN = {
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 SCALES = {
     "embedding_multiplier": 12.0, "residual_multiplier": 1.4 / 3**0.5, "logits_scaling": 4.0,
-    "attention_multiplier": 0.25, "tie_word_embeddings": True,
+    "attention_multiplier": 0.2, "tie_word_embeddings": True,
 }  # fmt: skip
 # 16 is the class's default of heads here, so that the lists have rotated / 2 = 8 or 6 numbers.
 LENGTHS = (12, 16, 17, 33)
@@ -123,15 +123,20 @@ CASES: dict[str, Case] = {
         "smollm3", _kin("SmolLM3", no_rope_layers=[0, 1, 0], tie_word_embeddings=False)
     ),
     "olmo2": Case("olmo2", _kin("Olmo2"), llama_cpp="olmo2"),
-    "minicpm": Case("minicpm", _kin("Granite", **SCALES), save=minicpm, llama_cpp="minicpm"),
+    "minicpm": Case(
+        "minicpm",
+        _kin("Granite", **SCALES | {"attention_multiplier": 0.25}),
+        save=minicpm,
+        llama_cpp="minicpm",
+    ),
     "minicpm3": Case(
         "minicpm",
-        _kin("MiniCPM3", **MINICPM3, **share(longrope(4, 64), 1.0)),
+        _kin("MiniCPM3", **MINICPM3, **longrope(4)),
+        lengths=LENGTHS,
         llama_cpp="minicpm3",
     ),
-    "minicpm3-long": Case(
+    "minicpm3-whole-queries": Case(
         "minicpm",
-        _kin("MiniCPM3", **MINICPM3 | {"q_lora_rank": None}, **longrope(4)),
-        lengths=LENGTHS,
+        _kin("MiniCPM3", **MINICPM3 | {"q_lora_rank": None, "rms_norm_eps": 1e-5}),
     ),
 }
