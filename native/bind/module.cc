@@ -31,9 +31,10 @@ using Mask = Array<const bool, nb::ndim<1>>;
 using SamplingTuple =
     std::tuple<double, std::int64_t, double, double, double, std::vector<std::int32_t>,
                std::vector<double>, std::uint64_t, std::uint64_t>;
-// n_heads, n_kv_heads, head_dim, v_head_dim, d_ff, window, rotary, rope_theta
-using LayerTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t,
-                              std::int64_t, std::int64_t, bool, double>;
+// n_heads, n_kv_heads, head_dim, v_head_dim, d_ff, window, frequencies, slopes
+using LayerTuple =
+    std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+               std::int64_t, std::vector<float>, std::vector<float>>;
 
 // Raises miudo._native.NativeError(status, message), or what a signal handler raised.
 void check(miudo_status status, const miudo_error& error) {
@@ -96,8 +97,11 @@ class Engine {
          std::uint64_t cache_bytes) {
     const auto number = [&](const char* key) { return nb::cast<std::int64_t>(values[key]); };
     const auto small = [&](const char* key) { return nb::cast<std::int32_t>(values[key]); };
-    for (const auto& [heads, kv, dim, v_dim, ff, window, rotary, theta] : tuples) {
-      layers_.push_back({heads, kv, dim, v_dim, ff, window, rotary ? 1 : 0, theta});
+    const auto real = [&](const char* key) { return nb::cast<double>(values[key]); };
+    // The numbers behind the pointers are read by miudo_create alone.
+    for (const auto& [heads, kv, dim, v_dim, ff, window, frequencies, slopes] : tuples) {
+      layers_.push_back({heads, kv, dim, v_dim, ff, window, frequencies.data(),
+                         frequencies.size(), slopes.data(), slopes.size()});
     }
     config_ = {};
     config_.vocab_size = number("vocab_size");
@@ -106,16 +110,29 @@ class Engine {
     config_.n_layers = static_cast<std::int64_t>(layers_.size());
     config_.layers = layers_.data();
     config_.norm = small("norm");
-    config_.position = small("position");
+    config_.block = small("block");
+    config_.parallel = small("parallel");
     config_.mlp = small("mlp");
     config_.activation = small("activation");
     config_.qk_norm = small("qk_norm");
+    config_.norm_weight = small("norm_weight");
     config_.norm_bias = small("norm_bias");
+    config_.embed_norm = small("embed_norm");
+    config_.learned_positions = small("learned_positions");
     config_.qkv_bias = small("qkv_bias");
     config_.o_bias = small("o_bias");
     config_.mlp_bias = small("mlp_bias");
     config_.tie_embeddings = small("tie_embeddings");
-    config_.norm_eps = nb::cast<double>(values["norm_eps"]);
+    config_.norm_eps = real("norm_eps");
+    config_.attention_factor = real("attention_factor");
+    config_.embed_scale = real("embed_scale");
+    config_.residual_scale = real("residual_scale");
+    config_.logit_scale = real("logit_scale");
+    config_.attn_scale = real("attn_scale");
+    config_.attn_softcap = real("attn_softcap");
+    config_.logit_softcap = real("logit_softcap");
+    config_.latent = {number("latent.q_rank"), number("latent.kv_rank"),
+                      number("latent.rope_dim"), real("latent.norm_eps")};
     const miudo_options options = {threads, int8 ? 1 : 0, cache_bytes, signals, nullptr};
     miudo_error error = {};
     check(miudo_create(&config_, &options, &engine_, &error), error);

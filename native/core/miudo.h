@@ -37,20 +37,41 @@ typedef enum { MIUDO_F32 = 0, MIUDO_F16 = 1, MIUDO_BF16 = 2, MIUDO_Q8_0 = 3 } mi
 typedef struct {
   int64_t n_heads, n_kv_heads, head_dim, v_head_dim, d_ff;
   int64_t window; /* 0: full attention */
-  int32_t rotary;
-  double rope_theta;
+  /* Rotary pairs in radians a position: pair i is number i of a head with number i + n_frequencies.
+   * 0: nothing is rotated. */
+  const float* frequencies;
+  size_t n_frequencies;
+  /* ALiBi, [n_heads]: what a head's scores lose a position of distance. 0: nothing. */
+  const float* slopes;
+  size_t n_slopes;
 } miudo_layer;
+
+/* Multi-head latent attention. A head's last rope_dim numbers are what the frequencies rotate; a
+ * key's are shared by all heads. */
+typedef struct {
+  int64_t q_rank;  /* 0: queries come straight from the input */
+  int64_t kv_rank; /* 0: attention has no latents */
+  int64_t rope_dim;
+  double norm_eps;
+} miudo_latent;
 
 typedef struct {
   int64_t vocab_size, d_model, max_positions, n_layers;
   const miudo_layer* layers;
   int32_t norm;       /* 0 rms, 1 layer */
-  int32_t position;   /* 0 rope, 1 learned */
+  int32_t block;      /* norms 0 before, 1 after, 2 before and after a sublayer */
+  int32_t parallel;   /* 0 none, 1 with two norms, 2 with one norm */
   int32_t mlp;        /* 0 gated, 1 plain */
   int32_t activation; /* 0 silu, 1 gelu, 2 gelu_tanh, 3 relu */
-  int32_t qk_norm;    /* 0 none, 1 head */
-  int32_t norm_bias, qkv_bias, o_bias, mlp_bias, tie_embeddings;
+  int32_t qk_norm;    /* 0 none, 1 head, 2 full */
+  int32_t norm_weight, norm_bias, embed_norm, learned_positions;
+  int32_t qkv_bias, o_bias, mlp_bias, tie_embeddings;
   double norm_eps;
+  double attention_factor;                         /* multiplies cosines and sines; 1 as a rule */
+  double embed_scale, residual_scale, logit_scale; /* 1 as a rule */
+  double attn_scale;                               /* 0: head_dim^-0.5 */
+  double attn_softcap, logit_softcap;              /* 0: none */
+  miudo_latent latent;
 } miudo_config;
 
 typedef struct {

@@ -121,6 +121,7 @@ constexpr Kernels table_for(Isa isa) {
           .rms_norm = rms_norm,
           .layer_norm = layer_norm,
           .add = add_to,
+          .softcap = softcap,
           .activate = activate,
           .activate_gated = activate_gated,
           .logsumexp = logsumexp,

@@ -47,7 +47,8 @@ struct Kernels {
   // `bias` may be null.
   void (*layer_norm)(const float* x, const float* weight, const float* bias, std::size_t n,
                      float eps, float* out);
-  void (*add)(float* x, const float* y, std::size_t n);  // x += y
+  void (*add)(float* x, const float* y, float scale, std::size_t n);  // x += scale * y
+  void (*softcap)(float* x, float cap, std::size_t n);                // x = cap * tanh(x / cap)
   void (*activate)(Activation kind, float* x, std::size_t n);
   void (*activate_gated)(Activation kind, float* gate, const float* up, std::size_t n);
   double (*logsumexp)(const float* x, std::size_t n);

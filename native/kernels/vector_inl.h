@@ -55,8 +55,8 @@ inline void map(float* x, const float* y, std::size_t n, const F& f) {
   std::memcpy(x + i, a, (n - i) * sizeof(float));
 }
 
-void add_to(float* x, const float* y, std::size_t n) {
-  map(x, y, n, [](F8 a, F8 b) { return add(a, b); });
+void add_to(float* x, const float* y, float scale, std::size_t n) {
+  map(x, y, n, [=](F8 a, F8 b) { return fma(b, set1(scale), a); });
 }
 
 inline F8 sigmoid8(F8 x) {
@@ -75,6 +75,15 @@ inline F8 gelu_tanh8(F8 x) {  // x * sigmoid(2u) = 0.5 x (1 + tanh u)
   const F8 cube = mul(mul(x, x), x);
   const F8 u = mul(set1(2.0f * 0.797884561f), fma(set1(0.044715f), cube, x));
   return mul(x, sigmoid8(u));
+}
+
+// tanh u = 1 - 2 / (e^2u + 1); what is not finite gives NaN, which exp8 would hide.
+void softcap(float* x, float cap, std::size_t n) {
+  const F8 one = set1(1.0f), two_over_cap = set1(2.0f / cap);
+  map(x, x, n, [=](F8 a, F8) {
+    const F8 tanh = sub(one, div(set1(2.0f), add(exp8(mul(a, two_over_cap)), one)));
+    return fma(a, set1(0.0f), mul(set1(cap), tanh));
+  });
 }
 
 template <typename Then>

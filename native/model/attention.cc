@@ -10,47 +10,30 @@ namespace {
 
 constexpr std::size_t kBlock = 4;  // query rows that share a load of keys and values
 
-// Half-split: pair i with i + head_dim / 2. turn [head_dim / 2, (cos, sin)].
-void rotate(float* x, const float* turn, std::size_t head_dim) {
-  const std::size_t half = head_dim / 2;
-  for (std::size_t i = 0; i < half; ++i) {
-    const float cos = turn[2 * i], sin = turn[2 * i + 1], a = x[i], b = x[i + half];
-    x[i] = a * cos - b * sin;
-    x[i + half] = b * cos + a * sin;
-  }
-}
-
-void norm_and_rotate(const Pass& pass, std::size_t layer, std::size_t row, const Vector& weight,
-                     float* head) {
+// Norms and rotates a row's queries or keys [heads, head_dim] in place.
+void norm_and_rotate(const Pass& pass, std::size_t layer, std::size_t row,
+                     const NormWeights& weights, std::size_t heads, float* x) {
   const Model& m = pass.model;
-  const LayerConfig& c = m.config.layers[layer];
-  if (!weight.empty()) {
-    m.kernels.rms_norm(head, weight.data(), c.head_dim, m.config.norm_eps, head);
-  }
-  if (c.rotary) {
-    const std::size_t r = m.rotation_of[layer];
-    rotate(head, pass.scratch.turns[r].data() + row * c.head_dim, c.head_dim);
+  const std::size_t dim = m.config.layers[layer].head_dim;
+  if (m.config.qk_norm == QkNorm::kFull) norm_row(m, weights, heads * dim, x, x);
+  for (std::size_t head = 0; head < heads; ++head, x += dim) {
+    if (m.config.qk_norm == QkNorm::kHead) norm_row(m, weights, dim, x, x);
+    rotate(pass, layer, row, x);
   }
 }
 
-// Finishes a row's queries in place and writes its keys and values to its page.
+// Writes a row's keys and values to its page.
 void remember(const Pass& pass, std::size_t layer, std::size_t row) {
   const Model& m = pass.model;
   const LayerConfig& c = m.config.layers[layer];
-  const Layer& w = m.weights.layers[layer];
-  Scratch& s = pass.scratch;
+  const Scratch& s = pass.scratch;
   const Segment& seg = segment_of(pass, row);
   const std::size_t position = seg.start + row - seg.row;
   const std::size_t slot = position % kTilePositions;
   float* page = seg.pages[position / kTilePositions];
   const std::size_t value_stride = m.layout.value_stride(layer);
-  for (std::size_t head = 0; head < c.n_heads; ++head) {
-    float* q = s.q.data() + (row * c.n_heads + head) * c.head_dim;
-    norm_and_rotate(pass, layer, row, w.q_norm, q);
-  }
   for (std::size_t head = 0; head < c.n_kv_heads; ++head) {
-    float* k = s.k.data() + (row * c.n_kv_heads + head) * c.head_dim;
-    norm_and_rotate(pass, layer, row, w.k_norm, k);
+    const float* k = s.k.data() + (row * c.n_kv_heads + head) * c.head_dim;
     float* keys = page + m.layout.keys(layer, head) + slot;
     for (std::size_t d = 0; d < c.head_dim; ++d) keys[d * kTilePositions] = k[d];
     std::memcpy(page + m.layout.values(layer, head) + slot * value_stride,
@@ -102,6 +85,7 @@ class Attending {
     const std::size_t base = first_tile_ * kTilePositions;
     float inverse[kBlock];
     for (std::size_t i = 0; i < block_.count; ++i) {
+      bend(i);
       const float sum = kernels.softmax(p_ + i * size_, reach_[i].begin - base,
                                         reach_[i].end - base, size_);
       inverse[i] = 1.0f / sum;
@@ -124,12 +108,23 @@ class Attending {
   std::size_t offset(std::size_t tile) const { return (tile - first_tile_) * kTilePositions; }
 
   void load_queries() {
-    const float scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
+    const float given = pass_.model.config.attn_scale;
+    const float scale =
+        given > 0.0f ? given : 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
     for (std::size_t i = 0; i < block_.count; ++i) {
       const float* from = pass_.scratch.q.data() +
                           ((seg_.row + position(i)) * c_.n_heads + query_head(i)) * c_.head_dim;
       for (std::size_t d = 0; d < c_.head_dim; ++d) q_[i * c_.head_dim + d] = from[d] * scale;
     }
+  }
+
+  // Softcap and ALiBi, on the scores that are visible.
+  void bend(std::size_t i) {
+    const std::size_t n = reach_[i].end - reach_[i].begin;
+    float* scores = p_ + i * size_ + reach_[i].begin - first_tile_ * kTilePositions;
+    const float cap = pass_.model.config.attn_softcap;
+    if (cap > 0.0f) pass_.model.kernels.softcap(scores, cap, n);
+    if (!c_.slopes.empty()) add_distances(c_.slopes[query_head(i)], scores, n);
   }
 
   // Only visible values are read: what lies beyond may be another conversation's, or not finite.
@@ -196,20 +191,34 @@ void attend(const Pass& pass, std::size_t layer) {
 
 }  // namespace
 
-// x += o(softmax(q k / sqrt(head_dim)) v); h and x are [n, D].
-void attention(const Pass& pass, std::size_t layer) {
+void queries_keys_values(const Pass& pass, std::size_t layer, const float* h) {
+  const LayerConfig& c = pass.model.config.layers[layer];
+  const Layer& w = pass.model.weights.layers[layer];
+  Scratch& s = pass.scratch;
+  project(pass, h, pass.n, pass.model.config.d_model,
+          {{w.q, s.q.data()}, {w.k, s.k.data()}, {w.v, s.v.data()}});
+  for_rows(pass, pass.n, [&](std::size_t row) {
+    float* q = s.q.data() + row * c.n_heads * c.head_dim;
+    float* k = s.k.data() + row * c.n_kv_heads * c.head_dim;
+    norm_and_rotate(pass, layer, row, w.q_norm, c.n_heads, q);
+    norm_and_rotate(pass, layer, row, w.k_norm, c.n_kv_heads, k);
+  });
+}
+
+// out = o(softmax(bent(q k * scale)) v).
+void attention(const Pass& pass, std::size_t layer, const float* h, float* out) {
   const Model& m = pass.model;
   const LayerConfig& c = m.config.layers[layer];
-  const Layer& w = m.weights.layers[layer];
-  const std::size_t d = m.config.d_model;
-  Scratch& s = pass.scratch;
-  project(pass, s.h.data(), pass.n, d,
-          {{w.q, s.q.data()}, {w.k, s.k.data()}, {w.v, s.v.data()}});
+  const Scratch& s = pass.scratch;
+  if (m.config.has_latent()) {
+    latent_queries_keys_values(pass, layer, h);
+  } else {
+    queries_keys_values(pass, layer, h);
+  }
   for_rows(pass, pass.n, [&](std::size_t row) { remember(pass, layer, row); });
   attend(pass, layer);
   project(pass, s.mixed.data(), pass.n, c.n_heads * c.v_head_dim,
-          {{w.o, s.projected.data()}});
-  m.kernels.add(s.x.data(), s.projected.data(), pass.n * d);
+          {{m.weights.layers[layer].o, out}});
 }
 
 }  // namespace miudo

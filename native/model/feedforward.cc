@@ -3,8 +3,8 @@
 
 namespace miudo {
 
-// x += down(act(gate(h)) * up(h)), or down(act(up(h))); h and x are [n, D].
-void feedforward(const Pass& pass, std::size_t layer) {
+// out = down(act(gate(h)) * up(h)), or down(act(up(h))).
+void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out) {
   const Model& m = pass.model;
   const Layer& w = m.weights.layers[layer];
   const std::size_t d = m.config.d_model, ff = m.config.layers[layer].d_ff;
@@ -12,9 +12,9 @@ void feedforward(const Pass& pass, std::size_t layer) {
   const bool gated = m.config.mlp == Mlp::kGated;
   float* inner = gated ? s.gate.data() : s.up.data();  // [n, d_ff]
   if (gated) {
-    project(pass, s.h.data(), pass.n, d, {{w.gate, s.gate.data()}, {w.up, s.up.data()}});
+    project(pass, h, pass.n, d, {{w.gate, s.gate.data()}, {w.up, s.up.data()}});
   } else {
-    project(pass, s.h.data(), pass.n, d, {{w.up, s.up.data()}});
+    project(pass, h, pass.n, d, {{w.up, s.up.data()}});
   }
   for_rows(pass, pass.n, [&](std::size_t row) {
     if (gated) {
@@ -23,8 +23,7 @@ void feedforward(const Pass& pass, std::size_t layer) {
       m.kernels.activate(m.config.activation, inner + row * ff, ff);
     }
   });
-  project(pass, inner, pass.n, ff, {{w.down, s.projected.data()}});
-  m.kernels.add(s.x.data(), s.projected.data(), pass.n * d);
+  project(pass, inner, pass.n, ff, {{w.down, out}});
 }
 
 }  // namespace miudo

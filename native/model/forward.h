@@ -1,5 +1,5 @@
 // The forward pass: ids of a few conversations in, normed hidden states and logits out.
-// The functions carry the names of miudo/decoder: forward, attention, feedforward, norm.
+// The functions carry the names of miudo/decoder: forward, block, attention, feedforward, norm.
 // Not for: conversations and sampling (core/engine.h). Read next: model/forward.cc.
 //
 // Shapes: n rows of this pass (all conversations together), D d_model, V vocab_size, H heads,
@@ -36,11 +36,16 @@ struct Scratch {
   Buffer<float> q, k, v;      // [n, H head_dim], [n, K head_dim], [n, K v_head_dim]
   Buffer<float> mixed;        // [n, H v_head_dim]
   Buffer<float> gate, up;     // [n, d_ff]
-  Buffer<float> projected;    // [n, D]
+  Buffer<float> projected;    // [n, D] a sublayer's output
+  Buffer<float> fed;          // [n, D] the other's, where both run side by side
+  Buffer<float> narrow_q;     // [n, q_rank] of latent attention, as are the next three
+  Buffer<float> narrow;       // [n, kv_rank + rope_dim]
+  Buffer<float> latent;       // [n, kv_rank]
+  Buffer<float> wide;         // [n, H (head_dim - rope_dim + v_head_dim)]
   Buffer<float> inner;        // [targets, n, rank] between an adapter's two products
   Buffer<std::int8_t> quants;  // [n, widest input]
   Buffer<float> scales;
-  std::vector<Buffer<float>> turns;      // per rotation [n, head_dim / 2, (cos, sin)]
+  std::vector<Buffer<float>> turns;      // per rotation [n, pairs, (cos, sin)]
   std::vector<Buffer<float>> of_worker;  // queries, outputs and scores of attention
   std::vector<std::size_t> first_task;   // of each segment, in attention
 };
@@ -71,9 +76,26 @@ void forward(const Pass& pass);
 // logits [rows, V] of hidden [rows, D] (normed).
 void logits(const Pass& pass, const float* hidden, std::size_t rows, float* out);
 
-// The pieces of forward, in files of their own.
-void attention(const Pass& pass, std::size_t layer);
-void feedforward(const Pass& pass, std::size_t layer);
-void norm(const Pass& pass, const NormWeights& weights, const float* x, float* out);
+// The pieces of forward, in files of their own. h and out are [n, D].
+void reserve(const Pass& pass);
+void attention(const Pass& pass, std::size_t layer, const float* h, float* out);
+void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out);
+
+// Leave a layer's queries, keys and values in scratch.q, k and v.
+void queries_keys_values(const Pass& pass, std::size_t layer, const float* h);
+void latent_queries_keys_values(const Pass& pass, std::size_t layer, const float* h);
+
+// Norms [n, D], in place if out is x; returns out, or x where the model has no such norm.
+const float* norm(const Pass& pass, const NormWeights& weights, const float* x, float* out);
+// One row of any width in the model's kind of norm.
+void norm_row(const Model& model, const NormWeights& weights, std::size_t width, const float* x,
+              float* out);
+
+// Cosines and sines of a row's position, for every rotation of the model.
+void find_turns(const Pass& pass, std::size_t row, std::size_t position);
+// Rotates the first numbers of x, half-split (Su et al. 2021), as the layer does.
+void rotate(const Pass& pass, std::size_t layer, std::size_t row, float* x);
+// ALiBi (Press et al. 2022): the last of n scores is the query's own position.
+void add_distances(float slope, float* scores, std::size_t n);
 
 }  // namespace miudo

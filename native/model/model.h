@@ -2,7 +2,7 @@
 // Read next: model/forward.h.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -11,13 +11,6 @@
 #include "model/weights.h"
 
 namespace miudo {
-
-// The angles of rotary embedding: positions times these, in float32, as trained models had them.
-struct Rotation {
-  std::size_t head_dim;
-  float theta;
-  std::vector<float> frequencies;  // [head_dim / 2]
-};
 
 struct Model {
   Model(ModelConfig c, Isa isa, bool int8)
@@ -34,27 +27,16 @@ struct Model {
   bool int8_activations;  // for Q8_0 matrices; F32 ones always take floats
   Weights weights;
   CacheLayout layout;
-  std::vector<Rotation> rotations;       // the distinct ones
-  std::vector<std::size_t> rotation_of;  // by layer
+  std::vector<std::vector<float>> rotations;  // the distinct frequencies
+  std::vector<std::size_t> rotation_of;       // by layer
 
  private:
   std::size_t find_rotation(const LayerConfig& layer) {
-    std::size_t i = 0;
-    for (; i < rotations.size(); ++i) {
-      const Rotation& r = rotations[i];
-      if (r.head_dim == layer.head_dim && !(r.theta < layer.rope_theta) &&
-          !(layer.rope_theta < r.theta)) {
-        return i;
-      }
-    }
-    if (!layer.rotary) return 0;  // never looked up
-    Rotation made{layer.head_dim, layer.rope_theta, {}};
-    for (std::size_t d = 0; d < layer.head_dim; d += 2) {
-      const float power = static_cast<float>(d) / static_cast<float>(layer.head_dim);
-      made.frequencies.push_back(1.0f / std::pow(layer.rope_theta, power));
-    }
-    rotations.push_back(std::move(made));
-    return i;
+    if (layer.frequencies.empty()) return 0;  // never looked up
+    const auto found = std::find(rotations.begin(), rotations.end(), layer.frequencies);
+    const auto index = static_cast<std::size_t>(found - rotations.begin());
+    if (found == rotations.end()) rotations.push_back(layer.frequencies);
+    return index;
   }
 };
 

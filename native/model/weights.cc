@@ -1,5 +1,7 @@
 #include "model/weights.h"
 
+#include <algorithm>
+
 #include "util/status.h"
 
 namespace miudo {
@@ -17,7 +19,8 @@ Weights::Weights(const ModelConfig& config)
     : layers(config.layers.size()), tied_(config.tie_embeddings) {
   const std::size_t d = config.d_model;
   add_linear("embed", embed, config.vocab_size, d, false);
-  if (config.position == Position::kLearned) {
+  if (config.embed_norm) add_norm("embed_norm", embed_norm, config);
+  if (config.learned_positions) {
     add_linear("position", position, config.max_positions, d, false);
   }
   for (std::size_t i = 0; i < layers.size(); ++i) add_layer(config, config.layers[i], i);
@@ -29,21 +32,52 @@ void Weights::add_layer(const ModelConfig& config, const LayerConfig& c, std::si
   const std::string at = "layers." + std::to_string(index) + ".";
   const std::size_t d = config.d_model;
   Layer& to = layers[index];
-  add_norm(at + "attn_norm", to.attn_norm, config);
-  add_block_linear(at + "attn.q", to.q, c.n_heads * c.head_dim, d, config.qkv_bias);
-  add_block_linear(at + "attn.k", to.k, c.n_kv_heads * c.head_dim, d, config.qkv_bias);
-  add_block_linear(at + "attn.v", to.v, c.n_kv_heads * c.v_head_dim, d, config.qkv_bias);
-  if (config.qk_norm == QkNorm::kHead) {
-    add_vector(at + "attn.q_norm.weight", to.q_norm, c.head_dim);
-    add_vector(at + "attn.k_norm.weight", to.k_norm, c.head_dim);
+  if (config.norms_before()) add_norm(at + "attn_norm", to.attn_norm, config);
+  if (config.has_latent()) {
+    add_latent(config, c, at + "attn.", to);
+  } else {
+    add_queries_keys_values(config, c, at + "attn.", to);
   }
   add_block_linear(at + "attn.o", to.o, d, c.n_heads * c.v_head_dim, config.o_bias);
-  add_norm(at + "mlp_norm", to.mlp_norm, config);
+  if (config.norms_after()) add_norm(at + "attn_post_norm", to.attn_post_norm, config);
+  if (config.norms_before() && config.parallel != Parallel::kOneNorm) {
+    add_norm(at + "mlp_norm", to.mlp_norm, config);
+  }
   if (config.mlp == Mlp::kGated) {
     add_block_linear(at + "mlp.gate", to.gate, c.d_ff, d, config.mlp_bias);
   }
   add_block_linear(at + "mlp.up", to.up, c.d_ff, d, config.mlp_bias);
   add_block_linear(at + "mlp.down", to.down, d, c.d_ff, config.mlp_bias);
+  if (config.norms_after()) add_norm(at + "mlp_post_norm", to.mlp_post_norm, config);
+}
+
+void Weights::add_queries_keys_values(const ModelConfig& config, const LayerConfig& c,
+                                      const std::string& at, Layer& to) {
+  const std::size_t d = config.d_model, q = c.n_heads * c.head_dim, k = c.n_kv_heads * c.head_dim;
+  add_block_linear(at + "q", to.q, q, d, config.qkv_bias);
+  add_block_linear(at + "k", to.k, k, d, config.qkv_bias);
+  add_block_linear(at + "v", to.v, c.n_kv_heads * c.v_head_dim, d, config.qkv_bias);
+  if (config.qk_norm == QkNorm::kNone) return;
+  const bool full = config.qk_norm == QkNorm::kFull;
+  add_vector(at + "q_norm.weight", to.q_norm.weight, full ? q : c.head_dim);
+  add_vector(at + "k_norm.weight", to.k_norm.weight, full ? k : c.head_dim);
+}
+
+void Weights::add_latent(const ModelConfig& config, const LayerConfig& c, const std::string& at,
+                         Layer& to) {
+  const LatentConfig& latent = config.latent;
+  const std::size_t d = config.d_model, q = c.n_heads * c.head_dim;
+  if (latent.q_rank == 0) {
+    add_block_linear(at + "q", to.q, q, d, false);
+  } else {
+    add_block_linear(at + "q_a", to.q_a, latent.q_rank, d, false);
+    add_vector(at + "q_a_norm.weight", to.q_a_norm.weight, latent.q_rank);
+    add_block_linear(at + "q_b", to.q_b, q, latent.q_rank, false);
+  }
+  add_block_linear(at + "kv_a", to.kv_a, latent.kv_rank + latent.rope_dim, d, false);
+  add_vector(at + "kv_a_norm.weight", to.kv_a_norm.weight, latent.kv_rank);
+  const std::size_t wide = c.n_heads * (c.head_dim - latent.rope_dim + c.v_head_dim);
+  add_block_linear(at + "kv_b", to.kv_b, wide, latent.kv_rank, false);
 }
 
 void Weights::add_linear(const std::string& name, Linear& linear, std::size_t out, std::size_t in,
@@ -69,7 +103,12 @@ const Linear* Weights::block_matrix(const std::string& name) const {
 
 void Weights::add_norm(const std::string& name, NormWeights& norm_weights,
                        const ModelConfig& config) {
-  add_vector(name + ".weight", norm_weights.weight, config.d_model);
+  if (config.norm_weight) {
+    add_vector(name + ".weight", norm_weights.weight, config.d_model);
+  } else {  // ones are exact, and one way for all norms
+    norm_weights.weight = Vector(round_up(config.d_model, kTileRows));
+    std::fill_n(norm_weights.weight.data(), config.d_model, 1.0f);
+  }
   if (config.norm == Norm::kLayer && config.norm_bias) {
     add_vector(name + ".bias", norm_weights.bias, config.d_model);
   }

@@ -26,13 +26,14 @@ struct Linear {
 };
 
 struct NormWeights {
-  Vector weight, bias;
+  Vector weight, bias;  // no weight: there is no such norm
 };
 
 struct Layer {
-  NormWeights attn_norm, mlp_norm;
+  NormWeights attn_norm, attn_post_norm, mlp_norm, mlp_post_norm;
   Linear q, k, v, o, gate, up, down;
-  Vector q_norm, k_norm;
+  Linear q_a, q_b, kv_a, kv_b;  // of latent attention, instead of q, k and v
+  NormWeights q_norm, k_norm, q_a_norm, kv_a_norm;
 };
 
 class Weights {
@@ -55,7 +56,7 @@ class Weights {
   std::size_t size_bytes() const { return size_bytes_; }
 
   Linear embed, position, head;
-  NormWeights norm;
+  NormWeights embed_norm, norm;
   std::vector<Layer> layers;
 
  private:
@@ -67,6 +68,10 @@ class Weights {
   };
 
   void add_layer(const ModelConfig& config, const LayerConfig& layer, std::size_t index);
+  void add_queries_keys_values(const ModelConfig& config, const LayerConfig& layer,
+                               const std::string& at, Layer& to);
+  void add_latent(const ModelConfig& config, const LayerConfig& layer, const std::string& at,
+                  Layer& to);
   void add_linear(const std::string& name, Linear& linear, std::size_t out, std::size_t in,
                   bool bias);
   void add_block_linear(const std::string& name, Linear& linear, std::size_t out, std::size_t in,

@@ -215,6 +215,29 @@ TEST(norms) {
   }
 }
 
+TEST(sums_and_softcaps) {
+  for (const Kernels* k : all_kernels()) {
+    for (const std::size_t n : {1u, 7u, 8u, 17u}) {
+      Noise noise(n);
+      const std::vector<float> x = noise.floats(n), y = noise.floats(n);
+      std::vector<float> plain = x, scaled = x, capped(n);
+      k->add(plain.data(), y.data(), 1.0f, n);
+      k->add(scaled.data(), y.data(), 0.3f, n);
+      for (std::size_t i = 0; i < n; ++i) capped[i] = 40.0f * x[i] * (i % 2 == 0 ? 1.0f : 9.0f);
+      const std::vector<float> before = capped;
+      k->softcap(capped.data(), 30.0f, n);
+      for (std::size_t i = 0; i < n; ++i) {
+        CHECK(near(plain[i], static_cast<double>(x[i] + y[i]), 0.0));
+        CHECK(near(scaled[i], static_cast<double>(x[i]) + 0.3 * static_cast<double>(y[i]), 1e-6));
+        CHECK(near(capped[i], 30.0 * std::tanh(static_cast<double>(before[i]) / 30.0), 1e-5));
+      }
+      capped[n - 1] = std::nanf("");
+      k->softcap(capped.data(), 30.0f, n);
+      CHECK(std::isnan(capped[n - 1]));
+    }
+  }
+}
+
 TEST(logsumexp_of_small_and_large) {
   for (const Kernels* k : all_kernels()) {
     for (const std::size_t n : {1u, 7u, 511u, 512u, 513u, 5000u}) {

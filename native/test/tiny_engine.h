@@ -20,8 +20,9 @@ struct Destroy {
 };
 using EnginePtr = std::unique_ptr<miudo_engine, Destroy>;
 
-inline const miudo_layer kLayers[] = {{4, 2, 6, 5, kFeed, 0, 1, 1e4},
-                                      {4, 2, 6, 5, kFeed, 9, 1, 1e4}};
+inline const float kFrequencies[] = {1.0f, 0.05f, 0.002f};
+inline const miudo_layer kLayers[] = {{4, 2, 6, 5, kFeed, 0, kFrequencies, 3, nullptr, 0},
+                                      {4, 2, 6, 5, kFeed, 9, kFrequencies, 3, nullptr, 0}};
 
 inline miudo_config config() {
   miudo_config c = {};
@@ -30,8 +31,9 @@ inline miudo_config config() {
   c.max_positions = kPositions;
   c.n_layers = 2;
   c.layers = kLayers;
-  c.tie_embeddings = 1;
+  c.norm_weight = c.tie_embeddings = 1;
   c.norm_eps = 1e-5;
+  c.attention_factor = c.embed_scale = c.residual_scale = c.logit_scale = 1.0;
   return c;
 }
 

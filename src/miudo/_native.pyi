@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 _Sampling = tuple[float, int, float, float, float, Sequence[int], Sequence[float], int, int]
-_Layer = tuple[int, int, int, int, int, int, bool, float]
+_Layer = tuple[int, int, int, int, int, int, Sequence[float], Sequence[float]]
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int32]
 _Mask = npt.NDArray[np.bool_]

@@ -17,7 +17,7 @@ from miudo.engine.native import NativeEngine
 from miudo.engine.native_door import config_values, layer_values, load_native
 from miudo.errors import MissingError, ModelFileError, RequestError, ResourceError
 from miudo.protocol import SamplingSettings, SeqWork, Want
-from miudo.tensors import DType, StoredTensor
+from miudo.tensors import DType, StoredTensor, tensor_table
 
 PAGE_BYTES = 32 * 2 * 2 * (8 + 8) * 4  # positions, layers, kv heads, key and value size, float32
 
@@ -63,8 +63,20 @@ def test_rows_that_are_no_whole_blocks_are_refused(llama: Any) -> None:
         ("d_model", 1 << 40, "d_model is"),
         ("max_positions", 1 << 62, "max_positions is"),
         ("norm", 2, "norm is 2"),
+        ("block", 3, "block is 3"),
+        ("parallel", 3, "parallel is 3"),
+        ("qk_norm", 3, "qk_norm is 3"),
         ("activation", -1, "activation is -1"),
         ("norm_eps", float("nan"), "norm_eps"),
+        ("attention_factor", 0.0, "attention_factor"),
+        ("embed_scale", -1.0, "embed_scale"),
+        ("residual_scale", float("inf"), "residual_scale"),
+        ("logit_scale", float("nan"), "logit_scale"),
+        ("attn_scale", -0.1, "attn_scale"),
+        ("attn_softcap", float("nan"), "attn_softcap"),
+        ("logit_softcap", 1e9, "logit_softcap"),
+        ("latent.kv_rank", -1, "latent.kv_rank is -1"),
+        ("latent.kv_rank", 8, "latent.rope_dim is 0"),
     ],
 )
 def test_the_c_door_checks_again(llama: Any, field: str, value: float, says: str) -> None:
@@ -77,12 +89,15 @@ def test_the_c_door_checks_again(llama: Any, field: str, value: float, says: str
 @pytest.mark.parametrize(
     "layer",
     [
-        (0, 1, 8, 8, 8, 0, True, 1e4),
-        (6, 4, 8, 8, 8, 0, True, 1e4),
-        (6, 2, 7, 8, 8, 0, True, 1e4),
-        (6, 2, 8, 1 << 30, 8, 0, True, 1e4),
-        (6, 2, 8, 8, 8, -1, True, 1e4),
-        (6, 2, 8, 8, 8, 0, True, float("inf")),
+        (0, 1, 8, 8, 8, 0, (), ()),
+        (6, 4, 8, 8, 8, 0, (), ()),
+        (6, 2, 8, 1 << 30, 8, 0, (), ()),
+        (6, 2, 8, 8, 8, -1, (), ()),
+        (6, 2, 7, 8, 8, 0, (1.0,) * 4, ()),
+        (6, 2, 8, 8, 8, 0, (1.0,) * 5000, ()),
+        (6, 2, 8, 8, 8, 0, (float("inf"),), ()),
+        (6, 2, 8, 8, 8, 0, (), (1.0,) * 5),
+        (6, 2, 8, 8, 8, 0, (), (float("nan"),) * 6),
     ],
 )
 def test_the_c_door_checks_layers(llama: Any, layer: tuple[Any, ...]) -> None:
@@ -91,6 +106,52 @@ def test_the_c_door_checks_layers(llama: Any, layer: tuple[Any, ...]) -> None:
         native.Engine(config_values(llama.config), [layer], 1, True, 1 << 20)
     with pytest.raises(native.NativeError, match="n_layers"):
         native.Engine(config_values(llama.config), [], 1, True, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer", "says"),
+    [
+        ({"norm_bias": 1, "norm_weight": 0}, {}, "norm_bias is set"),
+        ({"parallel": 1, "block": 1}, {}, "norms before"),
+        ({"qkv_bias": 1}, {}, "neither qkv_bias nor qk_norm"),
+        ({"qk_norm": 2}, {}, "neither qkv_bias nor qk_norm"),
+        ({"latent.rope_dim": 9}, {}, "rope_dim is 9"),
+        ({}, {1: 3}, "as many keys as queries"),
+        ({}, {6: (1.0, 0.5)}, "not what the frequencies rotate"),
+    ],
+)
+def test_the_c_door_checks_what_goes_together(
+    llama: Any, changes: dict[str, Any], layer: dict[int, Any], says: str
+) -> None:
+    native = load_native()
+    latent = {"latent.q_rank": 4, "latent.kv_rank": 4, "latent.rope_dim": 2}
+    values = {**config_values(llama.config), **latent}
+    right: list[Any] = [6, 6, 8, 8, 8, 0, (1.0,), ()]
+    native.Engine(values, [tuple(right)], 1, True, 1 << 20)
+    for place, value in layer.items():
+        right[place] = value
+    with pytest.raises(native.NativeError, match=says):
+        native.Engine({**values, **changes}, [tuple(right)], 1, True, 1 << 20)
+
+
+def test_the_c_door_knows_every_tensor(config: ModelConfig, make_model: Callable[..., Any]) -> None:
+    """None may be absent, and none be there that the config has not."""
+    native, model = load_native(), make_model(config)
+    kinds = {spec.name: list(spec.shape) for spec in tensor_table(config)}
+
+    def engine(names: list[str]) -> Any:
+        made = native.Engine(config_values(config), layer_values(config), 1, True, 1 << 24)
+        for name in names:
+            data = np.ascontiguousarray(model.weights[name].data)
+            made.set_tensor(name, 0, kinds[name], data)
+        return made
+
+    engine(list(kinds)).finalize()
+    for name in kinds:
+        with pytest.raises(native.NativeError, match=f"{name} is missing"):
+            engine([n for n in kinds if n != name]).finalize()
+    with pytest.raises(native.NativeError, match="is unknown"):
+        engine([]).set_tensor("layers.0.attn.other.weight", 0, [1], np.zeros(4, np.uint8))
 
 
 def test_an_unfinished_engine_runs_nothing(llama: Any) -> None:

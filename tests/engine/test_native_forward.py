@@ -10,17 +10,29 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from miudo.config import Activation, LayerConfig, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.config import (
+    Activation,
+    LayerConfig,
+    Mlp,
+    ModelConfig,
+    Norm,
+    Parallel,
+    Position,
+    QkNorm,
+)
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.native import NativeEngine
 from miudo.formats.blocks import to_f32
+from miudo.positional import alibi_slopes, frequencies
 from miudo.protocol import SeqWork, Want
-from miudo.tensors import DType, StoredTensor
+from miudo.tensors import DType, Role, StoredTensor, tensor_table
 
 Doubles = npt.NDArray[np.float64]
 
+WATCHED = Want.ALL_LOGITS | Want.HIDDEN | Want.ATTENTION
 FLOAT_ROUNDING = 1e-4  # the design's bound on logits of the reference path
+UNSTORED = ("attn_norm", "mlp_norm")  # norms of a model that stores no weights for them
 LENGTH = 101  # past three tiles of 32 positions, and no multiple of anything
 
 
@@ -30,21 +42,35 @@ class Oracle:
     def __init__(self, config: ModelConfig, weights: dict[str, StoredTensor]) -> None:
         self.c = config
         self.w = {name: to_f32(t).astype(np.float64) for name, t in weights.items()}
+        self.norms = {
+            s.name.rpartition(".")[0] for s in tensor_table(config) if s.role is Role.NORM
+        }
+        if not config.norm_weight:
+            self.norms |= {"norm"} | {f"layers.{i}.{n}" for i in range(9) for n in UNSTORED}
         self.hidden: list[Doubles] = []
         self.attention: list[Doubles] = []
 
     def logits(self, ids: list[int]) -> Doubles:
-        x = self.w["embed.weight"][ids]
-        if self.c.position is Position.LEARNED:
+        c = self.c
+        x = self.norm("embed_norm", self.w["embed.weight"][ids] * c.embed_scale)
+        if c.position is Position.LEARNED:
             x = x + self.w["position.weight"][: len(ids)]
-        for i, layer in enumerate(self.c.layers):
+        for i, layer in enumerate(c.layers):
             self.hidden.append(x)
             at = f"layers.{i}."
-            x = x + self.attend(at + "attn.", layer, self.norm(at + "attn_norm", x))
-            x = x + self.feed(at + "mlp.", self.norm(at + "mlp_norm", x))
+            before = self.norm(at + "attn_norm", x)
+            mixed = self.norm(at + "attn_post_norm", self.attend(at + "attn.", layer, before))
+            if c.parallel is Parallel.NONE:
+                x = x + mixed * c.residual_scale
+                fed = self.feed(at + "mlp.", self.norm(at + "mlp_norm", x))
+                x = x + self.norm(at + "mlp_post_norm", fed) * c.residual_scale
+            else:
+                shared = c.parallel is Parallel.ONE_NORM
+                fed = self.feed(at + "mlp.", before if shared else self.norm(at + "mlp_norm", x))
+                x = x + (mixed + fed) * c.residual_scale
         self.hidden.append(x)
         head = "head" if "head.weight" in self.w else "embed"
-        return self.linear(head, self.norm("norm", x))
+        return capped(self.linear(head, self.norm("norm", x)) * c.logit_scale, c.logit_softcap)
 
     def linear(self, name: str, x: Doubles) -> Doubles:
         return self.taken(x) @ self.w[name + ".weight"].T + self.w.get(name + ".bias", 0.0)
@@ -53,10 +79,12 @@ class Oracle:
         return x
 
     def norm(self, name: str, x: Doubles) -> Doubles:
+        if name not in self.norms:
+            return x
         if self.c.norm is Norm.LAYER:
             x = x - x.mean(-1, keepdims=True)
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c.norm_eps)
-        return x * self.w[name + ".weight"] + self.w.get(name + ".bias", 0.0)
+        return x * self.w.get(name + ".weight", 1.0) + self.w.get(name + ".bias", 0.0)
 
     def feed(self, at: str, x: Doubles) -> Doubles:
         if self.c.mlp is Mlp.GATED:
@@ -77,32 +105,71 @@ class Oracle:
                 return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     def attend(self, at: str, c: LayerConfig, x: Doubles) -> Doubles:
-        q, k, v = (self.linear(at + name, x) for name in "qkv")
+        q, k, v = (self.plain if self.c.latent is None else self.latent)(at, c, x)
         mixed, shown = [], []
         for head in range(c.n_heads):
             kv = head // (c.n_heads // c.n_kv_heads)
-            one = self.turn(at + "q_norm", c, q[:, head * c.head_dim :][:, : c.head_dim])
-            key = self.turn(at + "k_norm", c, k[:, kv * c.head_dim :][:, : c.head_dim])
-            scores = one @ key.T / math.sqrt(c.head_dim)
+            scores = q[:, head] @ k[:, kv].T * (self.c.attn_scale or c.head_dim**-0.5)
+            scores = capped(scores, self.c.attn_softcap)
             i, j = np.indices(scores.shape)
+            if self.c.position is Position.ALIBI:
+                scores = scores + alibi_slopes(c.n_heads)[head] * (j - i)
             scores[(j > i) | (i - j >= (c.window or len(x)))] = -np.inf
             p = np.exp(scores - scores.max(1, keepdims=True))
             p /= p.sum(1, keepdims=True)
             shown.append(p)
-            mixed.append(p @ v[:, kv * c.v_head_dim :][:, : c.v_head_dim])
+            mixed.append(p @ v[:, kv])
         self.attention.append(np.stack(shown))
         return self.linear(at + "o", np.concatenate(mixed, axis=1))
 
-    def turn(self, norm: str, c: LayerConfig, x: Doubles) -> Doubles:
-        if self.c.qk_norm is QkNorm.HEAD:
-            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c.norm_eps)
-            x = x * self.w[norm + ".weight"]
-        if not c.rotary or self.c.position is not Position.ROPE:
+    def plain(self, at: str, c: LayerConfig, x: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+        """Queries, keys and values [T, heads, size]."""
+        made = []
+        for name, heads in (("q", c.n_heads), ("k", c.n_kv_heads)):
+            y, t = self.linear(at + name, x), len(x)
+            if self.c.qk_norm is QkNorm.FULL:
+                y = self.norm(f"{at}{name}_norm", y)
+            y = y.reshape(t, heads, c.head_dim)
+            if self.c.qk_norm is QkNorm.HEAD:
+                y = self.norm(f"{at}{name}_norm", y)
+            made.append(np.stack([self.turn(c, y[:, h]) for h in range(heads)], axis=1))
+        v = self.linear(at + "v", x).reshape(len(x), c.n_kv_heads, c.v_head_dim)
+        return made[0], made[1], v
+
+    def latent(self, at: str, c: LayerConfig, x: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+        s = self.c.latent
+        assert s is not None
+        plain, t = c.head_dim - s.rope_dim, len(x)
+
+        def rms(name: str, y: Doubles) -> Doubles:
+            return y / np.sqrt((y**2).mean(-1, keepdims=True) + s.norm_eps) * self.w[at + name]
+
+        low = x if s.q_rank is None else rms("q_a_norm.weight", self.linear(at + "q_a", x))
+        q = self.linear(at + ("q" if s.q_rank is None else "q_b"), low).reshape(t, c.n_heads, -1)
+        narrow = self.linear(at + "kv_a", x)
+        wide = self.linear(at + "kv_b", rms("kv_a_norm.weight", narrow[:, : s.kv_rank]))
+        wide = wide.reshape(t, c.n_heads, -1)
+        shared = self.turn(c, narrow[:, s.kv_rank :])
+        queries = [
+            np.concatenate([q[:, h, :plain], self.turn(c, q[:, h, plain:])], 1)
+            for h in range(c.n_heads)
+        ]
+        keys = [np.concatenate([wide[:, h, :plain], shared], 1) for h in range(c.n_heads)]
+        return np.stack(queries, 1), np.stack(keys, 1), wide[:, :, plain:]
+
+    def turn(self, c: LayerConfig, x: Doubles) -> Doubles:
+        if not c.rotary:
             return x
-        half = c.head_dim // 2
-        angles = np.outer(np.arange(len(x)), c.rope_theta ** (-np.arange(half) / half))
-        a, b, cos, sin = x[:, :half], x[:, half:], np.cos(angles), np.sin(angles)
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1)
+        angles = np.outer(np.arange(len(x)), frequencies(self.c, c))
+        half = angles.shape[1]
+        factor = self.c.rope_scaling.attention_factor if self.c.rope_scaling else 1.0
+        a, b, cos, sin = x[:, :half], x[:, half : 2 * half], np.cos(angles), np.sin(angles)
+        turned = [(a * cos - b * sin) * factor, (b * cos + a * sin) * factor]
+        return np.concatenate([*turned, x[:, 2 * half :]], axis=1)
+
+
+def capped(x: Doubles, cap: float | None) -> Doubles:
+    return x if cap is None else cap * np.tanh(x / cap)
 
 
 class RoundingOracle(Oracle):
@@ -135,8 +202,7 @@ def test_every_kind_of_model_gives_the_oracle_s_numbers(
     expected = oracle.logits(ids)
     engine = NativeEngine(model, threads=2)
     assert engine.isa == isa or isa == "best"
-    want = Want.ALL_LOGITS | Want.HIDDEN | Want.ATTENTION
-    (out,) = engine.step([SeqWork(engine.open(), ids, want)])
+    (out,) = engine.step([SeqWork(engine.open(), ids, WATCHED)])
     assert out.logits is not None
     assert out.hidden is not None
     assert out.attention is not None
@@ -147,8 +213,9 @@ def test_every_kind_of_model_gives_the_oracle_s_numbers(
         np.testing.assert_allclose(shown, right, rtol=0, atol=FLOAT_ROUNDING)
 
 
-def test_each_tensor_matters(config: ModelConfig, make_model: Callable[..., Any]) -> None:
+def test_each_tensor_matters(family: ModelConfig, make_model: Callable[..., Any]) -> None:
     """Moving any one tensor moves the logits by what the oracle says."""
+    config = family
     model, ids = make_model(config), ids_for(config, 9)
     for name in model.weights:
         moved = dict(model.weights)
@@ -176,14 +243,48 @@ def test_stored_types_give_the_oracle_s_numbers(
     np.testing.assert_allclose(out.logits, expected, rtol=0, atol=FLOAT_ROUNDING)
 
 
-def test_adapters_equal_the_decoder_s_in_every_kind_of_model(
-    config: ModelConfig, make_model: Callable[..., Any], make_adapter: Callable[..., Any]
+def decoder_of(model: Any) -> TorchEngine:
+    return TorchEngine(Decoder.from_weights(model.config, model.weights))
+
+
+def test_every_kind_of_model_equals_the_decoder(
+    config: ModelConfig, make_model: Callable[..., Any]
 ) -> None:
-    model, ids = make_model(config), ids_for(config)
-    native = NativeEngine(model, threads=2, activations="float")
-    truth = TorchEngine(Decoder.from_weights(model.config, model.weights))
+    """A prompt at once, then ids one by one: logits, hidden states and attention."""
+    model, ids = make_model(config), ids_for(config, 60)
+    engines = (NativeEngine(model, threads=1), decoder_of(model))
+    conversations = [engine.open() for engine in engines]
+    for part in (ids[:50], *([i] for i in ids[50:])):
+        ours, theirs = (
+            engine.step([SeqWork(k, part, WATCHED)])[0]
+            for engine, k in zip(engines, conversations, strict=True)
+        )
+        np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=FLOAT_ROUNDING)
+        np.testing.assert_allclose(ours.hidden, theirs.hidden, rtol=0, atol=FLOAT_ROUNDING)
+        assert ours.attention is not None
+        assert theirs.attention is not None
+        for one, other in zip(ours.attention, theirs.attention, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=FLOAT_ROUNDING)
+
+
+def test_every_switch_moves_the_logits(
+    switched: ModelConfig, plain: ModelConfig, make_model: Callable[..., Any]
+) -> None:
+    """What both models store is equal, so the switch alone makes them differ."""
+    ids, rows = ids_for(plain, 60), []
+    for config in (plain, switched):
+        engine = NativeEngine(make_model(config), threads=1)
+        (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
+        rows.append(out.logits)
+    assert np.abs(rows[0] - rows[1]).max() > 1000 * FLOAT_ROUNDING
+
+
+def test_adapters_equal_the_decoder_s_in_every_kind_of_model(
+    family: ModelConfig, make_model: Callable[..., Any], make_adapter: Callable[..., Any]
+) -> None:
+    model, ids = make_model(family), ids_for(family)
     rows = []
-    for engine in (native, truth):
+    for engine in (NativeEngine(model, threads=2, activations="float"), decoder_of(model)):
         engine.add_adapter("beside", make_adapter(model))
         work = [
             SeqWork(engine.open(), ids, Want.ALL_LOGITS, adapter=name) for name in ("beside", None)

@@ -18,6 +18,7 @@ pytest.importorskip("xllamacpp")
 import transformers
 from zoo import measure
 from zoo.case import VOCAB, Case, ids, noised
+from zoo.gemma import LARGEST
 from zoo.llama_cpp import continued, server, words
 from zoo.registry import CASES
 
@@ -91,6 +92,14 @@ def test_transformers_loads_what_we_write(saved: Saved, tmp_path: Path, note: No
         assert getattr(again.config, key, None) == getattr(saved.model.config, key, None)
 
 
+def test_a_folder_and_back_is_the_same_model(saved: Saved, tmp_path: Path) -> None:
+    write_folder(tmp_path / "ours", saved.ours)
+    back = open_model(tmp_path / "ours")
+    assert near(dataclasses.asdict(back.config), dataclasses.asdict(saved.ours.config))
+    for name, tensor in saved.ours.weights.items():
+        np.testing.assert_array_equal(back.weights[name].data, tensor.data)
+
+
 def test_gguf_and_back_is_the_same_model(saved: Saved, tmp_path: Path) -> None:
     report = write_gguf(tmp_path / "a.gguf", saved.ours)
     assert report.architecture == (saved.case.llama_cpp or "miudo")
@@ -127,6 +136,18 @@ def test_llama_cpp_goes_on_alike(saved: Saved, dtype: DType, tmp_path: Path, not
         note(saved.name, "same top at Q8_0", float(same.mean()))
         assert same.mean() >= SAME_TOP_Q8_0
         assert np.median(differences) <= LOGPROB_Q8_0
+
+
+def test_llama_cpp_knows_the_largest_gemma_by_its_depth(tmp_path: Path) -> None:
+    LARGEST.save(noised(LARGEST.make()), tmp_path / "theirs")
+    model = open_model(tmp_path / "theirs")
+    assert model.config.attn_scale == 16**-0.5
+    named = dataclasses.replace(model, tokenizer_json=words(VOCAB))
+    assert write_gguf(tmp_path / "m.gguf", named).architecture == "gemma2"
+    theirs = continued(server(tmp_path / "m.gguf"), ids(PROMPT), CONTINUED)
+    differences, same = beside(open_model(tmp_path / "m.gguf"), theirs)
+    assert same.all()
+    assert differences.max() <= LARGEST.logprob
 
 
 def beside(

@@ -13,8 +13,19 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from miudo.config import Activation, Block, Mlp, ModelConfig, Norm, Parallel, Position, QkNorm
+from miudo.config import (
+    Activation,
+    Block,
+    LatentAttention,
+    Mlp,
+    ModelConfig,
+    Norm,
+    Parallel,
+    Position,
+    QkNorm,
+)
 from miudo.errors import MissingError, MiudoError, ModelFileError, RequestError, ResourceError
+from miudo.positional import alibi_slopes, attention_factor, frequencies
 from miudo.protocol import FloatArray, SamplingSettings
 from miudo.tensors import DType
 
@@ -33,15 +44,16 @@ __all__ = [
 
 _T = TypeVar("_T")
 _IntArray = npt.NDArray[np.int32]
-_LayerValues = tuple[int, int, int, int, int, int, bool, float]
+_LayerValues = tuple[int, int, int, int, int, int, tuple[float, ...], tuple[float, ...]]
 
 # The orders below are those of the enums in native/core/miudo.h.
 DTYPES = (DType.F32, DType.F16, DType.BF16, DType.Q8_0)
 _NORMS = (Norm.RMS, Norm.LAYER)
-_POSITIONS = (Position.ROPE, Position.LEARNED)
+_BLOCKS = (Block.PRE, Block.POST, Block.SANDWICH)
+_PARALLELS = (Parallel.NONE, Parallel.TWO_NORMS, Parallel.ONE_NORM)
 _MLPS = (Mlp.GATED, Mlp.PLAIN)
 _ACTIVATIONS = (Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activation.RELU)
-_QK_NORMS = (QkNorm.NONE, QkNorm.HEAD)
+_QK_NORMS = (QkNorm.NONE, QkNorm.HEAD, QkNorm.FULL)
 _ERRORS: dict[int, tuple[type[MiudoError], str | None]] = {
     1: (RequestError, None),
     2: (ModelFileError, "Config and weights must be of one model"),
@@ -149,58 +161,39 @@ def sampling_values(s: SamplingSettings, vocab_size: int) -> tuple[object, ...]:
     )
 
 
-# What the core does not compute yet, by the value that leaves it out.
-_ONLY: dict[str, object] = {
-    "norm_weight": True,
-    "block": Block.PRE,
-    "parallel": Parallel.NONE,
-    "embed_norm": False,
-    "rope_scaling": None,
-    "latent": None,
-    "attn_scale": None,
-    "attn_softcap": None,
-    "logit_softcap": None,
-    "embed_scale": 1.0,
-    "residual_scale": 1.0,
-    "logit_scale": 1.0,
-}
-
-
-def _check_computed(config: ModelConfig) -> None:
-    wrong = [name for name, value in _ONLY.items() if getattr(config, name) != value]
-    wrong += ["position"] if config.position not in _POSITIONS else []
-    wrong += ["qk_norm"] if config.qk_norm not in _QK_NORMS else []
-    wrong += ["norm"] if config.norm is Norm.LAYER and config.qk_norm is not QkNorm.NONE else []
-    if any(layer.rotated not in (0, layer.head_dim) for layer in config.layers):
-        wrong.append("rotary_dim")
-    if wrong:
-        raise ModelFileError(
-            f"the compiled engine does not compute {', '.join(wrong)}",
-            remedy="Use the PyTorch engine",
-        )
-
-
 def config_values(config: ModelConfig) -> dict[str, int | float]:
-    """Returns the config as numbers, enums by their place in miudo.h.
-
-    Raises ModelFileError for what the core does not compute.
-    """
-    _check_computed(config)
+    """Returns the config as numbers, enums by their place in miudo.h, 0 for what is None."""
+    latent = config.latent or LatentAttention(kv_rank=0, rope_dim=0)
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.d_model,
         "max_positions": config.max_positions,
         "norm": _NORMS.index(config.norm),
-        "position": _POSITIONS.index(config.position),
+        "block": _BLOCKS.index(config.block),
+        "parallel": _PARALLELS.index(config.parallel),
         "mlp": _MLPS.index(config.mlp),
         "activation": _ACTIVATIONS.index(config.activation),
         "qk_norm": _QK_NORMS.index(config.qk_norm),
+        "norm_weight": int(config.norm_weight),
         "norm_bias": int(config.norm_bias),
+        "embed_norm": int(config.embed_norm),
+        "learned_positions": int(config.position is Position.LEARNED),
         "qkv_bias": int(config.qkv_bias),
         "o_bias": int(config.o_bias),
         "mlp_bias": int(config.mlp_bias),
         "tie_embeddings": int(config.tie_embeddings),
         "norm_eps": config.norm_eps,
+        "attention_factor": attention_factor(config),
+        "embed_scale": config.embed_scale,
+        "residual_scale": config.residual_scale,
+        "logit_scale": config.logit_scale,
+        "attn_scale": config.attn_scale or 0.0,
+        "attn_softcap": config.attn_softcap or 0.0,
+        "logit_softcap": config.logit_softcap or 0.0,
+        "latent.q_rank": latent.q_rank or 0,
+        "latent.kv_rank": latent.kv_rank,
+        "latent.rope_dim": latent.rope_dim,
+        "latent.norm_eps": latent.norm_eps,
     }
 
 
@@ -214,8 +207,8 @@ def layer_values(config: ModelConfig) -> list[_LayerValues]:
             c.v_head_dim,
             c.d_ff,
             c.window or 0,
-            c.rotary,
-            c.rope_theta,
+            frequencies(config, c) if c.rotary else (),
+            alibi_slopes(c.n_heads) if config.position is Position.ALIBI else (),
         )
         for c in config.layers
     ]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from zoo import llama_kin, plain
+from zoo import composites, gemma, llama_kin, plain
 from zoo.case import Case
 
 __all__ = ["CASES"]
 
-CASES: dict[str, Case] = {**llama_kin.CASES, **plain.CASES}
+CASES: dict[str, Case] = {
+    **llama_kin.CASES,
+    **plain.CASES,
+    **gemma.CASES,
+    **composites.CASES,
+}

@@ -1,0 +1,25 @@
+#include "model/forward.h"
+#include "model/linear.h"
+
+namespace miudo {
+
+void norm_row(const Model& model, const NormWeights& weights, std::size_t width, const float* x,
+              float* out) {
+  const float eps = model.config.norm_eps;
+  if (model.config.norm == Norm::kRms) {
+    model.kernels.rms_norm(x, weights.weight.data(), width, eps, out);
+  } else {
+    model.kernels.layer_norm(x, weights.weight.data(), weights.bias.data(), width, eps, out);
+  }
+}
+
+const float* norm(const Pass& pass, const NormWeights& weights, const float* x, float* out) {
+  if (weights.weight.empty()) return x;
+  const std::size_t d = pass.model.config.d_model;
+  for_rows(pass, pass.n, [&](std::size_t row) {
+    norm_row(pass.model, weights, d, x + row * d, out + row * d);
+  });
+  return out;
+}
+
+}  // namespace miudo
