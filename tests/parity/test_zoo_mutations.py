@@ -16,6 +16,7 @@ from zoo import measure
 from zoo.case import ids, noised
 from zoo.registry import CASES
 
+from miudo.config import Activation
 from miudo.decoder import attention
 from miudo.formats import ModelFile, open_model
 
