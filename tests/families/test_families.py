@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_examples import LATENT, LONG, MINICPM3_SCALES, PLAIN, SCALES, SHAPE
 
 from miudo.config import (
     Activation,
     Block,
-    LatentAttention,
-    Mlp,
     ModelConfig,
     Norm,
-    Parallel,
-    Position,
     QkNorm,
-    RopeKind,
-    RopeScaling,
 )
 from miudo.errors import ModelFileError
 from miudo.families import FAMILIES, by_gguf, by_hf_config, for_config, for_gguf, misfits
@@ -37,23 +32,10 @@ GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"], "n_embd": 32, "n_layer": 2, "n_head": 4,
     "vocab_size": 50,
 }  # fmt: skip
-SHAPE: dict[str, Any] = {
-    "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 64, "vocab_size": 50, "max_positions": 64,
-}  # fmt: skip
-PLAIN: dict[str, Any] = {
-    "norm": Norm.LAYER, "norm_bias": True, "position": Position.LEARNED, "mlp": Mlp.PLAIN,
-    "activation": Activation.GELU_TANH, "qkv_bias": True, "o_bias": True, "mlp_bias": True,
-}  # fmt: skip
 
 
-LONG = RopeScaling(
-    RopeKind.LONGROPE, 16, attention_factor=1.25, short_factors=(1.0, 1.5), long_factors=(2.0, 3.0)
-)
-SCALES: dict[str, Any] = {"embed_scale": 12.0, "residual_scale": 0.25, "logit_scale": 0.125}
-LATENT: dict[str, Any] = {"latent": LatentAttention(8, 4, 16), "rotary_dim": 4}
-MINICPM3_SCALES: dict[str, Any] = {
-    "embed_scale": 12.0, "residual_scale": 1.4 / 2**0.5, "logit_scale": 8.0,
-}  # fmt: skip
+# What other programs read, but miudo does not write.
+READ_ONLY = {"minicpm"}
 
 
 def read(values: dict[str, Any]) -> ModelConfig:
@@ -232,66 +214,6 @@ def test_layers_that_differ(changes: dict[str, Any]) -> None:
     assert for_config(config) is None
     assert for_gguf(config) is None
     assert "llama: layer 1" in misfits(config)
-
-
-GEMMA: dict[str, Any] = {
-    "block": Block.SANDWICH, "activation": Activation.GELU_TANH, "embed_scale": 32**0.5,
-    "head_dim": 16, "n_kv_heads": 2,
-}  # fmt: skip
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_embeddings": False, "mlp_bias": True, "norm_eps": 3e-7},
-    "mistral": {"n_kv_heads": 2, "window": 8},
-    "qwen2": {"qkv_bias": True, "n_kv_heads": 2},
-    "qwen3": {"qk_norm": QkNorm.HEAD, "head_dim": 16},
-    "phi": {"rotary_dim": 4, "rope_scaling": LONG},
-    "minicpm": SCALES,
-    "granite": SCALES | {"attn_scale": 0.5, "qkv_bias": True, "o_bias": True},
-    "smollm3": {"rope_theta": 5e5},
-    "olmo2": {"block": Block.POST, "qk_norm": QkNorm.FULL, "tie_embeddings": False},
-    "minicpm3": LATENT | MINICPM3_SCALES,
-    "gpt2": PLAIN,
-    "bloom": PLAIN | {"position": Position.ALIBI, "embed_norm": True, "d_ff": 128},
-    "opt": PLAIN | {"activation": Activation.RELU},
-    "neox": PLAIN
-    | {
-        "position": Position.ROPE, "parallel": Parallel.TWO_NORMS, "rotary_dim": 4,
-        "activation": Activation.GELU, "tie_embeddings": False,
-    },
-    "stablelm": {
-        "norm": Norm.LAYER, "norm_bias": True, "rotary_dim": 2, "qkv_bias": True, "n_kv_heads": 2,
-        "parallel": Parallel.ONE_NORM, "tie_embeddings": False,
-    },
-    "gemma2": GEMMA | {"attn_softcap": 50.0, "logit_softcap": 30.0},
-    "gemma3": GEMMA | {"qk_norm": QkNorm.HEAD},
-    "openelm": {"qk_norm": QkNorm.HEAD, "n_kv_heads": 2, "norm_eps": 1e-6},
-    "dclm": {
-        "norm": Norm.LAYER, "qk_norm": QkNorm.FULL, "d_ff": 256, "tie_embeddings": False,
-        "embed_norm": True,
-    },
-}  # fmt: skip
-# Where layers differ, what each has of its own.
-LAYERS: dict[str, list[dict[str, Any]]] = {
-    "gemma2": [{"window": 8}, {}],
-    "gemma3": [{"window": 8}] * 5 + [{"rope_theta": 1e6}, {"window": 8}],
-    "openelm": [{}, {"n_heads": 6, "d_ff": 96}, {"n_heads": 8, "n_kv_heads": 4, "d_ff": 132}],
-}
-# What other programs read, but miudo does not write.
-READ_ONLY = {"minicpm"}
-IDS = {"bos_id": 1, "eos_ids": (2, 3), "pad_id": 0}
-
-
-@pytest.fixture(params=FAMILIES, ids=lambda f: f.name)
-def family(request: pytest.FixtureRequest) -> Family:
-    return request.param
-
-
-@pytest.fixture
-def example(family: Family) -> ModelConfig:
-    config = ModelConfig.uniform(**(SHAPE | EXAMPLES[family.name] | IDS))
-    changed = [
-        dataclasses.replace(config.layers[0], **change) for change in LAYERS.get(family.name, ())
-    ]
-    return dataclasses.replace(config, layers=tuple(changed) or config.layers)
 
 
 def test_what_a_family_writes_in_a_folder_it_reads(family: Family, example: ModelConfig) -> None:

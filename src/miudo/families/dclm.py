@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from miudo.config import ModelConfig, Norm, QkNorm
+from miudo.config.parts import in_range
 from miudo.errors import ModelFileError
 from miudo.families.family import (
     Family,
@@ -22,6 +23,7 @@ from miudo.families.family import (
     refuse,
     refuse_unknown,
 )
+from miudo.limits import LIMITS
 
 __all__ = ["DCLM"]
 
@@ -59,6 +61,7 @@ def _read_hf(values: Values) -> ModelConfig:
     refuse(given, _VARIANTS)
     refuse_unknown(given, _READ | _VARIANTS.keys() | {_NESTED})
     d_model = hf_number(given, "dim")
+    in_range("dim", d_model, 1, LIMITS.d_model)
     normed = hf_flag(given, "apply_qk_norm", default=hf_flag(given, "qk_norm"))
     return ModelConfig.uniform(
         n_layers=hf_number(given, "n_layers"),

@@ -71,6 +71,8 @@ _HARMLESS = frozenset({
     "unsloth_version", "name_or_path",
 })  # fmt: skip
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -220,13 +222,17 @@ def refuse_unknown(values: Values, read: frozenset[str]) -> None:
 
 
 def hf_number(values: Values, key: str, default: float | None = None) -> Any:
-    """Returns a number of config.json. Raises ModelFileError if it is absent or of another kind."""
+    """Returns a number of config.json.
+
+    Raises ModelFileError if it is absent, of another kind, or beyond what float32 holds.
+    """
     value = values.get(key)
     if value is None:
         value = default
     if value is None:
         raise ModelFileError(f"{key} is missing", where="config.json")
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= _LARGEST:
         raise ModelFileError(f"{key} is {value!r:.100}, not a number", where="config.json")
     return value
 
@@ -303,4 +309,5 @@ def single(value: float) -> float:
     What files of one kind hold as doubles and the other as float32, and what all programs
     compute with as float32, is read so: then both kinds give the same config.
     """
-    return plain_float(float(np.float32(value)))
+    with np.errstate(over="ignore"):
+        return plain_float(float(np.float32(value)))
