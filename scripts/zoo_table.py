@@ -32,7 +32,7 @@ contexts of 12, 16, 17 and 33.
   its Granite). Taken in at once, and id by id with cached keys and values. Bound: 1e-4.
 - **Written back**: the folder that miudo writes, loaded by `transformers`. Bound: 1e-4.
 - **llama.cpp**: the GGUF file that miudo writes, 30 ids chosen by llama.cpp: all the same at F32,
-  nine of ten at Q8_0 with activations rounded as it rounds them. The number is the difference of
+  four of five at Q8_0 with activations rounded as it rounds them. The number is the difference of
   log-probabilities. Its GELU is a table of float16 values. Where a family has models that the
   GGUF of other programs cannot say, they are written under the architecture `miudo`.
 

@@ -49,10 +49,22 @@ def _lost(family: Family, config: ModelConfig, *, gguf: bool) -> str | None:
 
 
 def _difference(config: ModelConfig, back: ModelConfig) -> str | None:
+    config, back = _without_idle_windows(config), _without_idle_windows(back)
     for i, (ours, theirs) in enumerate(zip(config.layers, back.layers, strict=False)):
         if found := _field(ours, theirs):
             return f"layer {i}: {found}"
     return _field(dataclasses.replace(config, layers=back.layers), back)
+
+
+def _without_idle_windows(config: ModelConfig) -> ModelConfig:
+    """`config` without the windows that no text is long enough for."""
+    layers = tuple(
+        dataclasses.replace(layer, window=None)
+        if layer.window is not None and layer.window >= config.max_positions
+        else layer
+        for layer in config.layers
+    )
+    return dataclasses.replace(config, layers=layers)
 
 
 def _field(ours: Any, theirs: Any) -> str | None:

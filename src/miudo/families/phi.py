@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from miudo.config import ModelConfig, RopeKind
-from miudo.families.family import Family, Values, hf_number
+from miudo.families.family import Family, Values, hf_number, refuse
 from miudo.families.gguf_rope import GGUF_ROPE
 from miudo.families.llama import GGUF_NAMES, HF_NAMES, gguf_reader, gguf_writer, read_hf, write_hf
 from miudo.families.mistral import with_window
@@ -30,13 +30,19 @@ _WEIGHTS_GGUF = {k: v for k, v in GGUF_NAMES.items() if not k.endswith("bias")}
 _ROPE: dict[str, Any] = {
     "positions": 4096, "partial": True, "renamed": {"su": "longrope", "yarn": "longrope"},
 }  # fmt: skip
+# Of Phi-4-mini: other values would leave attention out of some layers or stretch positions.
+_VARIANTS: dict[str, tuple[object, ...]] = {
+    "full_attn_mod": (1, None), "interpolate_factor": (1, None), "lm_head_bias": (False, None),
+}  # fmt: skip
+_READ = frozenset({"sliding_window"}) | _VARIANTS.keys()
 _ORIGINAL = "original_max_position_embeddings"
 
 
 def _read(values: Values) -> ModelConfig:
     given = {**values, _ORIGINAL: values.get(_ORIGINAL) or 4096}
     eps = float(hf_number(values, "rms_norm_eps", 1e-5))
-    config = read_hf(given, frozenset({"sliding_window"}), rope=_ROPE, norm_eps=eps, **_NO_BIAS)
+    refuse(values, _VARIANTS)
+    config = read_hf(given, _READ, rope=_ROPE, norm_eps=eps, **_NO_BIAS)
     window = values.get("sliding_window")
     return with_window(config, None if window is None else hf_number(values, "sliding_window"))
 

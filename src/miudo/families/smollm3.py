@@ -30,6 +30,7 @@ __all__ = ["SMOLLM3"]
 
 _READ = frozenset({
     "no_rope_layers", "no_rope_layer_interval", "use_sliding_window", "sliding_window",
+    "max_window_layers",
 })  # fmt: skip
 _EVERY = 4
 

@@ -21,7 +21,7 @@ YARN = {
 }  # fmt: skip
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 SCALES = {
-    "embedding_multiplier": 12.0, "residual_multiplier": 1.4 / 3**0.5, "logits_scaling": 4.0,
+    "embedding_multiplier": 12.0, "residual_multiplier": 1.4 / 3**0.5, "logits_scaling": 0.8,
     "attention_multiplier": 0.2, "tie_word_embeddings": True,
 }  # fmt: skip
 # 16 is the class's default of heads here, so that the lists have rotated / 2 = 8 or 6 numbers.
