@@ -85,7 +85,7 @@ MUTATIONS: dict[str, tuple[str, Mutation]] = {
     "missing scale of sublayers": ("minicpm", changed(residual_scale=1.0)),
     "rotation where there is none": ("smollm3", in_layers(rotary=True)),
     "whole heads rotated": ("stablelm", in_layers(rotary_dim=None)),
-    "another gelu": ("gpt2-exact-gelu", changed(activation=Activation.GELU_TANH)),
+    "another gelu": ("cerebras", changed(activation=Activation.GELU_TANH)),
 }
 
 
