@@ -10,9 +10,10 @@ import pytest
 from miudo.config import Block, ModelConfig, QkNorm
 from miudo.errors import ModelFileError
 from miudo.families import by_hf_config
-from miudo.families.family import Family, sources
+from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.families.gemma import GEMMA2, GEMMA3
+from miudo.families.places import sources
 from miudo.tensors import Role, tensor_table
 
 SIZES: dict[str, Any] = {

@@ -17,7 +17,6 @@ from miudo.config.parts import in_range
 from miudo.errors import ModelFileError
 from miudo.families.family import (
     Family,
-    Layout,
     Values,
     activation_name,
     hf_activation,
@@ -35,6 +34,7 @@ from miudo.families.llama import (
     read_hf,
     write_hf,
 )
+from miudo.families.places import Layout
 from miudo.limits import LIMITS
 
 __all__ = ["GEMMA2", "GEMMA3"]

@@ -12,10 +12,8 @@ from typing import Any
 from miudo.config import Mlp, ModelConfig, Norm, Position
 from miudo.families.family import (
     Family,
-    Layout,
     Values,
     activation_name,
-    both_parts,
     hf_activation,
     hf_flag,
     hf_number,
@@ -24,6 +22,7 @@ from miudo.families.family import (
     refuse,
     refuse_unknown,
 )
+from miudo.families.places import Layout, both_parts
 
 __all__ = ["OPT"]
 
