@@ -157,6 +157,15 @@ def test_windows_that_other_writers_spell_out_in_gguf() -> None:
     assert GEMMA3.config_from_gguf(without, frozenset()) == config
 
 
+def test_a_gemma_without_windows() -> None:
+    config = read(THREE | {"layer_types": [FULL] * 7})
+    keys = GEMMA3.config_to_gguf(config)
+    assert "gemma3.attention.sliding_window" not in keys
+    assert gguf_misfit(GEMMA3, config) is None
+    two = read(TWO | {"layer_types": [FULL] * 7})  # whose GGUF means 4096 where none is stated
+    assert gguf_misfit(GEMMA2, two) == "layer 0: window is None, such files mean 4096"
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "4B and above": (
         {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": SIZES}, "images"

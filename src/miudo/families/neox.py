@@ -41,7 +41,8 @@ _SHAPE: dict[str, Any] = {
 _READ = HF_ROPE | frozenset({
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "layer_norm_eps", "hidden_act", "use_parallel_residual", "attention_bias", "rotary_pct",
-    "rotary_emb_base", "classifier_dropout",
+    "rotary_emb_base", "classifier_dropout", "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
 })  # fmt: skip
 
 

@@ -35,6 +35,8 @@ _VARIANTS: dict[str, tuple[object, ...]] = {
     "do_layer_norm_before": (True, None),
     "_remove_final_layer_norm": (False, None),
     "add_cross_attention": (False, None),
+    "learned_embeddings": (True, None),
+    "scale_embeddings": (False, None),
 }
 _READ = frozenset({
     "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size",
