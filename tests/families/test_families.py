@@ -18,8 +18,9 @@ from miudo.config import (
 )
 from miudo.errors import ModelFileError
 from miudo.families import FAMILIES, by_gguf, by_hf_config, for_config, for_gguf, misfits
-from miudo.families.family import Family, plain_float, sources
+from miudo.families.family import Family, plain_float
 from miudo.families.fit import gguf_misfit, hf_misfit
+from miudo.families.places import sources
 from miudo.tensors import tensor_table
 
 LLAMA: dict[str, Any] = {

@@ -10,9 +10,10 @@ import pytest
 from miudo.config import Block, ModelConfig, QkNorm
 from miudo.errors import ModelFileError
 from miudo.families import by_hf_config
-from miudo.families.family import Family, sources
+from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.families.gemma import GEMMA2, GEMMA3
+from miudo.families.places import sources
 from miudo.tensors import Role, tensor_table
 
 SIZES: dict[str, Any] = {
@@ -154,6 +155,15 @@ def test_windows_that_other_writers_spell_out_in_gguf() -> None:
     # Where it is absent, these programs take the base of the small models.
     without = {k: v for k, v in keys.items() if k != "gemma3.rope.freq_base_swa"}
     assert GEMMA3.config_from_gguf(without, frozenset()) == config
+
+
+def test_a_gemma_without_windows() -> None:
+    config = read(THREE | {"layer_types": [FULL] * 7})
+    keys = GEMMA3.config_to_gguf(config)
+    assert "gemma3.attention.sliding_window" not in keys
+    assert gguf_misfit(GEMMA3, config) is None
+    two = read(TWO | {"layer_types": [FULL] * 7})  # whose GGUF means 4096 where none is stated
+    assert gguf_misfit(GEMMA2, two) == "layer 0: window is None, such files mean 4096"
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

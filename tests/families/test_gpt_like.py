@@ -10,10 +10,10 @@ import pytest
 from miudo.config import Activation, ModelConfig, Norm, Parallel, Position, RopeKind, RopeScaling
 from miudo.errors import ModelFileError
 from miudo.families import by_gguf, by_hf_config, for_config, for_gguf
-from miudo.families.family import sources
 from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.families.neox import NEOX
 from miudo.families.opt import OPT
+from miudo.families.places import sources
 from miudo.families.stablelm import STABLELM
 
 GPT2: dict[str, Any] = {

@@ -10,8 +10,9 @@ import pytest
 
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, ModelFileError
-from miudo.families.family import Family, sources
+from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit
+from miudo.families.places import sources
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 1 << 40, 1 << 80, 0.5, -0.5, 1e-300, 1e308, float("inf"),

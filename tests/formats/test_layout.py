@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from miudo.errors import ModelFileError
-from miudo.families.family import Source
+from miudo.families.places import Source
 from miudo.formats.blocks import encode, to_f32
 from miudo.formats.layout import file_rows, join, split
 from miudo.tensors import DType, StoredTensor

@@ -12,9 +12,7 @@ from typing import Any
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position
 from miudo.families.family import (
     Family,
-    Layout,
     Values,
-    both_parts,
     hf_flag,
     hf_number,
     hf_token_ids,
@@ -23,6 +21,7 @@ from miudo.families.family import (
     refuse_unknown,
 )
 from miudo.families.gpt2 import GGUF_NAMES, read_gguf_sizes, write_gguf_sizes
+from miudo.families.places import Layout, both_parts
 
 __all__ = ["BLOOM"]
 

@@ -8,23 +8,19 @@ Read next: `miudo.families.llama`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from miudo.config import Activation, ModelConfig
 from miudo.errors import ModelFileError
-from miudo.tensors import tensor_table
+from miudo.families.places import PLAIN, Layout
 
 __all__ = [
-    "PLAIN",
     "Family",
-    "Layout",
-    "Source",
     "Values",
     "activation_name",
-    "both_parts",
     "gguf_common",
     "hf_activation",
     "hf_flag",
@@ -35,7 +31,6 @@ __all__ = [
     "refuse",
     "refuse_unknown",
     "single",
-    "sources",
 ]
 
 Values = Mapping[str, Any]
@@ -72,41 +67,6 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 
 _LARGEST = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One tensor in a file: `targets` stacked on the out axis, `[in, out]` if transposed.
-
-    The rows lie in `groups`: one share of each target, then the next share of each. `skipped`
-    rows come first that mean nothing. The file's values plus `plus` are miudo's.
-    """
-
-    name: str
-    targets: tuple[str, ...]
-    transposed: bool = False
-    groups: int = 1
-    skipped: int = 0
-    plus: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where files differ from miudo's order, by canonical names without their layer.
-
-    `transposed` matrices lie as `[in, out]`. Rows of `by_head` tensors that share one in the file
-    lie head by head: q, k and v of the first, then of the second. `shifted` tensors lack 1 in
-    the file. `skipped` counts rows at a tensor's beginning that mean nothing.
-    """
-
-    transposed: frozenset[str] = frozenset()
-    by_head: frozenset[str] = frozenset()
-    shifted: frozenset[str] = frozenset()
-    skipped: Mapping[str, int] = field(default_factory=dict)
-
-
-PLAIN = Layout()
-"""Every tensor lies as miudo has it."""
 
 
 def _no_gguf(*_: object) -> Any:
@@ -151,42 +111,6 @@ class Family:
     hf_ignored: tuple[str, ...] = ()
     foreign: bool = False
     permuted: bool = False
-
-
-def sources(
-    config: ModelConfig, names: Mapping[str, str], layout: Layout = PLAIN
-) -> tuple[Source, ...]:
-    """Returns every tensor that a file of `config` holds, in the tensor table's order.
-
-    Raises ModelFileError for a tensor that `names` has no place for.
-    """
-    found: dict[str, Source] = {}
-    for spec in tensor_table(config):
-        at = "" if spec.layer is None else f"layers.{spec.layer}."
-        key = spec.name.removeprefix(at)
-        if key not in names:
-            raise ModelFileError(f"this family has no place for {spec.name}")
-        name = names[key].replace("{i}", str(spec.layer))
-        if name in found:
-            held = found[name]
-            found[name] = replace(held, targets=(*held.targets, spec.name))
-            continue
-        by_head = spec.layer is not None and key in layout.by_head
-        found[name] = Source(
-            name,
-            (spec.name,),
-            transposed=key in layout.transposed,
-            groups=config.layers[spec.layer or 0].n_kv_heads if by_head else 1,
-            skipped=layout.skipped.get(key, 0),
-            plus=1.0 if key in layout.shifted else 0.0,
-        )
-    return tuple(found.values())
-
-
-def both_parts(layer: str, names: Mapping[str, str]) -> dict[str, str]:
-    """Returns names of weights and biases in files, `layer` before them, for modules `names`."""
-    parts = ("weight", "bias")
-    return {f"{ours}.{p}": f"{layer}{theirs}.{p}" for ours, theirs in names.items() for p in parts}
 
 
 def gguf_common(keys: Values) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, ModelFileError
-from miudo.families.family import Family, sources
+from miudo.families.family import Family
 from miudo.families.gguf_rope import ROPE_TENSORS, rope_tensors
+from miudo.families.places import sources
 
 __all__ = ["gguf_misfit", "hf_misfit"]
 

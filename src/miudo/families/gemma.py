@@ -17,7 +17,6 @@ from miudo.config.parts import in_range
 from miudo.errors import ModelFileError
 from miudo.families.family import (
     Family,
-    Layout,
     Values,
     activation_name,
     hf_activation,
@@ -35,6 +34,7 @@ from miudo.families.llama import (
     read_hf,
     write_hf,
 )
+from miudo.families.places import Layout
 from miudo.limits import LIMITS
 
 __all__ = ["GEMMA2", "GEMMA3"]
@@ -238,9 +238,11 @@ def _gguf_reader(which: _Class) -> Callable[[Values, frozenset[str]], ModelConfi
         )(keys, names)
         base = config.layers[0].rope_theta
         near = keys.get(at + "rope.freq_base_swa", base if which is _TWO else _LOCAL_THETA)
+        # Without a window Gemma 2 has the class's, and Gemma 3 none.
+        window = keys.get(at + "attention.sliding_window", 4096 if which is _TWO else 0)
         pattern = keys.get(at + "attention.sliding_window_pattern", which.period)
         sliding = pattern if isinstance(pattern, list) else _pattern(layers, pattern)
-        return _limited(config, sliding, keys[at + "attention.sliding_window"], plain_float(near))
+        return _limited(config, sliding, window, plain_float(near)) if window else config
 
     return read
 
@@ -250,11 +252,10 @@ def _gguf_writer(which: _Class) -> Callable[[ModelConfig], dict[str, Any]]:
 
     def write(config: ModelConfig) -> dict[str, Any]:
         full, near = _two(config)
-        window = next((x.window for x in config.layers if x.window is not None), 4096)
-        keys = gguf_writer(which.gguf)(config) | {
-            at + "rope.freq_base": float(full),
-            at + "attention.sliding_window": window,
-        }
+        window = next((x.window for x in config.layers if x.window is not None), None)
+        keys = gguf_writer(which.gguf)(config) | {at + "rope.freq_base": float(full)}
+        if window is not None:
+            keys[at + "attention.sliding_window"] = window
         if which is _THREE:
             return keys | {at + "rope.freq_base_swa": float(near)}
         caps = {"attn": config.attn_softcap, "final": config.logit_softcap}

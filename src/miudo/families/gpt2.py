@@ -12,10 +12,8 @@ from typing import Any
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position
 from miudo.families.family import (
     Family,
-    Layout,
     Values,
     activation_name,
-    both_parts,
     gguf_common,
     hf_activation,
     hf_flag,
@@ -26,6 +24,7 @@ from miudo.families.family import (
     refuse,
     refuse_unknown,
 )
+from miudo.families.places import Layout, both_parts
 
 __all__ = ["GGUF_NAMES", "GPT2", "read_gguf_sizes", "write_gguf_sizes"]
 

@@ -13,10 +13,8 @@ from miudo.config import Activation, Mlp, ModelConfig, Norm, Parallel, RopeKind
 from miudo.errors import ModelFileError
 from miudo.families.family import (
     Family,
-    Layout,
     Values,
     activation_name,
-    both_parts,
     hf_activation,
     hf_flag,
     hf_number,
@@ -26,6 +24,7 @@ from miudo.families.family import (
 )
 from miudo.families.gguf_rope import GGUF_ROPE, read_gguf_rope, write_gguf_rope
 from miudo.families.gpt2 import GGUF_NAMES, read_gguf_sizes, write_gguf_sizes
+from miudo.families.places import Layout, both_parts
 from miudo.families.rope import HF_ROPE, read_rope, scaling_misfit, write_rope
 
 __all__ = ["NEOX"]
@@ -42,7 +41,8 @@ _SHAPE: dict[str, Any] = {
 _READ = HF_ROPE | frozenset({
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "layer_norm_eps", "hidden_act", "use_parallel_residual", "attention_bias", "rotary_pct",
-    "rotary_emb_base", "classifier_dropout",
+    "rotary_emb_base", "classifier_dropout", "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
 })  # fmt: skip
 
 

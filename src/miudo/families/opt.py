@@ -12,10 +12,8 @@ from typing import Any
 from miudo.config import Mlp, ModelConfig, Norm, Position
 from miudo.families.family import (
     Family,
-    Layout,
     Values,
     activation_name,
-    both_parts,
     hf_activation,
     hf_flag,
     hf_number,
@@ -24,6 +22,7 @@ from miudo.families.family import (
     refuse,
     refuse_unknown,
 )
+from miudo.families.places import Layout, both_parts
 
 __all__ = ["OPT"]
 
@@ -36,6 +35,8 @@ _VARIANTS: dict[str, tuple[object, ...]] = {
     "do_layer_norm_before": (True, None),
     "_remove_final_layer_norm": (False, None),
     "add_cross_attention": (False, None),
+    "learned_embeddings": (True, None),
+    "scale_embeddings": (False, None),
 }
 _READ = frozenset({
     "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size",

@@ -11,16 +11,10 @@ from typing import Any
 
 from miudo.config import ModelConfig, Norm, Parallel, RopeKind
 from miudo.errors import ModelFileError
-from miudo.families.family import (
-    Family,
-    Values,
-    both_parts,
-    hf_flag,
-    hf_number,
-    refuse,
-)
+from miudo.families.family import Family, Values, hf_flag, hf_number, refuse
 from miudo.families.gguf_rope import GGUF_ROPE
 from miudo.families.llama import GGUF_NAMES, HF_NAMES, gguf_reader, gguf_writer, read_hf, write_hf
+from miudo.families.places import both_parts
 from miudo.families.rope import scaling_misfit
 
 __all__ = ["STABLELM"]

@@ -19,8 +19,9 @@ import numpy as np
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, ModelFileError
 from miudo.families import by_gguf, for_gguf
-from miudo.families.family import Family, Source, plain_float, sources
+from miudo.families.family import Family, plain_float
 from miudo.families.gguf_rope import ROPE_NAMES, ROPE_TENSORS, rope_tensors
+from miudo.families.places import Source, sources
 from miudo.files import atomic_write
 from miudo.formats.blocks import to_f32
 from miudo.formats.gguf_reader import INT32, NUMBERS, ArrayAt, Container, read_container

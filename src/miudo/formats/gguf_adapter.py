@@ -22,7 +22,8 @@ from miudo.adapter import Adapter, LowRank, check_adapter
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.families import by_gguf, for_gguf, gguf_misfit
-from miudo.families.family import Family, Source, sources
+from miudo.families.family import Family
+from miudo.families.places import Source, sources
 from miudo.files import atomic_write
 from miudo.formats.blocks import to_f32
 from miudo.formats.gguf import CHAT_TEMPLATE, paired, record_keys, stored_record

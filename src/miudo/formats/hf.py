@@ -15,7 +15,8 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, MissingError, ModelFileError
 from miudo.families import by_hf_config, for_config, misfits
-from miudo.families.family import Family, sources
+from miudo.families.family import Family
+from miudo.families.places import sources
 from miudo.files import (
     atomic_folder,
     open_regular,

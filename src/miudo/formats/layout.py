@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
-from miudo.families.family import Source
+from miudo.families.places import Source
 from miudo.formats.blocks import encode, to_f32
 from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
 

@@ -20,7 +20,8 @@ from miudo.adapter import Adapter, LowRank, check_adapter
 from miudo.config import ModelConfig
 from miudo.errors import MissingError, ModelFileError
 from miudo.families import fitting, for_config, misfits
-from miudo.families.family import Family, Source, sources
+from miudo.families.family import Family
+from miudo.families.places import Source, sources
 from miudo.files import atomic_folder, resolve_under, sha256_file, write_json
 from miudo.formats.blocks import to_f32
 from miudo.formats.layout import file_rows
