@@ -162,7 +162,8 @@ def test_a_gemma_without_windows() -> None:
     keys = GEMMA3.config_to_gguf(config)
     assert "gemma3.attention.sliding_window" not in keys
     assert gguf_misfit(GEMMA3, config) is None
-    two = read(TWO | {"layer_types": [FULL] * 7})  # whose GGUF means 4096 where none is stated
+    long = {"layer_types": [FULL] * 7, "max_position_embeddings": 8192}
+    two = read(TWO | long)  # whose GGUF means 4096 where none is stated
     assert gguf_misfit(GEMMA2, two) == "layer 0: window is None, such files mean 4096"
 
 

@@ -139,6 +139,7 @@ NEOX = Family(
     gguf_names=GGUF_NAMES,
     gguf_keys=GGUF_ROPE | {"use_parallel_residual"},
     gguf_misfit=lambda c: scaling_misfit(c, RopeKind.LINEAR, RopeKind.YARN),
+    gguf_note=lambda _: "llama.cpp computes the tanh form of GELU, the model the exact one",
     config_from_gguf=_read_gguf,
     config_to_gguf=_write_gguf,
 )
