@@ -12,7 +12,7 @@ from family_examples import EXAMPLES, IDS, LAYERS, SHAPE
 
 from miudo.adapter import Adapter, LowRank
 from miudo.config import ModelConfig
-from miudo.families import FAMILIES, for_gguf
+from miudo.families import FAMILIES, by_hf_config, for_gguf
 from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
 from miudo.formats import ModelFile, open_model
@@ -21,7 +21,7 @@ from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from miudo.formats.hf import write_folder
 from miudo.formats.peft import read_peft, write_peft
-from miudo.formats.safetensors import read_safetensors
+from miudo.formats.safetensors import read_safetensors, write_safetensors
 from miudo.records import Record
 from miudo.tensors import DType, Role, StoredTensor, tensor_table
 
@@ -71,6 +71,26 @@ def test_a_folder_and_back(model: ModelFile, dtype: DType, tmp_path: Path) -> No
     # Half precision is what the file holds: where it lacks 1, that is added after rounding.
     write_folder(tmp_path / "again", found, dtype=dtype)
     same(open_model(tmp_path / "again"), found)
+
+
+def test_a_folder_as_it_is_found(model: ModelFile, tmp_path: Path) -> None:
+    """Of the bare model, with buffers that mean nothing, and silent about the head."""
+    write_folder(tmp_path / "out", model)
+    family = by_hf_config(json.loads((tmp_path / "out" / "config.json").read_text()))
+    file = tmp_path / "out" / "model.safetensors"
+    mapped = read_safetensors(file)  # of the file that is written anew
+    stored = {k: dataclasses.replace(t, data=t.data.copy()) for k, t in mapped.items()}
+    head = family.hf_names["head.weight"]
+    bare = {k if k == head else k.removeprefix(family.hf_prefix): t for k, t in stored.items()}
+    buffer = StoredTensor.from_f32(np.ones(3, np.float32))
+    bare |= {f"layers.{i}{end}": buffer for i, end in enumerate(family.hf_ignored)}
+    with file.open("wb") as opened:
+        write_safetensors(opened, iter(bare.items()))
+    config = tmp_path / "out" / "config.json"
+    values = json.loads(config.read_text())
+    values.pop("tie_word_embeddings", None)
+    config.write_text(json.dumps(values | {"auto_map": {"AutoModel": "evil.Model"}}))
+    same(open_model(tmp_path / "out"), model)
 
 
 def test_a_gguf_file_and_back(model: ModelFile, tmp_path: Path) -> None:

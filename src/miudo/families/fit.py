@@ -50,8 +50,10 @@ def _lost(family: Family, config: ModelConfig, *, gguf: bool) -> str | None:
 
 
 def _difference(config: ModelConfig, back: ModelConfig) -> str | None:
+    if config.n_layers != back.n_layers:
+        return f"it has {config.n_layers} layers, such files mean {back.n_layers}"
     config, back = _without_idle_windows(config), _without_idle_windows(back)
-    for i, (ours, theirs) in enumerate(zip(config.layers, back.layers, strict=False)):
+    for i, (ours, theirs) in enumerate(zip(config.layers, back.layers, strict=True)):
         if found := _field(ours, theirs):
             return f"layer {i}: {found}"
     return _field(dataclasses.replace(config, layers=back.layers), back)

@@ -146,7 +146,7 @@ def _read_shards(folder: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]
 def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
     """With the family's prefix, which files of the bare model leave out."""
     prefix, head = family.hf_prefix, family.hf_names["head.weight"]
-    if any(name.startswith(prefix) for name in stored):
+    if any(name.startswith(prefix) for name in stored.keys() - {head}):
         return dict(stored)
     return {name if name == head else prefix + name: t for name, t in stored.items()}
 
