@@ -47,7 +47,7 @@ __all__ = ["choose", "run"]
 @click.option(
     "--context",
     type=click.IntRange(1),
-    help="Longest text in tokens; by default all the model's, or a longrope model's original ones.",
+    help="Let texts of so many tokens fit, in a longrope model more than its original ones.",
 )
 def run(  # noqa: PLR0913 - one a flag
     model_and_prompt: tuple[str, ...],

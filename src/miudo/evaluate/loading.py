@@ -51,7 +51,7 @@ def load_model(
 ) -> LoadedModel:
     """Returns the model at `path` on the native engine, or on PyTorch as its twin.
 
-    `context` is the longest text that it must take; see `ModelConfig.with_context`. Raises
+    Texts of `context` tokens must fit, see `ModelConfig.with_context`, and of fewer. Raises
     ConfigError for one beyond the model's, TokenizerError for a model without a tokenizer,
     ModelFileError for a damaged one, or an `adapter` that was made for another model or
     tokenizer.
@@ -64,7 +64,9 @@ def load_model(
             cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
         raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
     tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
-    running = _engine(model, engine, threads, activations, context)
+    # What the model has anyway is not taken from it: tasks may need more than was thought of.
+    session = max(context or 0, model.config.with_context().max_positions)
+    running = _engine(model, engine, threads, activations, session)
     if adapter is None:
         return LoadedModel(path, model, running, tokenizer)
     _add_adapter(running, adapter, model, tokenizer)
@@ -87,7 +89,7 @@ def _engine(
     kind: EngineKind,
     threads: int | None,
     activations: Activations,
-    context: int | None,
+    context: int,
 ) -> AdaptableEngine:
     if kind == "native":
         from miudo.engine.native import NativeEngine
