@@ -20,7 +20,7 @@ help:
 	@echo 'make demo             install, then the whole way on the sample corpus (minutes)'
 	@echo 'make test             install, then the default tests'
 	@echo 'make lint             ruff, mypy, floors'
-	@echo 'make parity           tests that compare with other programs'
+	@echo 'make parity           tests that compare with other programs, and the table of the zoo'
 	@echo 'make test-all         every test: slow, parity, sanitizers'
 	@echo 'make native-sanitize  build the core with ASan and UBSan and run its tests'
 	@echo 'make format           ruff, in place'
@@ -33,8 +33,10 @@ demo: $(VENV)/.make
 test: $(VENV)/.test
 	$(bin)/python -m pytest -m 'not slow and not parity' $(PYTEST_ARGS)
 
+# The table is printed whatever failed: a failed case has no number in it.
 parity: $(VENV)/.peers
-	$(bin)/python -m pytest -m parity $(PYTEST_ARGS)
+	ZOO_RESULTS=build/zoo.json $(bin)/python -m pytest -m parity $(PYTEST_ARGS); \
+	status=$$?; $(bin)/python scripts/zoo_table.py build/zoo.json; exit $$status
 
 test-all: $(VENV)/.peers native-sanitize
 	$(bin)/python -m pytest $(PYTEST_ARGS)
@@ -56,6 +58,7 @@ docs: $(VENV)/.test
 	$(bin)/python scripts/cli_reference.py
 	$(bin)/python scripts/preset_table.py
 	$(bin)/python scripts/reading_order.py
+	$(bin)/python scripts/zoo_table.py
 
 clean:
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -37,7 +37,9 @@ def frequencies(config: ModelConfig, layer: LayerConfig) -> tuple[float, ...]:
         scaled = _yarn(plain, scaling, layer)
     else:  # Ding et al. 2024
         long = config.max_positions > scaling.original_positions
-        scaled = plain / np.array(scaling.long_factors if long else scaling.short_factors)
+        factors = scaling.long_factors if long else scaling.short_factors
+        # As float32, which files and reference implementations hold them in.
+        scaled = plain / np.array(factors, dtype=np.float32).astype(np.float64)
     return tuple(float(np.float32(f)) for f in scaled)
 
 

@@ -103,8 +103,9 @@ def test_one_argument_with_white_space_is_a_prompt_for_the_embedded_model(run: R
 
 
 def test_two_arguments_are_model_and_prompt(run: Runner) -> None:
-    assert run(str(run.model), "once", "--threads", "2").stdout == "olá!\n"
-    assert run.loaded == [(run.model, {"threads": 2, "activations": "int8", "adapter": None})]
+    how = {"threads": 2, "activations": "int8", "adapter": None, "context": 99}
+    assert run(str(run.model), "once", "--threads", "2", "--context", "99").stdout == "olá!\n"
+    assert run.loaded == [(run.model, how)]
     assert run.prompt == [END, *_ids("once")]
 
 

@@ -1,13 +1,18 @@
-"""A model that cannot be asked: what is said depends on the form it has."""
+"""Models that cannot be asked, and sessions as long as was asked for."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from miudo.errors import TokenizerError
+from miudo.config import ModelConfig, RopeKind, RopeScaling
+from miudo.errors import ConfigError, TokenizerError
 from miudo.evaluate.loading import load_model
+from miudo.formats import ModelFile
+from miudo.tensors import StoredTensor, tensor_table
+from miudo.text.tokenizer import train_bpe
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,37 @@ def test_a_model_without_a_tokenizer_says_what_its_form_can_have(
     with pytest.raises(TokenizerError, match=cure) as caught:
         load_model(path)
     assert "beside" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("context", "positions"), [(None, 16), (12, 16), (16, 16), (33, 33)])
+def test_a_session_is_as_long_as_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, context: int | None, positions: int
+) -> None:
+    monkeypatch.setattr("miudo.evaluate.loading.open_model", lambda _: longrope())
+    loaded = load_model(Path("model"), threads=1, context=context)
+    assert loaded.engine.config.max_positions == positions
+    assert loaded.model.config.max_positions == 64  # what it is, whatever the session
+
+
+def test_a_session_longer_than_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miudo.evaluate.loading.open_model", lambda _: longrope())
+    with pytest.raises(ConfigError, match="context is 65, allowed a whole number from 1 to 64"):
+        load_model(Path("model"), context=65)
+
+
+def longrope() -> ModelFile:
+    """A model of 16 original positions, stretched to 64."""
+    factors = (1.0, 1.5, 2.0, 2.5)
+    scaling = RopeScaling(
+        RopeKind.LONGROPE, 16, short_factors=factors, long_factors=tuple(2 * x for x in factors)
+    )
+    config = ModelConfig.uniform(
+        n_layers=1, d_model=32, n_heads=4, d_ff=64, vocab_size=300, max_positions=64,
+        rope_scaling=scaling,
+    )  # fmt: skip
+    weights = {
+        spec.name: StoredTensor.from_f32(np.zeros(spec.shape, dtype=np.float32))
+        for spec in tensor_table(config)
+    }
+    tokenizer = train_bpe(["once upon a time"], vocab_size=300).to_json()
+    return ModelFile(config, weights, tokenizer, None, None, "", None)

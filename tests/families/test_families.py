@@ -7,11 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_examples import LATENT, LONG, MINICPM3_SCALES, PLAIN, SCALES, SHAPE
 
-from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.config import (
+    Activation,
+    Block,
+    ModelConfig,
+    Norm,
+    QkNorm,
+)
 from miudo.errors import ModelFileError
 from miudo.families import FAMILIES, by_gguf, by_hf_config, for_config, for_gguf, misfits
-from miudo.families.family import plain_float, sources
+from miudo.families.family import Family, plain_float
+from miudo.families.fit import gguf_misfit, hf_misfit
+from miudo.families.places import sources
 from miudo.tensors import tensor_table
 
 LLAMA: dict[str, Any] = {
@@ -24,13 +33,10 @@ GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"], "n_embd": 32, "n_layer": 2, "n_head": 4,
     "vocab_size": 50,
 }  # fmt: skip
-SHAPE: dict[str, Any] = {
-    "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 64, "vocab_size": 50, "max_positions": 64,
-}  # fmt: skip
-PLAIN: dict[str, Any] = {
-    "norm": Norm.LAYER, "norm_bias": True, "position": Position.LEARNED, "mlp": Mlp.PLAIN,
-    "activation": Activation.GELU_TANH, "qkv_bias": True, "o_bias": True, "mlp_bias": True,
-}  # fmt: skip
+
+
+# What other programs read, but miudo does not write.
+READ_ONLY = {"minicpm"}
 
 
 def read(values: dict[str, Any]) -> ModelConfig:
@@ -82,9 +88,7 @@ def test_architectures_come_first_then_model_type() -> None:
 @pytest.mark.parametrize(
     "named",
     [
-        "Gemma2ForCausalLM",
-        "MixtralForCausalLM",
-        "OpenELMForCausalLM",
+        "RWForCausalLM",
         3,
         ["x"],
         {"a": 1},
@@ -94,7 +98,7 @@ def test_architectures_come_first_then_model_type() -> None:
 def test_unknown_architectures(named: object) -> None:
     with pytest.raises(ModelFileError, match="Known are LlamaForCausalLM") as caught:
         by_hf_config({"architectures": [named]})
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 900
 
 
 def test_no_architecture_at_all() -> None:
@@ -104,9 +108,6 @@ def test_no_architecture_at_all() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "llama3 scaling": (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
-    "old linear scaling": (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
-    "new yarn": (LLAMA | {"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
     "part of a head": (LLAMA | {"partial_rotary_factor": 0.5}, "0.5"),
     "new part of a head": (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.25}}, "0.25"),
     "rope of text": (LLAMA | {"rope_scaling": "linear"}, "no object"),
@@ -167,7 +168,7 @@ SAYABLE: dict[str, tuple[dict[str, Any], str, str]] = {
     "plain": ({}, "llama", "llama"),
     "all biases": ({"qkv_bias": True, "o_bias": True, "mlp_bias": True}, "llama", "llama"),
     "other activation": ({"activation": Activation.GELU}, "llama", ""),
-    "heads that leave d_model": ({"n_heads": 5, "head_dim": 8}, "", "llama"),
+    "heads that leave d_model": ({"n_heads": 5, "head_dim": 8}, "mistral", "llama"),
     "qkv biases": ({"qkv_bias": True}, "qwen2", "qwen2"),
     "qkv biases and a window": ({"qkv_bias": True, "window": 4}, "qwen2", ""),
     "norms": ({"qk_norm": QkNorm.HEAD, "n_heads": 5, "head_dim": 8}, "qwen3", "qwen3"),
@@ -178,8 +179,22 @@ SAYABLE: dict[str, tuple[dict[str, Any], str, str]] = {
     "exact gelu": (PLAIN | {"activation": Activation.GELU}, "gpt2", ""),
     "gpt2 with grouped queries": (PLAIN | {"n_kv_heads": 2}, "", ""),
     "gpt2 without a bias": (PLAIN | {"o_bias": False}, "", ""),
-    "layer norm and rotation": ({"norm": Norm.LAYER, "norm_bias": True}, "", ""),
-    "a window": ({"window": 4}, "", ""),
+    "layer norm and rotation": ({"norm": Norm.LAYER, "norm_bias": True}, "stablelm", ""),
+    "a window": ({"window": 4}, "mistral", ""),
+    "a window and biases": ({"window": 4, "o_bias": True}, "", ""),
+    "part of a head": ({"rotary_dim": 4}, "phi", "phi"),
+    "part of a head, longrope": (
+        {"rotary_dim": 4, "rope_scaling": LONG}, "phi", "phi"
+    ),
+    "scales": (SCALES, "granite", "minicpm"),
+    "scales of all": (SCALES | {"attn_scale": 0.5}, "granite", "granite"),
+    "norms of outputs": (
+        {"block": Block.POST, "qk_norm": QkNorm.FULL, "tie_embeddings": False}, "olmo2", "olmo2"
+    ),
+    "norms of outputs, tied": ({"block": Block.POST, "qk_norm": QkNorm.FULL}, "olmo2", ""),
+    "norms of outputs alone": ({"block": Block.POST}, "", ""),
+    "latents of any scale": (LATENT, "minicpm3", ""),
+    "latents": (LATENT | MINICPM3_SCALES, "minicpm3", "minicpm3"),
 }  # fmt: skip
 
 
@@ -192,9 +207,7 @@ def test_who_can_say_a_config(changes: dict[str, Any], hf: str, gguf: str) -> No
         assert all(f"{family.name}: " in misfits(config) for family in FAMILIES)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"rotary": False}, {"v_head_dim": 4}, {"n_kv_heads": 2}, {"rope_theta": 5.0}]
-)
+@pytest.mark.parametrize("changes", [{"v_head_dim": 4}, {"n_kv_heads": 2}, {"rope_theta": 5.0}])
 def test_layers_that_differ(changes: dict[str, Any]) -> None:
     config = ModelConfig.uniform(**SHAPE)
     layers = (config.layers[0], dataclasses.replace(config.layers[1], **changes))
@@ -204,32 +217,26 @@ def test_layers_that_differ(changes: dict[str, Any]) -> None:
     assert "llama: layer 1" in misfits(config)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_what_a_family_writes_it_reads(family: Any) -> None:
-    changes = {
-        "llama": {"tie_embeddings": False, "mlp_bias": True, "norm_eps": 3e-7},
-        "qwen2": {"qkv_bias": True, "n_kv_heads": 2},
-        "qwen3": {"qk_norm": QkNorm.HEAD, "head_dim": 16},
-        "gpt2": PLAIN,
-    }[family.name]
-    ids = {"bos_id": 1, "eos_ids": (2, 3), "pad_id": 0}
-    config = ModelConfig.uniform(**(SHAPE | changes | ids))
-    written = family.config_to_hf(config)
-    assert by_hf_config(written) is family
-    assert family.config_from_hf(written) == config
-    names = frozenset(s.name for s in sources(config, family.gguf_names))
-    keys = family.config_to_gguf(config) | ids | {"vocab_size": config.vocab_size}
+def test_what_a_family_writes_in_a_folder_it_reads(family: Family, example: ModelConfig) -> None:
+    assert (hf_misfit(family, example) is None) == (family.name not in READ_ONLY)
+    if family.name not in READ_ONLY:
+        written = family.config_to_hf(example)
+        assert by_hf_config(written) is family
+        assert family.config_from_hf(written) == example
+
+
+def test_what_a_family_writes_in_gguf_it_reads(family: Family, example: ModelConfig) -> None:
+    if not family.gguf_architecture:
+        assert gguf_misfit(family, example) is not None
+        return
+    assert gguf_misfit(family, example) is None
     assert by_gguf(family.gguf_architecture) is family
-    assert family.config_from_gguf(keys, names) == config
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_every_tensor_has_one_place(family: Any) -> None:
-    changes = PLAIN if family.name == "gpt2" else {"qkv_bias": True, "tie_embeddings": False}
-    config = ModelConfig.uniform(**(SHAPE | changes))
-    for names in (family.hf_names, family.gguf_names):
-        placed = [target for s in sources(config, names) for target in s.targets]
-        assert sorted(placed) == sorted(spec.name for spec in tensor_table(config))
+def test_every_tensor_has_one_place(family: Family, example: ModelConfig) -> None:
+    for names in (family.hf_names, family.gguf_names or family.hf_names):
+        placed = [target for s in sources(example, names) for target in s.targets]
+        assert sorted(placed) == sorted(spec.name for spec in tensor_table(example))
 
 
 def test_a_tensor_without_a_place_is_named() -> None:

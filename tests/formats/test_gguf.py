@@ -346,7 +346,7 @@ KEYS: dict[str, tuple[str, Any, str]] = {
     "architecture of a number": ("general.architecture", 3, "no text"),
     "a missing key": ("llama.block_count", None, "llama.block_count"),
     "experts": ("llama.expert_count", 8, "llama.expert_count = 8"),
-    "scaled rotation": ("llama.rope.scaling.type", "yarn", "scaling"),
+    "scaled rotation": ("llama.rope.scaling.type", "spiral", "scaling"),
     "a window": ("llama.attention.sliding_window", 128, "sliding_window"),
     "part of a head turned": ("llama.rope.dimension_count", 4, "dimension_count"),
     "values of another size": ("llama.attention.value_length", 4, "value_length"),
@@ -391,14 +391,14 @@ def test_tensors_that_are_missing_or_unknown_are_all_named(
     container = read_container(tmp_path / "m.gguf")
     tensors = dict(container.tensors)
     del tensors["output_norm.weight"]
-    # Holds the factors of a scaled rotation: to ignore it would be to compute something else.
-    tensors["rope_freqs.weight"] = StoredTensor.from_f32(np.ones(4, dtype="<f4"))
+    # Attention has it beside its weights: to ignore it would be to compute something else.
+    tensors["blk.0.attn_sinks.weight"] = StoredTensor.from_f32(np.ones(4, dtype="<f4"))
     keys = {k: v for k, v in container.keys.items() if isinstance(v, str | int | float)}
     with (tmp_path / "x.gguf").open("wb") as file:
         write_container(file, keys, list(tensors.items()))
     with pytest.raises(ModelFileError) as caught:
         open_model(tmp_path / "x.gguf")
-    assert "output_norm.weight is missing; rope_freqs.weight is unknown" in str(caught.value)
+    assert "output_norm.weight is missing; blk.0.attn_sinks.weight is unknown" in str(caught.value)
 
 
 def test_a_model_that_cannot_be_written_leaves_no_file(make_model: Make, tmp_path: Path) -> None:

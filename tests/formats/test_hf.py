@@ -324,7 +324,11 @@ def test_what_no_family_can_say_is_refused_with_every_reason(
     model = make_model("qwen3", qk_norm=QkNorm.HEAD, activation=Activation.RELU, mlp_bias=True)
     with pytest.raises(ModelFileError) as caught:
         write_folder(tmp_path / "out", model)
-    for part in ("llama: it has query and key norms", "qwen3: biases", "gpt2: norm is rms"):
+    for part in (
+        "llama: this family has no place for layers.0.attn.q_norm.weight",
+        "qwen3: mlp_bias is True, such files mean False",
+        "olmo2: block is pre, such files mean post",
+    ):
         assert part in str(caught.value)
     with pytest.raises(ModelFileError, match="Q8_0"):
         write_folder(tmp_path / "out", make_model(), dtype=DType.Q8_0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from zoo.llama_cpp import continued, prompt_length, server, words
 
 from miudo.adapter import Adapter, LowRank, base_fingerprint
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
@@ -42,34 +42,6 @@ TEXTS = (
 )
 
 
-def server(path: Path, adapter: Path | None = None) -> Any:
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx = 512
-    if adapter is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    params.n_parallel = 1
-    params.warmup = False
-    params.verbosity = -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    return xllamacpp.Server(params)
-
-
-def continued(running: Any, prompt: Any, n: int) -> list[tuple[int, float]]:
-    """Greedy ids and their log-probabilities."""
-    request = {"prompt": prompt, "n_predict": n, "temperature": 0, "n_probs": 1, "ignore_eos": True}
-    answer = running.handle_completions(request)
-    content = answer["choices"][0]["logprobs"]["content"]
-    return [(token["id"], token["logprob"]) for token in content]
-
-
-def prompt_length(running: Any, text: str) -> int:
-    answer = running.handle_completions({"prompt": text, "n_predict": 1, "temperature": 0})
-    return int(answer["usage"]["prompt_tokens"])
-
-
 def expected(model: ModelFile, prompt: list[int], n: int) -> list[tuple[int, float]]:
     """What `continued` must give: the end is never chosen."""
     torch.set_num_threads(1)
@@ -99,7 +71,6 @@ PLAIN = {
 }  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": SHAPE | {"n_kv_heads": 2},
-    "llama-untied": SHAPE | {"tie_embeddings": False, "rope_theta": 5e5},
     "llama-biases": SHAPE | {"qkv_bias": True, "o_bias": True, "head_dim": 32},
     "qwen2": SHAPE | {"n_kv_heads": 2, "qkv_bias": True},
     "qwen3": SHAPE | {"n_kv_heads": 2, "qk_norm": QkNorm.HEAD, "head_dim": 32},
@@ -107,17 +78,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def words() -> bytes:
-    """A tokenizer whose ids are all whole text: llama.cpp reports no half characters."""
-    vocab = {f"w{i}": i for i in range(320)}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    model = {"type": "BPE", "vocab": vocab, "merges": []}
-    return json.dumps({"model": model, "pre_tokenizer": level, "decoder": level}).encode()
-
-
 @pytest.fixture
-def noisy(words: bytes) -> Callable[[str], ModelFile]:
+def noisy() -> Callable[[str], ModelFile]:
     def make(name: str) -> ModelFile:
         config = ModelConfig.uniform(**CONFIGS[name])
         decoder, generator = Decoder(config), torch.Generator().manual_seed(5)
@@ -127,22 +89,9 @@ def noisy(words: bytes) -> Callable[[str], ModelFile]:
                 spread = 0.25 if value.ndim > 1 else 0.3
                 value.normal_(1.0 if is_norm else 0.0, spread, generator=generator)
         weights = decoder.to_weights()
-        return ModelFile(config, weights, words, None, None, name, None)
+        return ModelFile(config, weights, words(320), None, None, name, None)
 
     return make
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_same_greedy_ids(name: str, noisy: Callable[[str], ModelFile], tmp_path: Path) -> None:
-    model = noisy(name)
-    report = write_gguf(tmp_path / "model.gguf", model)
-    assert report.architecture == name.partition("-")[0]
-    prompt = [0, 17, 200, 5, 81, 300]
-    theirs = continued(server(tmp_path / "model.gguf"), prompt, 30)
-    ours = expected(model, prompt, 30)
-    assert [t for t, _ in theirs] == [t for t, _ in ours]
-    bound = LOGPROB_GELU if name == "gpt2" else LOGPROB
-    np.testing.assert_allclose([p for _, p in theirs], [p for _, p in ours], atol=bound)
 
 
 def noise_beside(model: ModelFile) -> Adapter:

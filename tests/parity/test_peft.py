@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_examples import EXAMPLES
 
 from miudo.config import Activation, ModelConfig, Position, QkNorm
 from miudo.decoder.decoder import Decoder
@@ -37,6 +38,17 @@ CONFIGS = {
     "qwen2": SHAPE | {"n_kv_heads": 2, "qkv_bias": True},
     "qwen3": SHAPE | {"n_kv_heads": 2, "qk_norm": QkNorm.HEAD, "head_dim": 16},
     "gpt2": SHAPE | GPT2,
+    # One matrix for queries, keys and values, head by head; for llama's gate and up in turn.
+    "neox": SHAPE | EXAMPLES["neox"],
+    "bloom": SHAPE | EXAMPLES["bloom"] | {"d_ff": 4 * 48},
+    "phi": SHAPE | {"rotary_dim": 8},
+    "gemma2": SHAPE | EXAMPLES["gemma2"] | {"embed_scale": 48**0.5, "window": 8},
+}
+TARGETS = {
+    "gpt2": ["c_attn", "mlp.c_proj"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "bloom": ["query_key_value", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "gate_up_proj"],
 }
 IDS = torch.arange(24)[None] * 7 % 97
 
@@ -113,8 +125,7 @@ def test_peft_loads_what_we_wrote(base: Path, tmp_path: Path, settings: LoraSett
 @pytest.mark.parametrize("extra", [{}, {"use_rslora": True}, {"patterns": True}])
 def test_we_read_what_peft_wrote(base: Path, tmp_path: Path, extra: dict[str, Any]) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    gpt2 = model.config.model_type == "gpt2"
-    targets = ["c_attn", "mlp.c_proj"] if gpt2 else ["q_proj", "v_proj", "down_proj"]
+    targets = TARGETS.get(model.config.model_type, ["q_proj", "v_proj", "down_proj"])
     values: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": targets}
     if extra.get("patterns"):
         values |= {"rank_pattern": {targets[0]: 2}, "alpha_pattern": {targets[0]: 7}}

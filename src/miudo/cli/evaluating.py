@@ -91,7 +91,9 @@ def evaluate(
 
     jobs = _jobs(task, options, extra)
     path = model_path(model)
-    how = {name: options[name] for name in ("engine", "threads", "activations", "adapter")}
+    how = {
+        name: options[name] for name in ("engine", "threads", "activations", "adapter", "context")
+    }
     loaded = load_model(path, **how)
     data, adapter = options["data"], options["adapter"]
     result: dict[str, Any] = {

@@ -44,7 +44,12 @@ __all__ = ["choose", "run"]
 @click.option("--raw", is_flag=True, help="Continue the text; no chat template.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
 @click.option("--activations", type=click.Choice(["int8", "float"]), default="int8")
-def run(
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    help="Let texts of so many tokens fit, in a longrope model more than its original ones.",
+)
+def run(  # noqa: PLR0913 - one a flag
     model_and_prompt: tuple[str, ...],
     *,
     adapter: Path | None,
@@ -52,6 +57,7 @@ def run(
     raw: bool,
     threads: int | None,
     activations: Any,
+    context: int | None,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -65,7 +71,11 @@ def run(
     model, given = choose(model_and_prompt, prompt)
     settings = _settings(**sampling)
     loaded = load_model(
-        model_path(model), threads=threads, activations=activations, adapter=adapter
+        model_path(model),
+        threads=threads,
+        activations=activations,
+        adapter=adapter,
+        context=context,
     )
     settings = dataclasses.replace(
         settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter

@@ -88,12 +88,18 @@ class ModelConfig:
         """How many blocks the model has."""
         return len(self.layers)
 
-    def with_context(self, positions: int) -> Self:
+    def with_context(self, positions: int | None = None) -> Self:
         """Returns the same model for texts of at most `positions`.
 
         Raises ConfigError beyond what the model was made for. A longrope model of no more
-        than its original positions takes its short factors.
+        than its original positions takes its short factors, which serve short texts best: that
+        many positions it has unless more are asked for. Other models have all of theirs.
         """
+        if positions is None:
+            scaling = self.rope_scaling
+            stretched = scaling is not None and scaling.kind is RopeKind.LONGROPE
+            original = scaling.original_positions if scaling and stretched else self.max_positions
+            positions = min(original, self.max_positions)
         in_range("context", positions, 1, self.max_positions)
         if self.position is Position.LEARNED:
             return self  # the table is as long as it is
@@ -136,6 +142,7 @@ class ModelConfig:
         head_dim: int | None = None,
         window: int | None = None,
         rope_theta: float = 10000.0,
+        rotary_dim: int | None = None,
         **rest: Any,
     ) -> Self:
         """Returns a config whose layers are all alike; `rest` are fields of ModelConfig."""
@@ -153,6 +160,7 @@ class ModelConfig:
             window=window,
             rotary=rest.get("position", Position.ROPE) is Position.ROPE,
             rope_theta=rope_theta,
+            rotary_dim=rotary_dim,
         )
         return cls(d_model=d_model, layers=(layer,) * n_layers, **rest)
 

@@ -70,11 +70,16 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A transformer decoder (Vaswani et al. 2017), as its config describes it."""
+    """A transformer decoder (Vaswani et al. 2017), as its config describes it.
 
-    def __init__(self, config: ModelConfig) -> None:
+    `session` is the config for texts of up to `context` positions: cached keys hold only while
+    all positions are rotated alike, so a longrope model takes one set of factors for all.
+    """
+
+    def __init__(self, config: ModelConfig, *, context: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.session = config.with_context(context)
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.embed_norm = norm(config) if config.embed_norm else nn.Identity()
         learned = config.position is Position.LEARNED
@@ -98,10 +103,11 @@ class Decoder(nn.Module):
 
         With a cache the ids follow its positions and are added to it. With `segments` [B, T] a
         row holds several samples, one after the other: each counts its own positions from 0 and
-        sees itself alone (there is no cache then). Raises RequestError beyond max_positions.
+        sees itself alone (there is no cache then). Without a cache a row longer than the session
+        is rotated as its own length wants. Raises RequestError beyond max_positions.
         """
         start = 0 if cache is None else cache.length
-        self._check_positions(start + ids.shape[1])
+        config = self._rotating(start + ids.shape[1], cached=cache is not None)
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # T
         places = positions if segments is None else segment_positions(segments)  # T, or B T
         x = self.embed(ids)  # B T D
@@ -110,7 +116,7 @@ class Decoder(nn.Module):
         x = self.embed_norm(x)
         if self.position is not None:
             x = x + self.position(places)
-        turns = rotations(places if segments is None else places[:, None], self.config)
+        turns = rotations(places if segments is None else places[:, None], config)
         for block, turn in zip(self.layers, turns, strict=True):
             if capture is not None:
                 capture.hidden.append(x)
@@ -157,14 +163,17 @@ class Decoder(nn.Module):
                     value.normal_(0.0, scale * spec.shape[1] ** -0.5, generator=generator)
 
     @classmethod
-    def from_weights(cls, config: ModelConfig, weights: Weights) -> Self:
+    def from_weights(
+        cls, config: ModelConfig, weights: Weights, *, context: int | None = None
+    ) -> Self:
         """Returns a float32 decoder holding `weights`, dequantised.
 
-        Raises ModelFileError listing tensors that are missing, extra or of another shape.
+        Raises ConfigError for a context beyond the model's, ModelFileError listing tensors that
+        are missing, extra or of another shape.
         """
         check_weights(config, weights)
         with torch.device("meta"):  # sizes only: the values come from the file
-            decoder = cls(config)
+            decoder = cls(config, context=context)
         state = {name: torch.from_numpy(np.array(to_f32(t))) for name, t in weights.items()}
         decoder.load_state_dict(state, assign=True)
         for parameter in decoder.parameters():
@@ -181,9 +190,12 @@ class Decoder(nn.Module):
             for spec in tensor_table(self.config)
         }
 
-    def _check_positions(self, end: int) -> None:
-        if end > self.config.max_positions:
+    def _rotating(self, end: int, *, cached: bool) -> ModelConfig:
+        """The config by which `end` positions are rotated."""
+        longer = end > self.session.max_positions and not cached
+        config = self.config if longer else self.session
+        if end > config.max_positions:
             raise RequestError(
-                f"{end} positions, the model has {self.config.max_positions}",
-                remedy="Shorten the text",
+                f"{end} positions, the model has {config.max_positions}", remedy="Shorten the text"
             )
+        return config

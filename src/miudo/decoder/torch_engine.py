@@ -59,8 +59,8 @@ class TorchEngine:
 
     @property
     def config(self) -> ModelConfig:
-        """The model that runs."""
-        return self._decoder.config
+        """The model that runs, for texts of the decoder's session."""
+        return self._decoder.session
 
     def open(self) -> int:
         """Returns a new, empty conversation."""

@@ -61,9 +61,10 @@ class NativeEngine:
     """Runs `model` on packed weights; the tensors' own bytes are not kept.
 
     `activations` says what Q8_0 matrices are multiplied with: "int8" rounds activations in
-    groups of 32 (scale amax / 127 in float16, half to even), "float" is the reference. Raises
-    ModelFileError for tensors that do not fit the config, MissingError without the compiled
-    module, ResourceError where memory or `cache_bytes` is too small.
+    groups of 32 (scale amax / 127 in float16, half to even), "float" is the reference.
+    `context` is the longest text, see `ModelConfig.with_context`. Raises ConfigError for one
+    beyond the model's, ModelFileError for tensors that do not fit the config, MissingError
+    without the compiled module, ResourceError where memory or `cache_bytes` is too small.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class NativeEngine:
         threads: int | None = None,
         activations: Literal["int8", "float"] = "int8",
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        context: int | None = None,
     ) -> None:
         if activations not in ("int8", "float"):
             raise RequestError(f"activations is {activations!r}", remedy="Say int8 or float")
@@ -81,12 +83,12 @@ class NativeEngine:
         if not 0 < cache_bytes < 1 << 63:
             raise RequestError(f"cache_bytes is {cache_bytes}", remedy="Give a number of bytes")
         native = load_native()
-        self._config = model.config
+        config = self._config = model.config.with_context(context)
         self._work = native.Work
         check_weights(model.config, model.weights)
         self._base = base_fingerprint(model.config, model.weights)
         int8 = activations == "int8"
-        values, layers = config_values(model.config), layer_values(model.config)
+        values, layers = config_values(config), layer_values(config)
         self._core: _native.Engine = call(
             native.Engine, values, layers, threads or 0, int8, cache_bytes
         )

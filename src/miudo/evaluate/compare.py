@@ -88,7 +88,7 @@ def compare(
     if not paths:
         raise UsageError("no model to compare", remedy="Name one or more models")
     models = [_load(path, settings) for path in paths]
-    context = settings.context or min(default_window(m.model.config)[0] for m in models)
+    context = settings.context or min(default_window(m.engine.config)[0] for m in models)
     rows = []
     names = names or _names(paths)
     for name, model in zip(names, models, strict=True):
@@ -181,6 +181,7 @@ def _load(path: Path, settings: CompareSettings) -> LoadedModel:
         threads=settings.threads,
         activations=settings.activations,
         adapter=settings.adapter,
+        context=settings.context,
     )
 
 

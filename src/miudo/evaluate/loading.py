@@ -47,11 +47,14 @@ def load_model(
     threads: int | None = None,
     activations: Activations = "int8",
     adapter: Path | None = None,
+    context: int | None = None,
 ) -> LoadedModel:
     """Returns the model at `path` on the native engine, or on PyTorch as its twin.
 
-    Raises TokenizerError for a model without a tokenizer, ModelFileError for a damaged one, or
-    an `adapter` that was made for another model or tokenizer.
+    Texts of `context` tokens must fit, see `ModelConfig.with_context`, and of fewer. Raises
+    ConfigError for one beyond the model's, TokenizerError for a model without a tokenizer,
+    ModelFileError for a damaged one, or an `adapter` that was made for another model or
+    tokenizer.
     """
     model = open_model(path)
     if model.tokenizer_json is None:
@@ -61,7 +64,9 @@ def load_model(
             cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
         raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
     tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
-    running = _engine(model, engine, threads, activations)
+    # What the model has anyway is not taken from it: tasks may need more than was thought of.
+    session = max(context or 0, model.config.with_context().max_positions)
+    running = _engine(model, engine, threads, activations, session)
     if adapter is None:
         return LoadedModel(path, model, running, tokenizer)
     _add_adapter(running, adapter, model, tokenizer)
@@ -80,12 +85,16 @@ def _add_adapter(
 
 
 def _engine(
-    model: ModelFile, kind: EngineKind, threads: int | None, activations: Activations
+    model: ModelFile,
+    kind: EngineKind,
+    threads: int | None,
+    activations: Activations,
+    context: int,
 ) -> AdaptableEngine:
     if kind == "native":
         from miudo.engine.native import NativeEngine
 
-        return NativeEngine(model, threads=threads, activations=activations)
+        return NativeEngine(model, threads=threads, activations=activations, context=context)
     if kind == "torch":
         import torch
 
@@ -94,5 +103,5 @@ def _engine(
 
         if threads is not None:
             torch.set_num_threads(threads)
-        return TorchEngine(Decoder.from_weights(model.config, model.weights))
+        return TorchEngine(Decoder.from_weights(model.config, model.weights, context=context))
     raise UsageError(f"no engine is called {kind!r}", remedy="Use native or torch")

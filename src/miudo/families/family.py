@@ -8,20 +8,20 @@ Read next: `miudo.families.llama`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from miudo.config import Activation, ModelConfig
 from miudo.errors import ModelFileError
-from miudo.tensors import tensor_table
+from miudo.families.places import PLAIN, Layout
 
 __all__ = [
     "Family",
-    "Source",
     "Values",
     "activation_name",
+    "gguf_common",
     "hf_activation",
     "hf_flag",
     "hf_number",
@@ -30,7 +30,7 @@ __all__ = [
     "plain_float",
     "refuse",
     "refuse_unknown",
-    "sources",
+    "single",
 ]
 
 Values = Mapping[str, Any]
@@ -66,14 +66,15 @@ _HARMLESS = frozenset({
     "unsloth_version", "name_or_path",
 })  # fmt: skip
 
+_LARGEST = float(np.finfo(np.float32).max)
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One tensor in a file: `targets` stacked on the out axis, `[in, out]` if transposed."""
 
-    name: str
-    targets: tuple[str, ...]
-    transposed: bool = False
+def _no_gguf(*_: object) -> Any:
+    raise ModelFileError("GGUF knows no such architecture")
+
+
+def _nothing(_: ModelConfig) -> str | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,50 +82,40 @@ class Family:
     """Both maps of one family.
 
     `hf_names` and `gguf_names` map canonical names, `{i}` being the layer, to names in files;
-    canonical names that share one are stacked in that tensor. `hf_transposed` lists the
-    matrices that a folder holds as `[in, out]`. `hf_prefix` may be absent in folders;
-    `hf_ignored` are endings of tensors without meaning. `permuted` says that GGUF holds
-    query and key rows as adjacent pairs. `hf_misfit` and `gguf_misfit` say why a config cannot
-    be written exactly, None if it can.
+    canonical names that share one are stacked in that tensor, as `hf_layout` says for folders.
+    `hf_prefix` may be absent in folders; `hf_ignored` are endings of tensors without meaning.
+    `permuted` says that GGUF holds query and key rows as adjacent pairs. `gguf_keys` are read
+    beside those that all architectures have. `hf_misfit` and `gguf_misfit` say why other
+    programs could not take a config, None if they can; that it comes back as it went is
+    checked for all (`miudo.families.fit`). `foreign` folders are read by their authors' code
+    alone. `gguf_note` tells where other programs compute slightly otherwise what
+    comes back as it went. A family without `gguf_architecture` has no GGUF.
     """
 
     name: str
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
-    gguf_architecture: str
     hf_names: Mapping[str, str]
-    gguf_names: Mapping[str, str]
-    hf_misfit: Callable[[ModelConfig], str | None]
-    gguf_misfit: Callable[[ModelConfig], str | None]
     config_from_hf: Callable[[Values], ModelConfig]
     config_to_hf: Callable[[ModelConfig], dict[str, Any]]
-    config_from_gguf: Callable[[Values, frozenset[str]], ModelConfig]
-    config_to_gguf: Callable[[ModelConfig], dict[str, Any]]
+    gguf_architecture: str = ""
+    gguf_names: Mapping[str, str] = field(default_factory=dict)
+    config_from_gguf: Callable[[Values, frozenset[str]], ModelConfig] = _no_gguf
+    config_to_gguf: Callable[[ModelConfig], dict[str, Any]] = _no_gguf
+    gguf_keys: frozenset[str] = frozenset()
+    hf_misfit: Callable[[ModelConfig], str | None] = _nothing
+    gguf_misfit: Callable[[ModelConfig], str | None] = _nothing
+    gguf_note: Callable[[ModelConfig], str | None] = _nothing
     hf_prefix: str = "model."
-    hf_transposed: tuple[str, ...] = ()
+    hf_layout: Layout = PLAIN
     hf_ignored: tuple[str, ...] = ()
+    foreign: bool = False
     permuted: bool = False
 
 
-def sources(
-    config: ModelConfig, names: Mapping[str, str], transposed: tuple[str, ...] = ()
-) -> tuple[Source, ...]:
-    """Returns every tensor that a file of `config` holds, in the tensor table's order.
-
-    Raises ModelFileError for a tensor that `names` has no place for.
-    """
-    stacked: dict[str, list[str]] = {}
-    turned: set[str] = set()
-    for spec in tensor_table(config):
-        at = "" if spec.layer is None else f"layers.{spec.layer}."
-        key = spec.name.removeprefix(at)
-        if key not in names:
-            raise ModelFileError(f"this family has no place for {spec.name}")
-        name = names[key].replace("{i}", str(spec.layer))
-        stacked.setdefault(name, []).append(spec.name)
-        if key in transposed:
-            turned.add(name)
-    return tuple(Source(n, tuple(t), n in turned) for n, t in stacked.items())
+def gguf_common(keys: Values) -> dict[str, Any]:
+    """Returns the fields of a config that no architecture has keys of its own for."""
+    return {key: keys[key] for key in ("vocab_size", "bos_id", "eos_ids", "pad_id")}
 
 
 def refuse(values: Values, wanted: Mapping[str, tuple[object, ...]]) -> None:
@@ -155,13 +146,17 @@ def refuse_unknown(values: Values, read: frozenset[str]) -> None:
 
 
 def hf_number(values: Values, key: str, default: float | None = None) -> Any:
-    """Returns a number of config.json. Raises ModelFileError if it is absent or of another kind."""
+    """Returns a number of config.json.
+
+    Raises ModelFileError if it is absent, of another kind, or beyond what float32 holds.
+    """
     value = values.get(key)
     if value is None:
         value = default
     if value is None:
         raise ModelFileError(f"{key} is missing", where="config.json")
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= _LARGEST:
         raise ModelFileError(f"{key} is {value!r:.100}, not a number", where="config.json")
     return value
 
@@ -230,3 +225,13 @@ def plain_float(value: Any) -> float:
         single = np.float32(given)
     # numpy prints the fewest digits that read back as the same float32.
     return float(str(single)) if float(single) == given else given
+
+
+def single(value: float) -> float:
+    """Returns the decimal that reads back as the float32 nearest to `value`.
+
+    What files of one kind hold as doubles and the other as float32, and what all programs
+    compute with as float32, is read so: then both kinds give the same config.
+    """
+    with np.errstate(over="ignore"):
+        return plain_float(float(np.float32(value)))

@@ -2,18 +2,19 @@
 
 For: `GPT2LMHeadModel` folders (GPT-2, Cerebras-GPT, LaMini-GPT) and GGUF "gpt2".
 Not for: cross attention and the scaling variants of the class, which are refused.
-Read next: `miudo.families.family`.
+Read next: `miudo.families.bloom`, `miudo.families.neox`, which have its GGUF names.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.config import Activation, Mlp, ModelConfig, Norm, Position
 from miudo.families.family import (
     Family,
     Values,
     activation_name,
+    gguf_common,
     hf_activation,
     hf_flag,
     hf_number,
@@ -23,25 +24,33 @@ from miudo.families.family import (
     refuse,
     refuse_unknown,
 )
+from miudo.families.places import Layout, both_parts
 
-__all__ = ["GPT2"]
+__all__ = ["GGUF_NAMES", "GPT2", "read_gguf_sizes", "write_gguf_sizes"]
 
-_PARTS = ("weight", "bias")
-_LAYER_HF = {
-    "attn_norm": "ln_1", "attn.q": "attn.c_attn", "attn.k": "attn.c_attn",
-    "attn.v": "attn.c_attn", "attn.o": "attn.c_proj", "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc",
-    "mlp.down": "mlp.c_proj",
+_MATRICES = {
+    "attn.q": "attn.c_attn", "attn.k": "attn.c_attn", "attn.v": "attn.c_attn",
+    "attn.o": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
 }  # fmt: skip
-_LAYER_GGUF = {
-    "attn_norm": "attn_norm", "attn.q": "attn_qkv", "attn.k": "attn_qkv", "attn.v": "attn_qkv",
-    "attn.o": "attn_output", "mlp_norm": "ffn_norm", "mlp.up": "ffn_up", "mlp.down": "ffn_down",
+GGUF_NAMES = {
+    "embed.weight": "token_embd.weight",
+    **both_parts(
+        "blk.{i}.",
+        {
+            "attn_norm": "attn_norm", "attn.q": "attn_qkv", "attn.k": "attn_qkv",
+            "attn.v": "attn_qkv", "attn.o": "attn_output", "mlp_norm": "ffn_norm",
+            "mlp.up": "ffn_up", "mlp.down": "ffn_down",
+        },
+    ),
+    **both_parts("", {"norm": "output_norm"}),
+    "head.weight": "output.weight",
 }  # fmt: skip
+"""Names of architectures with one matrix for queries, keys and values."""
+
 _SHAPE: dict[str, Any] = {
     "norm": Norm.LAYER, "norm_bias": True, "position": Position.LEARNED, "mlp": Mlp.PLAIN,
     "qkv_bias": True, "o_bias": True, "mlp_bias": True,
 }  # fmt: skip
-
-
 _VARIANTS: dict[str, tuple[object, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False, None),
     "scale_attn_weights": (True, None),
@@ -94,88 +103,65 @@ def _write_hf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_gguf(keys: Values, names: frozenset[str]) -> ModelConfig:
-    return ModelConfig.uniform(
-        n_layers=keys["gpt2.block_count"],
-        d_model=keys["gpt2.embedding_length"],
-        n_heads=keys["gpt2.attention.head_count"],
-        d_ff=keys["gpt2.feed_forward_length"],
-        max_positions=keys["gpt2.context_length"],
-        norm_eps=plain_float(keys["gpt2.attention.layer_norm_epsilon"]),
-        activation=Activation.GELU_TANH,
-        tie_embeddings="output.weight" not in names,
-        **_SHAPE,
-        **{k: keys[k] for k in ("vocab_size", "bos_id", "eos_ids", "pad_id")},
-    )
+def read_gguf_sizes(keys: Values, architecture: str) -> dict[str, Any]:
+    """Returns sizes and eps of an architecture with layer norms and as many keys as queries.
 
-
-def _write_gguf(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
+    Raises KeyError for one that is missing.
+    """
+    at = architecture + "."
     return {
-        "gpt2.context_length": config.max_positions,
-        "gpt2.embedding_length": config.d_model,
-        "gpt2.block_count": config.n_layers,
-        "gpt2.feed_forward_length": layer.d_ff,
-        "gpt2.attention.head_count": layer.n_heads,
-        "gpt2.attention.layer_norm_epsilon": float(config.norm_eps),
-        "gpt2.vocab_size": config.vocab_size,
+        "n_layers": keys[at + "block_count"],
+        "d_model": keys[at + "embedding_length"],
+        "n_heads": keys[at + "attention.head_count"],
+        "n_kv_heads": keys.get(at + "attention.head_count_kv", keys[at + "attention.head_count"]),
+        "d_ff": keys[at + "feed_forward_length"],
+        "max_positions": keys[at + "context_length"],
+        "norm_eps": plain_float(keys[at + "attention.layer_norm_epsilon"]),
+        **gguf_common(keys),
     }
 
 
-def _misfit(config: ModelConfig) -> str | None:
-    first = config.layers[0]
-    for name, value in _SHAPE.items():
-        if getattr(config, name) != value:
-            return f"{name} is {getattr(config, name)}"
-    if config.qk_norm is not QkNorm.NONE:
-        return "it has query and key norms"
-    if any(layer != first for layer in config.layers):
-        return "its layers differ"
-    if first.window is not None:
-        return "it attends to a window"
-    if first.n_heads != first.n_kv_heads or first.head_dim != first.v_head_dim:
-        return "queries, keys and values are not alike"
-    if first.n_heads * first.head_dim != config.d_model:
-        return "its heads do not add up to d_model"
-    return None
+def write_gguf_sizes(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    """Returns the keys that `read_gguf_sizes` reads."""
+    at, layer = architecture + ".", config.layers[0]
+    return {
+        at + "context_length": config.max_positions,
+        at + "embedding_length": config.d_model,
+        at + "block_count": config.n_layers,
+        at + "feed_forward_length": layer.d_ff,
+        at + "attention.head_count": layer.n_heads,
+        at + "attention.layer_norm_epsilon": float(config.norm_eps),
+        at + "vocab_size": config.vocab_size,
+    }
 
 
-def _gguf_misfit(config: ModelConfig) -> str | None:
-    if config.activation is not Activation.GELU_TANH:  # GGUF names none: this one is meant
-        return f"the activation is {config.activation}"
-    return _misfit(config)
+def _read_gguf(keys: Values, names: frozenset[str]) -> ModelConfig:
+    return ModelConfig.uniform(
+        activation=Activation.GELU_TANH,  # no key names it: this one is meant
+        tie_embeddings="output.weight" not in names,
+        **_SHAPE,
+        **read_gguf_sizes(keys, "gpt2"),
+    )
 
 
 GPT2 = Family(
     name="gpt2",
     architectures=("GPT2LMHeadModel", "GPT2Model"),
     model_types=("gpt2",),
-    gguf_architecture="gpt2",
     hf_names={
         "embed.weight": "transformer.wte.weight",
         "position.weight": "transformer.wpe.weight",
-        **{
-            f"{k}.{p}": f"transformer.h.{{i}}.{v}.{p}" for k, v in _LAYER_HF.items() for p in _PARTS
-        },
-        "norm.weight": "transformer.ln_f.weight",
-        "norm.bias": "transformer.ln_f.bias",
+        **both_parts("transformer.h.{i}.", {"attn_norm": "ln_1", "mlp_norm": "ln_2"} | _MATRICES),
+        **both_parts("transformer.", {"norm": "ln_f"}),
         "head.weight": "lm_head.weight",
     },
-    gguf_names={
-        "embed.weight": "token_embd.weight",
-        "position.weight": "position_embd.weight",
-        **{f"{k}.{p}": f"blk.{{i}}.{v}.{p}" for k, v in _LAYER_GGUF.items() for p in _PARTS},
-        "norm.weight": "output_norm.weight",
-        "norm.bias": "output_norm.bias",
-        "head.weight": "output.weight",
-    },
-    hf_misfit=_misfit,
-    gguf_misfit=_gguf_misfit,
     config_from_hf=_read_hf,
     config_to_hf=_write_hf,
-    config_from_gguf=_read_gguf,
-    config_to_gguf=_write_gguf,
     hf_prefix="transformer.",
-    hf_transposed=tuple(f"{k}.weight" for k in _LAYER_HF if not k.endswith("norm")),
+    hf_layout=Layout(transposed=frozenset(f"{name}.weight" for name in _MATRICES)),
     hf_ignored=(".attn.bias", ".attn.masked_bias"),
+    gguf_architecture="gpt2",
+    gguf_names=GGUF_NAMES | {"position.weight": "position_embd.weight"},
+    config_from_gguf=_read_gguf,
+    config_to_gguf=lambda config: write_gguf_sizes(config, "gpt2"),
 )

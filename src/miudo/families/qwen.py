@@ -10,18 +10,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from miudo.config import ModelConfig, QkNorm
+from miudo.config import ModelConfig, QkNorm, RopeKind
 from miudo.errors import ModelFileError
 from miudo.families.family import Family, Values, hf_flag, hf_number
+from miudo.families.gguf_rope import GGUF_ROPE
 from miudo.families.llama import (
     GGUF_NAMES,
     HF_NAMES,
     gguf_reader,
     gguf_writer,
-    misfit,
     read_hf,
     write_hf,
 )
+from miudo.families.rope import scaling_misfit
 
 __all__ = ["QWEN2", "QWEN3"]
 
@@ -65,63 +66,42 @@ def _write(config: ModelConfig, architecture: str, model_type: str) -> dict[str,
     }
 
 
-def _qwen2_misfit(config: ModelConfig) -> str | None:
-    if config.qk_norm is not QkNorm.NONE:
-        return "it has query and key norms"
-    if not config.qkv_bias or config.o_bias or config.mlp_bias:
-        return "its biases are not those on q, k and v alone"
-    return _windows_misfit(config)
-
-
-def _qwen3_misfit(config: ModelConfig) -> str | None:
-    if config.qk_norm is not QkNorm.HEAD:
-        return "it has no query and key norms"
-    if config.qkv_bias != config.o_bias or config.mlp_bias:
-        return "biases on q, k, v and on the output go together, others cannot be"
-    return _windows_misfit(config)
-
-
-def _biases_misfit(config: ModelConfig) -> str | None:
-    return "GGUF's qwen3 has no biases" if config.qkv_bias else None
-
-
-def _windows_misfit(config: ModelConfig) -> str | None:
-    if len({layer.window for layer in config.layers} - {None}) > 1:
-        return "its windows differ in width"
-    return None
-
+_GGUF: dict[str, Any] = {
+    "gguf_keys": GGUF_ROPE,
+    "gguf_misfit": lambda c: scaling_misfit(c, RopeKind.LINEAR, RopeKind.YARN),
+}
 
 QWEN2 = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
     model_types=("qwen2",),
-    gguf_architecture="qwen2",
     hf_names=HF_NAMES,
-    gguf_names=GGUF_NAMES,
-    hf_misfit=lambda c: misfit(c, windows=True) or _qwen2_misfit(c),
-    gguf_misfit=lambda c: misfit(c, gguf=True) or _qwen2_misfit(c),
     config_from_hf=lambda v: _read(v, qkv_bias=True, o_bias=False, mlp_bias=False),
     config_to_hf=lambda config: _write(config, "Qwen2ForCausalLM", "qwen2"),
-    config_from_gguf=gguf_reader("qwen2"),
-    config_to_gguf=gguf_writer("qwen2"),
     hf_ignored=("rotary_emb.inv_freq",),
+    gguf_architecture="qwen2",
+    gguf_names=GGUF_NAMES,
+    config_from_gguf=gguf_reader("qwen2", qkv_bias=True, o_bias=False, mlp_bias=False),
+    config_to_gguf=gguf_writer("qwen2"),
+    **_GGUF,
 )
 
 QWEN3 = Family(
     name="qwen3",
     architectures=("Qwen3ForCausalLM",),
     model_types=("qwen3",),
-    gguf_architecture="qwen3",
     hf_names=HF_NAMES | _NORMS_HF,
-    gguf_names=GGUF_NAMES | _NORMS_GGUF,
-    hf_misfit=lambda c: misfit(c, windows=True) or _qwen3_misfit(c),
-    gguf_misfit=lambda c: misfit(c, gguf=True) or _qwen3_misfit(c) or _biases_misfit(c),
     # Unlike the other classes, this one does not derive an absent head size from d_model.
     config_from_hf=lambda v: _read(
         v, qk_norm=QkNorm.HEAD, mlp_bias=False, head_dim=hf_number(v, "head_dim", 128)
     ),
     config_to_hf=lambda config: _write(config, "Qwen3ForCausalLM", "qwen3"),
-    config_from_gguf=gguf_reader("qwen3", qk_norm=QkNorm.HEAD),
-    config_to_gguf=gguf_writer("qwen3"),
     hf_ignored=("rotary_emb.inv_freq",),
+    gguf_architecture="qwen3",
+    gguf_names=GGUF_NAMES | _NORMS_GGUF,
+    config_from_gguf=gguf_reader(
+        "qwen3", qk_norm=QkNorm.HEAD, qkv_bias=False, o_bias=False, mlp_bias=False
+    ),
+    config_to_gguf=gguf_writer("qwen3"),
+    **_GGUF,
 )

@@ -99,7 +99,9 @@ def export_adapter(adapter: Path, model: Path, out: Path, *, to: Form) -> Export
     )
     template = adapter_template(adapter)
     if to == "hf":
-        write_peft(out, held, found.config, record=record, chat_template=template)
+        write_peft(
+            out, held, found.config, like=found.architecture, record=record, chat_template=template
+        )
         return Exported(out, ())
     notes = write_gguf_adapter(
         out, found.config, held, name=out.stem, record=record, chat_template=template

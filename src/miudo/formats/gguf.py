@@ -14,12 +14,17 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, ModelFileError
 from miudo.families import by_gguf, for_gguf
-from miudo.families.family import Family, Source, sources
+from miudo.families.family import Family, plain_float
+from miudo.families.gguf_rope import ROPE_NAMES, ROPE_TENSORS, rope_tensors
+from miudo.families.places import Source, sources
 from miudo.files import atomic_write
-from miudo.formats.gguf_reader import INT32, Container, read_container
+from miudo.formats.blocks import to_f32
+from miudo.formats.gguf_reader import INT32, NUMBERS, ArrayAt, Container, read_container
 from miudo.formats.gguf_tokenizer import (
     WHOLE_TOKENIZER,
     read_tokenizer,
@@ -37,6 +42,7 @@ from miudo.formats.layout import (
 )
 from miudo.formats.model_file import ModelFile
 from miudo.formats.strict_json import parse_object
+from miudo.limits import LIMITS
 from miudo.records import Record
 from miudo.tensors import (
     DType,
@@ -100,10 +106,7 @@ def write_gguf(
     Raises ModelFileError for values that are not finite.
     """
     check_weights(model.config, model.weights)
-    config, weights, notes = pad_to_uniform(model.config, model.weights)
-    family = for_gguf(config)
-    if family is None:  # padding did not make it one that others know
-        config, weights, notes = model.config, model.weights, ()
+    family, config, weights, notes = _fitting(model)
     weights = {
         spec.name: converted(
             spec.name,
@@ -112,6 +115,7 @@ def write_gguf(
         )
         for spec in tensor_table(config)
     }
+    note = None if family is None else family.gguf_note(config)
     tensors = _file_tensors(family, config, weights)
     keys = _keys(family, config, model, languages) | {
         "general.file_type": _FILE_TYPES[dtype or _usual_type(weights)]
@@ -122,10 +126,20 @@ def write_gguf(
         architecture=keys["general.architecture"],
         dtypes={name: t.dtype for name, t in weights.items()},
         fallbacks=tuple(n for n in _matrices(config) if dtype not in (None, weights[n].dtype)),
-        notes=notes,
+        notes=notes if note is None else (*notes, note),
         bits_per_weight=8 * size / sum(prod(t.shape) for t in weights.values()),
         size_bytes=path.stat().st_size,
     )
+
+
+def _fitting(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
+    """A family that can say the model, and the model padded if only that makes it one."""
+    family = for_gguf(model.config)
+    if family is None:
+        config, weights, notes = pad_to_uniform(model.config, model.weights)
+        if (padded := for_gguf(config)) is not None:
+            return padded, config, weights, notes
+    return family, model.config, model.weights, ()
 
 
 def _matrices(config: ModelConfig) -> list[str]:
@@ -146,7 +160,11 @@ def _file_tensors(
     if family is None:
         return list(weights.items())
     turned = paired(family, config, weights)
-    return [(s.name, join(s, turned)) for s in sources(config, family.gguf_names)]
+    held = [
+        (name, StoredTensor.from_f32(np.array(values, dtype=np.float32)))
+        for name, values in rope_tensors(config).items()
+    ]
+    return held + [(s.name, join(s, turned)) for s in sources(config, family.gguf_names)]
 
 
 def paired(
@@ -218,8 +236,9 @@ def read_gguf(path: Path) -> ModelFile:
         wanted = tuple(Source(spec.name, (spec.name,)) for spec in tensor_table(config))
         weights = canonical_weights(wanted, container.tensors, config, path)
     else:
-        wanted = sources(config, family.gguf_names)
-        weights = canonical_weights(wanted, container.tensors, config, path)
+        wanted, factors = sources(config, family.gguf_names), rope_tensors(config)
+        stored = {n: t for n, t in container.tensors.items() if n not in factors}
+        weights = canonical_weights(wanted, stored, config, path)
         weights = paired(family, config, weights, inverse=True)
     return ModelFile(
         config=config,
@@ -248,15 +267,22 @@ def _config(container: Container, family: Family) -> ModelConfig:
         f"{k} = {v!r:.40}"
         for k, v in keys.items()
         if k.startswith(prefix) and v not in (0, "none", "")
-        if k.removeprefix(prefix) not in _KNOWN_KEYS
+        if k.removeprefix(prefix) not in _KNOWN_KEYS | family.gguf_keys
     ]
     if odd:
         raise ModelFileError(
             f"says what this miudo does not compute: {', '.join(odd[:8])}",
             remedy="This variant is not supported",
         )
+    lists = {
+        k: container.numbers(k, {v.kind}).tolist()
+        for k, v in keys.items()
+        if k.startswith(prefix) and isinstance(v, ArrayAt)
+        if v.kind in NUMBERS and v.count <= LIMITS.n_layers  # one number a layer
+    }
+    given = {**keys, **lists, **_common(container)}
     try:
-        return family.config_from_gguf({**keys, **_common(container)}, frozenset(container.tensors))
+        return family.config_from_gguf(given, frozenset(container.tensors))
     except KeyError as error:
         raise ModelFileError(f"key {error} is missing") from error
     except (ConfigError, TypeError, ValueError, ArithmeticError) as error:
@@ -272,6 +298,11 @@ def _common(container: Container) -> dict[str, Any]:
         ends = container.numbers("miudo.eos_ids", {INT32}).tolist()
     begins = keys.get(ids + "add_bos_token") is not False
     return {
+        ROPE_TENSORS: {
+            name: tuple(plain_float(float(x)) for x in to_f32(tensor).reshape(-1))
+            for name, tensor in container.tensors.items()
+            if name in ROPE_NAMES and prod(tensor.shape) <= LIMITS.head_dim
+        },
         "vocab_size": 0 if embed is None else embed.shape[0],
         "bos_id": keys.get(ids + "bos_token_id") if begins else None,
         "eos_ids": tuple(dict.fromkeys(i for i in ends if i is not None)),

@@ -21,8 +21,9 @@ import numpy as np
 from miudo.adapter import Adapter, LowRank, check_adapter
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
-from miudo.families import by_gguf, for_gguf
-from miudo.families.family import Family, Source, sources
+from miudo.families import by_gguf, for_gguf, gguf_misfit
+from miudo.families.family import Family
+from miudo.families.places import Source, sources
 from miudo.files import atomic_write
 from miudo.formats.blocks import to_f32
 from miudo.formats.gguf import CHAT_TEMPLATE, paired, record_keys, stored_record
@@ -160,7 +161,7 @@ def _family_of(held: GgufAdapter, config: ModelConfig, path: Path) -> Family | N
         family = by_gguf(held.architecture)
     except ModelFileError as error:
         raise ModelFileError(error.what, where=f"{path}: {error.where}") from error
-    if why := family.gguf_misfit(config):
+    if why := gguf_misfit(family, config):
         raise ModelFileError(
             f"is for the architecture {held.architecture}, the model is another: {why}",
             where=path,

@@ -24,7 +24,7 @@ from miudo.files import open_regular
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
 
-__all__ = ["FLOAT32", "GGUF_TYPES", "INT32", "ArrayAt", "Container", "read_container"]
+__all__ = ["FLOAT32", "GGUF_TYPES", "INT32", "NUMBERS", "ArrayAt", "Container", "read_container"]
 
 GGUF_TYPES: Mapping[int, DType] = {0: DType.F32, 1: DType.F16, 8: DType.Q8_0, 30: DType.BF16}
 """Tensor type numbers of the format."""
@@ -39,6 +39,8 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 INT32, FLOAT32 = 5, 6
 """Numbers of element types that arrays must have."""
+NUMBERS = frozenset(_SCALARS)
+"""Those of element types that are numbers or truth values."""
 
 
 @dataclass(frozen=True, slots=True)

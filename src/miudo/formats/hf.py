@@ -15,7 +15,8 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, MissingError, ModelFileError
 from miudo.families import by_hf_config, for_config, misfits
-from miudo.families.family import Family, sources
+from miudo.families.family import Family
+from miudo.families.places import sources
 from miudo.files import (
     atomic_folder,
     open_regular,
@@ -32,11 +33,10 @@ from miudo.limits import LIMITS
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["read_folder", "verify_folder", "write_folder"]
+__all__ = ["as_folder", "read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_HEAD = "lm_head.weight"
 _CONFIG_BYTES = 1 << 24
 
 
@@ -64,10 +64,11 @@ def read_folder(folder: Path) -> ModelFile:
     family = by_hf_config(values)
     tokenizer = _object(folder, "tokenizer_config.json", LIMITS.json_bytes) or {}
     stored = _named(_read_shards(folder, family.hf_ignored), family)
-    config = _config(folder, family, values, tokenizer, has_head=_HEAD in stored)
+    head = family.hf_names["head.weight"]
+    config = _config(folder, family, values, tokenizer, has_head=head in stored)
     if config.tie_embeddings:
-        stored.pop(_HEAD, None)  # a stray copy of the token table, which is what counts
-    wanted = sources(config, family.hf_names, family.hf_transposed)
+        stored.pop(head, None)  # a stray copy of the token table, which is what counts
+    wanted = sources(config, family.hf_names, family.hf_layout)
     return ModelFile(
         config=config,
         weights=canonical_weights(wanted, stored, config, folder),
@@ -144,10 +145,10 @@ def _read_shards(folder: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]
 
 def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
     """With the family's prefix, which files of the bare model leave out."""
-    prefix = family.hf_prefix
-    if any(name.startswith(prefix) for name in stored):
+    prefix, head = family.hf_prefix, family.hf_names["head.weight"]
+    if any(name.startswith(prefix) for name in stored.keys() - {head}):
         return dict(stored)
-    return {name if name == _HEAD else prefix + name: t for name, t in stored.items()}
+    return {name if name == head else prefix + name: t for name, t in stored.items()}
 
 
 def _bytes(folder: Path, name: str, limit: int) -> bytes | None:
@@ -218,8 +219,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
     """
     if dtype.block != 1:
         raise ModelFileError(f"a folder cannot hold {dtype}", where=path, remedy="Export to GGUF")
-    config, weights, notes = pad_to_uniform(model.config, model.weights)
-    family = for_config(config)
+    family, config, weights, notes = as_folder(model)
     if family is None:
         raise ModelFileError(
             f"no family's config.json can describe this model ({misfits(config)})",
@@ -238,12 +238,32 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
     return notes
 
 
+def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
+    """Returns a family whose folders can hold `model`, the model as it lies there, and notes.
+
+    The family is None where there is none. One that `transformers` knows comes first, also if
+    unequal layers have to be padded for it.
+    """
+    padded, weights, notes = pad_to_uniform(model.config, model.weights)
+    own, other = (for_config(config, model.architecture) for config in (model.config, padded))
+    if other is not None and not other.foreign and (own is None or own.foreign):
+        return other, padded, weights, notes
+    notes = () if own is None or not own.foreign else (_foreign(own),)
+    return own, model.config, model.weights, notes
+
+
+def _foreign(family: Family) -> str:
+    return f"{family.architectures[0]} is read by its authors' code and miudo alone"
+
+
 def _hf_tensors(
     family: Family, config: ModelConfig, weights: Weights, dtype: DType
 ) -> Iterator[tuple[str, StoredTensor]]:
-    for source in sources(config, family.hf_names, family.hf_transposed):
-        parts = {name: converted(name, weights[name], dtype) for name in source.targets}
-        yield source.name, join(source, parts)
+    for source in sources(config, family.hf_names, family.hf_layout):
+        # What is subtracted from must not be rounded before.
+        exact = DType.F32 if source.plus else dtype
+        joined = join(source, {n: converted(n, weights[n], exact) for n in source.targets})
+        yield source.name, joined if exact is dtype else converted(source.name, joined, dtype)
 
 
 def _torch_name(dtype: DType) -> str:

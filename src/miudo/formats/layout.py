@@ -1,7 +1,8 @@
 """From the layouts of files to the one that miudo has, and back: stack, split, turn, pair.
 
-For: fused query-key-value matrices, `[in, out]` matrices, GGUF's rotary row order, and layers
-of unequal width made uniform for programs that know only uniform ones.
+For: fused query-key-value matrices, `[in, out]` matrices, norms that lack 1, rows to skip,
+GGUF's rotary row order, and layers of unequal width made uniform for programs that know only
+uniform ones.
 Not for: names (`miudo.families`).
 Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 """
@@ -9,20 +10,21 @@ Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
-from miudo.families.family import Source
+from miudo.families.places import Source
 from miudo.formats.blocks import encode, to_f32
 from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
 
 __all__ = [
     "canonical_weights",
     "converted",
+    "file_rows",
     "is_finite",
     "join",
     "pad_to_uniform",
@@ -123,6 +125,21 @@ def _range(tensor: StoredTensor) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
+def file_rows(source: Source, rows: Sequence[int]) -> npt.NDArray[np.intp]:
+    """Returns where each row of the file lies in the stack of targets of `rows` each.
+
+    Raises ModelFileError if the rows cannot be shared out.
+    """
+    if any(n % source.groups for n in rows):
+        raise ModelFileError(f"{list(rows)} rows are not for {source.groups} heads")
+    ends = np.cumsum(rows)
+    parts = [
+        np.arange(end - n, end).reshape(source.groups, -1)
+        for n, end in zip(rows, ends, strict=True)
+    ]
+    return np.concatenate(parts, axis=1).reshape(-1)
+
+
 def split(
     source: Source, stored: StoredTensor, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, StoredTensor]]:
@@ -130,35 +147,44 @@ def split(
 
     Raises ModelFileError, naming both shapes, if it is not what `shapes` add up to.
     """
-    rows = sum(shapes[t][0] for t in source.targets)
-    wanted = (rows, *shapes[source.targets[0]][1:])
+    rows = [shapes[t][0] for t in source.targets]
+    wanted = (source.skipped + sum(rows), *shapes[source.targets[0]][1:])
     shape = tuple(reversed(stored.shape)) if source.transposed else stored.shape
     if shape != wanted:
         held = list(reversed(wanted)) if source.transposed else list(wanted)
         raise ModelFileError(
             f"is {list(stored.shape)}, the config wants {held}", where=f"tensor {source.name}"
         )
-    data = _rows(stored, transposed=source.transposed)
+    if source.plus:
+        stored = StoredTensor.from_f32(to_f32(stored) + np.float32(source.plus))
+    data = _rows(stored, transposed=source.transposed)[source.skipped :]
+    if source.groups > 1:
+        data = data[np.argsort(file_rows(source, rows))]
     start = 0
-    for target in source.targets:
-        end = start + shapes[target][0]
-        part = np.ascontiguousarray(data[start:end]).reshape(-1).view(np.uint8)
+    for target, n in zip(source.targets, rows, strict=True):
+        part = np.ascontiguousarray(data[start : start + n]).reshape(-1).view(np.uint8)
         yield target, StoredTensor(stored.dtype, shapes[target], part)
-        start = end
+        start += n
 
 
 def join(source: Source, weights: Weights) -> StoredTensor:
     """Returns the tensor that a file holds for `source`, made of canonical ones."""
     parts = [weights[t] for t in source.targets]
-    if len(parts) == 1 and not source.transposed:
+    moved = source.transposed or source.skipped or source.groups > 1
+    if len({p.dtype for p in parts}) > 1 or source.plus:
+        parts = [encode(to_f32(p) - np.float32(source.plus), DType.F32) for p in parts]
+    if len(parts) == 1 and not moved:
         return parts[0]
-    if len({p.dtype for p in parts}) > 1:
-        parts = [encode(to_f32(p), DType.F32) for p in parts]
-    shape = (sum(p.shape[0] for p in parts), *parts[0].shape[1:])
     stacked = np.concatenate([_rows(p) for p in parts])  # rows, bytes or elements of a row
+    if source.groups > 1:
+        stacked = stacked[file_rows(source, [p.shape[0] for p in parts])]
+    if source.skipped:
+        none = np.zeros((source.skipped, *stacked.shape[1:]), stacked.dtype)
+        stacked = np.concatenate([none, stacked])
+    shape = (len(stacked), *parts[0].shape[1:])
     whole = StoredTensor(parts[0].dtype, shape, stacked.reshape(-1).view(np.uint8))
     if source.transposed:
-        turned = np.ascontiguousarray(_rows(whole).T).reshape(-1).view(np.uint8)
+        turned = np.ascontiguousarray(_rows(whole, transposed=True)).reshape(-1).view(np.uint8)
         return StoredTensor(whole.dtype, tuple(reversed(shape)), turned)
     return whole
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ import numpy as np
 from miudo.adapter import Adapter, LowRank, check_adapter
 from miudo.config import ModelConfig
 from miudo.errors import MissingError, ModelFileError
-from miudo.families import for_config, misfits
-from miudo.families.family import Family, Source, sources
+from miudo.families import fitting, for_config, misfits
+from miudo.families.family import Family
+from miudo.families.places import Source, sources
 from miudo.files import atomic_folder, resolve_under, sha256_file, write_json
 from miudo.formats.blocks import to_f32
+from miudo.formats.layout import file_rows
 from miudo.formats.safetensors import read_safetensors, write_safetensors
 from miudo.formats.strict_json import read_object
 from miudo.protocol import FloatArray
@@ -66,17 +68,19 @@ def write_peft(
     adapter: Adapter,
     config: ModelConfig,
     *,
+    like: str = "",
     record: Record,
     dropout: float = 0.0,
     chat_template: str | None = None,
 ) -> None:
     """Writes `adapter` of a model of shape `config` as a folder, with `record` beside it.
 
-    The record's settings get the adapter's fingerprints. Raises ModelFileError for an adapter of
+    `like` is the architecture of the base model's files, whose names for matrices are used. The
+    record's settings get the adapter's fingerprints. Raises ModelFileError for an adapter of
     another shape, or a shape that no Hugging Face folder has. The folder appears whole or not.
     """
     check_adapter(config, adapter, where=path)
-    family = family_of_base(config, path)
+    family = family_of_base(config, path, like)
     modules = list(_modules(family, config, adapter))
     names = [module.name for module in modules]
     first = modules[0]
@@ -127,8 +131,7 @@ def read_peft(folder: Path, config: ModelConfig) -> Adapter:
         raise MissingError(f"has no {_WEIGHTS}{pickled}", where=folder)
     stored = read_safetensors(resolve_under(folder, _WEIGHTS))
     pairs = _pairs(stored, folder / _WEIGHTS)
-    family = family_of_base(config, folder)
-    known = {s.name.removesuffix(".weight"): s for s in _matrices(family, config)}
+    family, known = _named_as(pairs, config, folder)
     parts: dict[str, LowRank] = {}
     for module, (down, up) in pairs.items():
         source = known.get(module)
@@ -159,12 +162,13 @@ def peft_fingerprints(folder: Path) -> tuple[str | None, str | None]:
     )
 
 
-def family_of_base(config: ModelConfig, where: object) -> Family:
+def family_of_base(config: ModelConfig, where: object, like: str = "") -> Family:
     """Returns the family whose folders hold `config`: PEFT names matrices as those do.
 
-    Raises ModelFileError where none can.
+    `like` is the architecture of the base model's files, which comes first. Raises
+    ModelFileError where none can.
     """
-    family = for_config(config)
+    family = for_config(config, like)
     if family is None:
         raise ModelFileError(
             f"no Hugging Face folder holds such a base model ({misfits(config)})",
@@ -206,9 +210,21 @@ class _Module:
 def _matrices(family: Family, config: ModelConfig) -> Iterator[Source]:
     adapted = (Role.ATTENTION, Role.MLP)
     blocks = {spec.name for spec in tensor_table(config) if spec.role in adapted}
-    for source in sources(config, family.hf_names, family.hf_transposed):
+    for source in sources(config, family.hf_names, family.hf_layout):
         if source.targets[0] in blocks:
             yield source
+
+
+def _named_as(
+    modules: Collection[str], config: ModelConfig, where: Path
+) -> tuple[Family, dict[str, Source]]:
+    """The family of those whose folders hold such a base that names `modules` so; its matrices."""
+    first = family_of_base(config, where)
+    for family in (*fitting(config), first):
+        known = {s.name.removesuffix(".weight"): s for s in _matrices(family, config)}
+        if known.keys() >= set(modules):
+            break
+    return family, known
 
 
 def _modules(family: Family, config: ModelConfig, adapter: Adapter) -> Iterator[_Module]:
@@ -244,6 +260,7 @@ def _fused(
             up[row : row + rows, column : column + part.rank] = part.up * factor
             column += part.rank
         row += rows
+    up = up[file_rows(source, [shapes[t][0] for t in source.targets])]
     return _Module(name, down, up, scale, source.transposed)
 
 
@@ -259,11 +276,12 @@ def _split(
         yield source.targets[0], LowRank(down, up, scale)
         return
     shapes = {spec.name: spec.shape for spec in tensor_table(config)}
-    rows = sum(shapes[target][0] for target in source.targets)
-    if up.shape[0] != rows:
+    rows = [shapes[target][0] for target in source.targets]
+    if up.shape[0] != sum(rows):
         raise ModelFileError(
-            f"{source.name} corrects {up.shape[0]} rows, the matrix has {rows}", where=where
+            f"{source.name} corrects {up.shape[0]} rows, the matrix has {sum(rows)}", where=where
         )
+    up = up[np.argsort(file_rows(source, rows))]
     row = 0
     for target in source.targets:
         own = up[row : row + shapes[target][0]]

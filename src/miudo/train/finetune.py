@@ -21,10 +21,9 @@ from typing import Any
 from miudo.adapter import base_fingerprint
 from miudo.decoder.lora import add_lora, to_adapter
 from miudo.errors import ModelFileError
-from miudo.families import for_config, misfits
+from miudo.families import misfits
 from miudo.files import refuse_inputs
-from miudo.formats.hf import write_folder
-from miudo.formats.layout import pad_to_uniform
+from miudo.formats.hf import as_folder, write_folder
 from miudo.formats.peft import family_of_base, write_peft
 from miudo.meter import Meter
 from miudo.records import Artefact, Measurement, Record, shared_licence
@@ -105,13 +104,13 @@ def open_base(job: FinetuneJob) -> Opened:
     """
     base = open_decoder(job.model, "model")
     if job.lora is not None:
-        family_of_base(base.file.config, job.model)
+        family_of_base(base.file.config, job.model, base.file.architecture)
         add_lora(base.decoder, job.lora, job.fit.seed)
         return base
-    config = pad_to_uniform(base.file.config, base.file.weights)[0]
-    if for_config(config) is None:
+    if as_folder(base.file)[0] is None:
         raise ModelFileError(
-            f"no Hugging Face folder holds such a model ({misfits(config)})", where=job.model
+            f"no Hugging Face folder holds such a model ({misfits(base.file.config)})",
+            where=job.model,
         )
     return base
 
@@ -171,6 +170,7 @@ def _write(path: Path, job: FinetuneJob, base: Opened, lesson: Lesson, record: R
         path,
         adapter,
         file.config,
+        like=file.architecture,
         record=record,
         dropout=job.lora.dropout,
         # The model's own stays with the model; this one goes before it wherever the adapter runs.
