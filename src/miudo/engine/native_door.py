@@ -36,7 +36,7 @@ _IntArray = npt.NDArray[np.int32]
 _LayerValues = tuple[int, int, int, int, int, int, bool, float]
 
 # The orders below are those of the enums in native/core/miudo.h.
-DTYPES = (DType.F32, DType.F16, DType.BF16, DType.Q8_0)
+DTYPES = tuple(DType)
 _NORMS = (Norm.RMS, Norm.LAYER)
 _POSITIONS = (Position.ROPE, Position.LEARNED)
 _MLPS = (Mlp.GATED, Mlp.PLAIN)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
+from miudo.formats.blocks import is_finite
 from miudo.formats.gguf import read_gguf
 from miudo.formats.hf import read_folder
-from miudo.formats.layout import is_finite
 from miudo.formats.model_file import ModelFile
 from miudo.formats.peft import PEFT_CONFIG
 
