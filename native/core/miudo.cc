@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/engine.h"
+#include "model/linear.h"
 #include "util/philox.h"
 #include "util/status.h"
 
@@ -97,7 +98,7 @@ ModelConfig config_of(const miudo_config& from) {
 }
 
 DType dtype_of(miudo_dtype type) {
-  return choice<DType>(static_cast<std::int32_t>(type), 4, "tensor type");
+  return choice<DType>(static_cast<std::int32_t>(type), kDTypes, "tensor type");
 }
 
 }  // namespace
@@ -273,17 +274,16 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));
     const miudo::Kernels& kernels = miudo::kernels_for(miudo::choose_isa());
     miudo::Rows in{x, k, nullptr, nullptr, n};
-    miudo::Matmul matmul = kernels.matmul_f32;
     miudo::Buffer<std::int8_t> quants;
     miudo::Buffer<float> scales;
     if (weight.packing() == miudo::Packing::kQ8) {
-      matmul = int8_activations != 0 ? kernels.matmul_q8_int8 : kernels.matmul_q8_float;
       quants = miudo::Buffer<std::int8_t>(n * k);
       scales = miudo::Buffer<float>(n * (k / miudo::kGroup));
       kernels.quantize(x, n * k, quants.data(), scales.data());
       in.quants = quants.data();
       in.scales = scales.data();
     }
-    matmul(weight.view(), nullptr, in, out, r, 0, weight.tiles());
+    miudo::matmul_for(kernels, weight.packing(), int8_activations != 0)(
+        weight.view(), nullptr, in, out, r, 0, weight.tiles());
   });
 }
