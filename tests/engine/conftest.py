@@ -128,3 +128,22 @@ def llama_q8() -> RandomModel:
         max_positions=160,
     )  # fmt: skip
     return random_model(config, seed=2, dtype=DType.Q8_0)
+
+
+@pytest.fixture
+def block_model(noise_blocks: Callable[..., StoredTensor]) -> Callable[..., RandomModel]:
+    """All of its matrices fit blocks of 256, and are of the type asked for."""
+    config = ModelConfig.uniform(
+        n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, d_ff=512, vocab_size=131,
+        max_positions=160,
+    )  # fmt: skip
+
+    def make(dtype: DType) -> RandomModel:
+        model = random_model(config, seed=6)
+        for i, (name, tensor) in enumerate(model.weights.items()):
+            if len(tensor.shape) == 2:
+                spread = 1.5 * tensor.shape[1] ** -0.5
+                model.weights[name] = noise_blocks(dtype, tensor.shape, seed=i, spread=spread)
+        return model
+
+    return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -30,22 +31,7 @@ WORST = {
     DType.Q8_0: 0.0055, DType.Q6_K: 0.018, DType.Q5_1: 0.039, DType.Q5_0: 0.044,
     DType.Q4_1: 0.079, DType.Q4_K: 0.072, DType.Q4_0: 0.087,
 }  # fmt: skip
-# Float16 fields that hold scales, by offset in a block; MXFP4 has a byte.
-SCALES = {
-    DType.Q2_K: (80, 82), DType.Q3_K: (108,), DType.Q6_K: (208,), DType.Q4_1: (0, 2),
-    DType.Q5_1: (0, 2), DType.Q4_K: (0, 2), DType.Q5_K: (0, 2), DType.Q8_0: (0,),
-    DType.Q4_0: (0,), DType.Q5_0: (0,), DType.IQ4_NL: (0,), DType.IQ4_XS: (0,),
-}  # fmt: skip
-
-
-def noise_blocks(dtype: DType, n: int) -> StoredTensor:
-    """Blocks of random bits whose scales are all finite."""
-    data = np.random.default_rng(5).integers(0, 256, (n, dtype.block_bytes), dtype=np.uint8)
-    for at in SCALES.get(dtype, ()):
-        data[:, at + 1] &= 0xBF  # no exponent of ones
-    if dtype is DType.MXFP4:
-        data[:, 0] = np.minimum(data[:, 0], 252)
-    return StoredTensor(dtype, (n, dtype.block), data.reshape(-1))
+Noise = Callable[..., StoredTensor]
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -53,8 +39,8 @@ def normal(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", BLOCKS)
-def test_every_bit_of_a_block_is_understood(dtype: DType) -> None:
-    values = to_f32(noise_blocks(dtype, 40))
+def test_every_bit_of_a_block_is_understood(dtype: DType, noise_blocks: Noise) -> None:
+    values = to_f32(noise_blocks(dtype, (40, dtype.block)))
     assert np.isfinite(values).all()
     assert zlib.crc32(values.tobytes()) == MEANT[dtype]
 
@@ -99,9 +85,10 @@ def test_rounding_again_changes_nothing(dtype: DType) -> None:
 
 
 @pytest.mark.parametrize("dtype", DType)
-def test_chunks_are_the_whole_in_order(dtype: DType) -> None:
+def test_chunks_are_the_whole_in_order(dtype: DType, noise_blocks: Noise) -> None:
     n = (1 << 18) // dtype.block + 3
-    tensor = noise_blocks(dtype, n) if dtype.block > 1 else encode(normal(n, 1), dtype)
+    shape = (n, dtype.block)
+    tensor = noise_blocks(dtype, shape) if dtype.block > 1 else encode(normal(n, 1), dtype)
     chunks = list(f32_chunks(tensor))
     assert len(chunks) > 1
     np.testing.assert_array_equal(np.concatenate(chunks), to_f32(tensor).reshape(-1))
@@ -126,10 +113,12 @@ def test_a_conversion_holds_no_tensor_of_floats(dtype: DType) -> None:
 
 
 @pytest.mark.parametrize("dtype", BLOCKS)
-def test_a_scale_that_is_not_finite_is_found(dtype: DType) -> None:
-    whole = noise_blocks(dtype, 30)
+def test_a_scale_that_is_not_finite_is_found(
+    dtype: DType, noise_blocks: Noise, block_scales: Mapping[DType, tuple[int, ...]]
+) -> None:
+    whole = noise_blocks(dtype, (30, dtype.block))
     assert is_finite(whole)
-    for at in SCALES.get(dtype, ()):
+    for at in block_scales.get(dtype, ()):
         for bits in (0x7C00, 0xFC00, 0x7E01):
             data = whole.data.copy().reshape(30, -1)
             data[13, at : at + 2] = np.array([bits], dtype="<u2").view(np.uint8)
