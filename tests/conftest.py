@@ -72,7 +72,9 @@ def _noise_blocks(
 
 def _set_scales(dtype: DType, data: npt.NDArray[np.uint8], scale: float) -> None:
     for at in _SCALES.get(dtype, ()):
-        data[:, at : at + 2] = np.array([scale], dtype="<f2").view(np.uint8)
+        # Of both signs, or types without negative numbers would have a mean far from 0.
+        signed = np.where(data[:, at] & 1, scale, -scale).astype("<f2")
+        data[:, at : at + 2] = signed.view(np.uint8).reshape(-1, 2)
     if dtype is DType.MXFP4:
         data[:, 0] = 128 + round(np.log2(scale))
 

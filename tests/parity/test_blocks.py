@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,6 @@ from miudo.formats.blocks import WRITABLE, encode, to_f32
 from miudo.tensors import DType, StoredTensor
 
 gguf = pytest.importorskip("gguf")
-xllamacpp = pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.parity
 
 Floats = npt.NDArray[np.float32]
@@ -23,30 +19,6 @@ EXACT = tuple(t for t in WRITABLE if t.block == 32)  # their rounding needs no s
 SEARCHED = tuple(t for t in WRITABLE if t.block == 256)
 # The search takes its sums in another order, so that now and then another grid wins.
 RMSE = 1.01
-
-
-@pytest.fixture(scope="module")
-def theirs() -> Callable[[Floats, DType], npt.NDArray[np.uint8]]:
-    """llama.cpp's own quantisation, out of the library that xllamacpp carries."""
-    (library,) = Path(xllamacpp.__file__).parent.glob("*.so")
-    quantize = ctypes.CDLL(str(library)).ggml_quantize_chunk
-    quantize.restype = ctypes.c_size_t
-    quantize.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
-        ctypes.c_int64, ctypes.c_void_p,
-    ]  # fmt: skip
-
-    def call(values: Floats, dtype: DType) -> npt.NDArray[np.uint8]:
-        out = np.zeros(dtype.size_bytes(values.shape), dtype=np.uint8)
-        rows, cols = values.shape
-        done = quantize(
-            gguf.GGMLQuantizationType[dtype.value], values.ctypes.data, out.ctypes.data, 0, rows,
-            cols, None,
-        )  # fmt: skip
-        assert done == out.size
-        return out
-
-    return call
 
 
 def awkward(rows: int, cols: int) -> Floats:
@@ -79,17 +51,17 @@ def test_every_type_means_the_same_to_the_bit(dtype: DType) -> None:
 
 
 @pytest.mark.parametrize("dtype", [*EXACT, DType.F16, DType.BF16])
-def test_rounding_is_the_same_to_the_bit(dtype: DType, theirs: Any) -> None:
+def test_rounding_is_the_same_to_the_bit(dtype: DType, ggml_quantize: Any) -> None:
     values = awkward(64, 256)
     ours = encode(values, dtype).data
     package = gguf.quantize(values, gguf.GGMLQuantizationType[dtype.value])
     np.testing.assert_array_equal(ours, package.view(np.uint8).reshape(-1))
     if dtype in EXACT:
-        np.testing.assert_array_equal(ours, theirs(values, dtype))
+        np.testing.assert_array_equal(ours, ggml_quantize(values, dtype))
 
 
 @pytest.mark.parametrize("dtype", SEARCHED)
-def test_searched_scales_are_as_good(dtype: DType, theirs: Any) -> None:
+def test_searched_scales_are_as_good(dtype: DType, ggml_quantize: Any) -> None:
     rng = np.random.default_rng(2)
     shape = (256, 1024)
     kinds = {
@@ -106,5 +78,5 @@ def test_searched_scales_are_as_good(dtype: DType, theirs: Any) -> None:
             back = to_f32(StoredTensor(dtype, shape, data))
             return float(np.sqrt(np.mean((back - values).astype(np.float64) ** 2)))
 
-        ours, reference = encode(values, dtype).data, theirs(values, dtype)
+        ours, reference = encode(values, dtype).data, ggml_quantize(values, dtype)
         assert error(ours) <= RMSE * error(reference), kind
