@@ -97,8 +97,12 @@ ModelConfig config_of(const miudo_config& from) {
   return to;
 }
 
-DType dtype_of(miudo_dtype type) {
-  return choice<DType>(static_cast<std::int32_t>(type), kDTypes, "tensor type");
+// By reference: to load an enum that holds none of its values is undefined.
+DType dtype_of(const miudo_dtype& type) {
+  std::int32_t value;
+  static_assert(sizeof(value) == sizeof(type));
+  std::memcpy(&value, &type, sizeof(value));
+  return choice<DType>(value, kDTypes, "tensor type");
 }
 
 }  // namespace

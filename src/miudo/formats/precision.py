@@ -51,20 +51,26 @@ def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:
     Raises ModelFileError for values that it cannot hold.
     """
     held = StoredTensor(tensor.dtype, tensor.shape, tensor.data)
-    if not is_finite(held):
+    _check(name, held, dtype)
+    drop_pages(held.data)  # read again when its turn comes: the model may exceed the memory
+    if tensor.dtype is dtype:
+        return tensor
+    return DerivedTensor(dtype, tensor.shape, lambda part: recode(part, dtype).data, tensor)
+
+
+def _check(name: str, tensor: StoredTensor, dtype: DType) -> None:
+    if not is_finite(tensor):
         raise ModelFileError(
             "is not finite", where=f"tensor {name}", remedy="Repair the model: nothing was written"
         )
-    if tensor.dtype is dtype:
-        return tensor
-    if dtype is DType.F16 and (largest := _largest(held)) > _LARGEST_F16:
+    if dtype is not DType.F16 or tensor.dtype is dtype:
+        return
+    if (largest := _largest(tensor)) > _LARGEST_F16:
         raise ModelFileError(
             f"holds {largest}, the largest {dtype} is {_LARGEST_F16}",
             where=f"tensor {name}",
             remedy="Write the model as F32 or BF16",
         )
-    drop_pages(held.data)  # read again when its turn comes: the model may exceed the memory
-    return DerivedTensor(dtype, tensor.shape, lambda part: recode(part, dtype).data, tensor)
 
 
 def _largest(tensor: StoredTensor) -> float:
