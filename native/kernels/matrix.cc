@@ -2,6 +2,9 @@
 
 #include <cstring>
 
+// Rows are read back on the lanes of any processor.
+#include "kernels/simd_portable.h"
+//
 #include "kernels/dequantize_inl.h"
 
 namespace miudo {
