@@ -12,9 +12,9 @@ from pathlib import Path
 
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
+from miudo.formats.blocks import is_finite
 from miudo.formats.gguf import read_gguf
 from miudo.formats.hf import read_folder
-from miudo.formats.layout import is_finite
 from miudo.formats.model_file import ModelFile
 from miudo.formats.peft import PEFT_CONFIG
 
@@ -41,7 +41,8 @@ def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
     anything that is no whole and exact model.
     """
     model = _open(path)
-    if strict_finite or sum(t.data.size for t in model.weights.values()) <= _CHECKED_BYTES:
+    tensors = model.weights.values()
+    if strict_finite or sum(t.dtype.size_bytes(t.shape) for t in tensors) <= _CHECKED_BYTES:
         odd = [name for name, tensor in model.weights.items() if not is_finite(tensor)]
         if odd and strict_finite:
             raise ModelFileError(f"not finite: {', '.join(odd)}", where=path)
