@@ -64,9 +64,12 @@ def run(
 
     model, given = choose(model_and_prompt, prompt)
     settings = _settings(**sampling)
-    loaded = load_model(
-        model_path(model), threads=threads, activations=activations, adapter=adapter
-    )
+    path = model_path(model)
+    loaded = load_model(path, threads=threads, activations=activations, adapter=adapter)
+    if model is not None:
+        from miudo.cli.licensing import state_licence_of_model
+
+        state_licence_of_model(model, path, loaded.model.record)
     settings = dataclasses.replace(
         settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter
     )
