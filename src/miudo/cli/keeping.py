@@ -29,8 +29,8 @@ def list_(*, as_json: bool) -> None:
 
     rows = inventory()
     lines = [
-        f"{row['name']:<44} {row['size_bytes'] / 1e6:>10,.1f} MB  "
-        f"{row['licence'] or 'licence unknown':<24} {row['from']}"
+        f"{row['name']:<32} {row['size_bytes'] / 1e6:>10,.1f} MB  {row['from']}; "
+        f"{row['licence'] or 'licence unknown'}"
         for row in rows
     ]
     emit({"schema": 1, "models": rows}, printable("\n".join(lines)), as_json=as_json)

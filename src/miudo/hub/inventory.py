@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from miudo.errors import MissingError, ReferenceNameError, UsageError
+from miudo.formats import open_model
 from miudo.hub.cache import CachedModel, cached_models, cached_path, remove_cached
 from miudo.hub.catalogue import load_catalogue
 from miudo.hub.resolve import embedded_models, on_hub
@@ -25,7 +26,7 @@ __all__ = ["free_name", "inventory", "remove_model"]
 def inventory() -> list[dict[str, Any]]:
     """Returns name, path, bytes, licence and origin of every model here, as plain values."""
     rows = [
-        _row(name, path, path.stat().st_size, None, "the package")
+        _row(name, path, path.stat().st_size, open_model(path).record, "the package")
         for name, path in embedded_models().items()
     ]
     for stored in stored_models():
