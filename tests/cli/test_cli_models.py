@@ -250,6 +250,17 @@ def test_rm_leaves_what_is_not_its_own(cached: Path) -> None:
         assert call("rm", own).exit_code == 2
 
 
+def test_rm_means_one_repository_though_a_copy_has_the_same_commit(cached: Path) -> None:
+    copy = put_into_cache("somebody/gemma-copy")
+    assert call("rm", "gemma2:2b", "--force").exit_code == 0
+    assert not cached.exists()
+    assert call("run", "hf://somebody/gemma-copy", "x", "--max-tokens", "1").exit_code == 0
+    (copy / "onnx").mkdir()
+    (copy / "onnx" / "of-another-program").write_text("x")
+    assert call("rm", "hf://somebody/gemma-copy", "--force").exit_code == 0
+    assert [path.name for path in copy.rglob("*") if not path.is_dir()] == ["of-another-program"]
+
+
 def test_rm_of_one_file_keeps_what_others_share(tmp_path: Path) -> None:
     record = Record(verb="pull", name="x", outputs={"a.gguf": "0" * 64, "b.gguf": "0" * 64})
     snapshot = put_into_cache("org/mine", record)

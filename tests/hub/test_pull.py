@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,7 @@ def fetch(reference: HubRef = REF, told: list[Licence] | None = None) -> Pulled:
         reference,
         tell=(told if told is not None else []).append,
         progress=lambda here, total: None,
+        waiting=lambda name: None,
     )
 
 
@@ -303,6 +305,22 @@ def test_two_at_once_fetch_each_file_once(hub: Any, tiny: Any) -> None:
         paths = [path for path, _ in hub.asked if path.startswith("/org/")]
         assert len([path for path in paths if path.endswith(f"/{name}")]) == 1
     verify_folder(done[0].path)
+
+
+def test_waiting_for_another_program_is_told(hub: Any, tiny: Any, cache: Path) -> None:
+    hub.repositories["org/tiny"] = tiny
+    folder = cache / ".locks" / "models--org--tiny"
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / f"{tiny.digest('config.json')}.lock")
+    lock.acquire()
+    told: list[str] = []
+
+    def waiting(name: str) -> None:
+        told.append(name)
+        lock.release()
+
+    pull(REF, tell=lambda licence: None, progress=lambda here, total: None, waiting=waiting)
+    assert told == ["config.json"]
 
 
 # Wrong bytes and hostile answers
@@ -588,5 +606,5 @@ def test_the_licence_is_told_before_the_first_byte(hub: Any, tiny: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pull(REF, tell=stop, progress=lambda here, total: None)
+        pull(REF, tell=stop, progress=lambda here, total: None, waiting=lambda name: None)
     assert [path for path, _ in hub.asked] == ["/api/models/org/tiny/revision/main"]

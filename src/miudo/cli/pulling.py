@@ -7,6 +7,8 @@ Read next: `miudo.hub.pull`; `miudo.cli.keeping` for what is here.
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 from miudo.cli.counter import Counter
@@ -41,8 +43,9 @@ def pull(model: str, *, offline: bool, as_json: bool) -> None:
                 pulled = pull_model(
                     reference,
                     tell=lambda licence: state_licence(licence, reference.repo_id),
-                    progress=lambda here, total: counter.show(
-                        here // 1_000_000, total // 1_000_000
+                    progress=functools.partial(_show, counter),
+                    waiting=lambda name: click.echo(
+                        f"waiting: another program is fetching {name}", err=True
                     ),
                 )
             except KeyboardInterrupt as stop:
@@ -50,21 +53,22 @@ def pull(model: str, *, offline: bool, as_json: bool) -> None:
                     f"interrupted: miudo pull {model} goes on where this stopped"
                 ) from stop
     record = pulled.record
-    commit = str(record.settings.get("commit", ""))
     news = f"{pulled.fetched_bytes / 1e6:,.1f} MB fetched" if pulled.fetched_bytes else "was here"
-    text = "\n".join(
-        [
-            f"model    {reference}, {news}",
-            f"commit   {commit or 'not known: another program fetched it'}",
-            f"licence  {record.licence or 'not known'}",
-            f"path     {pulled.path}",
-        ]
-    )
+    lines = [f"model    {reference}, {news}"]
+    if record is None:
+        lines.append("record   none: another program fetched it")
+    else:
+        lines.append(f"commit   {record.settings['commit']}")
+        lines.append(f"licence  {record.licence}")
     value = {
         "schema": 1,
         "reference": str(reference),
         "path": str(pulled.path),
         "fetched_bytes": pulled.fetched_bytes,
-        "record": record.to_json(),
+        "record": None if record is None else record.to_json(),
     }
-    emit(value, text, as_json=as_json)
+    emit(value, "\n".join([*lines, f"path     {pulled.path}"]), as_json=as_json)
+
+
+def _show(counter: Counter, here: int, total: int) -> None:
+    counter.show(here // 1_000_000, total // 1_000_000)

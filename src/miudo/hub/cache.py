@@ -11,6 +11,7 @@ Read next: `miudo.hub.pull`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ from miudo.errors import MissingError, ModelFileError
 from miudo.files import atomic_write
 from miudo.hub.needed import folder_files
 from miudo.names import HubRef, is_plain_file_name
-from miudo.records import Record
+from miudo.records import RECORD_FILE, Record
 
 __all__ = [
     "CachedModel",
@@ -145,21 +146,27 @@ def write_ref(reference: HubRef, commit: str) -> None:
 def remove_cached(model: CachedModel) -> int:
     """Deletes `model` from the cache; returns the bytes that this freed.
 
-    What other snapshots hold as well stays. A snapshot goes whole with its last model.
+    What other snapshots, models or programs use as well stays. A snapshot that then holds
+    nothing more goes whole.
     """
-    others = [
-        other
-        for other in cached_models()
-        if other.path != model.path and other.path.is_relative_to(_snapshot_of(model))
-    ]
-    if not others:
-        from huggingface_hub import scan_cache_dir
-
-        plan = scan_cache_dir(cache_folder()).delete_revisions(model.commit)
-        plan.execute()
-        return plan.expected_freed_size
-    kept = {file for other in others for file in other.files}
+    snapshot = snapshot_folder(model.reference, model.commit)
+    there = {path for path in snapshot.rglob("*") if not path.is_dir()}
+    if {p for p in there if p.name != RECORD_FILE} <= {*model.files}:
+        return _remove_snapshot(snapshot)
+    kept = {f for m in cached_models() if m.path != model.path for f in m.files}
     return sum(_remove_file(file) for file in model.files if file not in kept)
+
+
+def _remove_snapshot(snapshot: Path) -> int:
+    from huggingface_hub import scan_cache_dir
+
+    found = scan_cache_dir(cache_folder())
+    # A copy of a repository has the same commits, and is not meant.
+    repository = snapshot.parent.parent.resolve()
+    ours = frozenset(repo for repo in found.repos if repo.repo_path.resolve() == repository)
+    plan = dataclasses.replace(found, repos=ours).delete_revisions(snapshot.name)
+    plan.execute()
+    return plan.expected_freed_size
 
 
 def _remove_file(pointer: Path) -> int:
@@ -172,10 +179,6 @@ def _remove_file(pointer: Path) -> int:
         return 0
     blob.unlink(missing_ok=True)
     return size
-
-
-def _snapshot_of(model: CachedModel) -> Path:
-    return snapshot_folder(model.reference, model.commit)
 
 
 def _commit_of(reference: HubRef) -> str | None:

@@ -15,10 +15,12 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
+from filelock import Timeout
 from huggingface_hub import constants, get_session
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     WeakFileLock,
@@ -40,25 +42,37 @@ CACHE = "HF_HUB_CACHE"
 _CHUNK = 1 << 20
 # Seconds to wait after an attempt that brought nothing; then it is given up.
 _WAITS = (0.5, 1.0, 2.0)
+_PATIENCE_S = 0.5
 
 
 def fetch_blob(
-    url: str, file: RemoteFile, repository: Path, *, where: object, progress: Progress
+    url: str,
+    file: RemoteFile,
+    repository: Path,
+    *,
+    where: object,
+    progress: Progress,
+    waiting: Callable[[str], None],
 ) -> str:
     """Puts the file at `url` into `repository`, a folder of the cache; returns its SHA-256.
 
     A blob that is there with the right hash is left alone; another program that fetches it is
-    waited for. Raises ModelFileError for other bytes than `file` says, ResourceError for a full
-    disk, and what `translated` translates. What came so far stays unless it was wrong.
+    waited for, and `waiting` told the file's name. Raises ModelFileError for other bytes than
+    `file` says, ResourceError for a full disk, and what `translated` translates. What came so
+    far stays unless it was wrong.
     """
     blob = repository / "blobs" / file.digest
     lock = repository.parent / ".locks" / repository.name / f"{file.digest}.lock"
     with translated_disk_errors(blob, f"Free some space, or choose another folder with {CACHE}"):
         blob.parent.mkdir(parents=True, exist_ok=True)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock):
-            if blob.is_file() and (found := _checked(blob, file)) is not None:
-                progress(file.size)
+        with ExitStack() as held:
+            try:
+                held.enter_context(WeakFileLock(lock, timeout=_PATIENCE_S))
+            except Timeout:
+                waiting(file.name)
+                held.enter_context(WeakFileLock(lock))
+            if blob.is_file() and (found := _checked(blob, file, progress)) is not None:
                 return found
             return _fetch(url, file, blob, where=where, progress=progress)
 
@@ -92,19 +106,20 @@ class _Digests:
         return self.size == self._file.size and self._named.hexdigest() == self._file.digest
 
 
-def _checked(path: Path, file: RemoteFile) -> str | None:
+def _checked(path: Path, file: RemoteFile, progress: Progress) -> str | None:
     """Returns the SHA-256 of what `path` holds if that is `file`."""
     if path.stat().st_size != file.size:
         return None
     with path.open("rb") as content:
-        digests = _digested(content, file)
+        digests = _digested(content, file, progress)
     return digests.sha256 if digests.right else None
 
 
-def _digested(content: BinaryIO, file: RemoteFile) -> _Digests:
+def _digested(content: BinaryIO, file: RemoteFile, progress: Progress) -> _Digests:
     digests = _Digests(file)
     while data := content.read(_CHUNK):
         digests.add(data)
+        progress(digests.size)
     return digests
 
 
@@ -112,7 +127,7 @@ def _fetch(url: str, file: RemoteFile, blob: Path, *, where: object, progress: P
     part = blob.with_name(f"{blob.name}.incomplete")
     with part.open("a+b") as content:
         content.seek(0)
-        digests = _digested(content, file)
+        digests = _digested(content, file, progress)
         if digests.size >= file.size and not digests.right:
             content.truncate(0)
             digests.restart()

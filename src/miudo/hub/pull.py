@@ -39,10 +39,13 @@ __all__ = ["Pulled", "pull", "pulled_offline"]
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """Where the model lies, and its record; `fetched_bytes` is 0 where all was here already."""
+    """Where the model lies, and its record; `fetched_bytes` is 0 where all was here already.
+
+    `record` is None for what another program fetched.
+    """
 
     path: Path
-    record: Record
+    record: Record | None
     fetched_bytes: int
 
 
@@ -51,18 +54,20 @@ def pull(
     *,
     tell: Callable[[Licence], None],
     progress: Callable[[int, int], None],
+    waiting: Callable[[str], None],
 ) -> Pulled:
     """Fetches what the model at `reference` needs into the hub's cache.
 
     Calls `tell` with the licence before the first file comes, `progress` with bytes here and in
-    all. Raises MissingError without network, model or permission, ModelFileError for wrong
-    bytes or hostile names, ResourceError for a full disk. What came so far is kept for the next
-    attempt; no snapshot is ever linked to half a file.
+    all, `waiting` with a file that another program is fetching. Raises MissingError without
+    network, model or permission, ModelFileError for wrong bytes or hostile names, ResourceError
+    for a full disk. What came so far is kept for the next attempt; no snapshot is ever linked to
+    half a file.
     """
     listing = list_repository(reference)
     licence = _licence(reference, listing)
     tell(licence)
-    job = _Job(reference, listing, progress)
+    job = _Job(reference, listing, progress, waiting)
     with translated(reference):
         if reference.file is not None:
             job.fetch([_named_file(reference, listing)])
@@ -87,17 +92,21 @@ def pulled_offline(reference: HubRef) -> Pulled:
             where=str(reference),
             remedy="Pull it once with a network",
         )
-    record = pull_record(path) or Record(verb="pull", name=reference.repo_id)
-    return Pulled(path, record, 0)
+    return Pulled(path, pull_record(path), 0)
 
 
 class _Job:
     """What one call of `pull` has fetched: file names and the SHA-256 of each."""
 
     def __init__(
-        self, reference: HubRef, listing: Listing, progress: Callable[[int, int], None]
+        self,
+        reference: HubRef,
+        listing: Listing,
+        progress: Callable[[int, int], None],
+        waiting: Callable[[str], None],
     ) -> None:
-        self.reference, self.listing, self._progress = reference, listing, progress
+        self.reference, self.listing = reference, listing
+        self._progress, self._waiting = progress, waiting
         self.repository = repository_folder(reference)
         self.snapshot = snapshot_folder(reference, listing.commit)
         self.hashes: dict[str, str] = {}
@@ -132,6 +141,7 @@ class _Job:
             self.repository,
             where=str(self.reference),
             progress=lambda here: self._progress(self._done + here, self._total),
+            waiting=self._waiting,
         )
         self.fetched_bytes += 0 if was_here else file.size
         return sha256
