@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from miudo.errors import MissingError, MiudoError, ModelFileError, ResourceError, UsageError
 from miudo.formats import open_model
 from miudo.formats.hf import verify_folder
+from miudo.hub import pull as pulling
 from miudo.hub.cache import cached_models, cached_path
 from miudo.hub.licences import Licence
 from miudo.hub.pull import Pulled, pull, pulled_offline
@@ -56,6 +58,17 @@ def blobs(cache: Path) -> set[str]:
 
 def nothing_linked(cache: Path) -> bool:
     return not any(cache.glob("models--*/snapshots/*/*"))
+
+
+def test_only_what_pulls_can_reach_the_network() -> None:
+    source = Path(pulling.__file__).parents[1]
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if re.search(r"^\s*(?:from|import) (?:httpx|requests|urllib\.request|socket|http\.)",
+                     path.read_text("utf-8"), re.MULTILINE)
+    }  # fmt: skip
+    assert found == {"hub/download.py", "hub/remote.py"}
 
 
 # What comes
@@ -126,6 +139,24 @@ def test_a_second_pull_asks_only_whether_there_is_something_new(hub: Any, tiny: 
     assert second.path == first.path
     assert second.fetched_bytes == 0
     assert [path for path, _ in hub.asked] == ["/api/models/org/tiny/revision/main"]
+
+
+def test_a_second_pull_writes_nothing(hub: Any, tiny: Any, cache: Path) -> None:
+    hub.repositories["org/tiny"] = tiny
+    first = fetch()
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    assert fetch() == Pulled(first.path, first.record, 0)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+
+
+def test_without_links_the_snapshot_holds_the_files(
+    hub: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    hub.repositories["org/tiny"] = tiny
+    path = fetch().path
+    assert not any(file.is_symlink() for file in path.iterdir())
+    verify_folder(path)
 
 
 def test_a_new_commit_comes_beside_the_old_one(hub: Any, tiny: Any) -> None:

@@ -128,17 +128,23 @@ def cached_models() -> Iterator[CachedModel]:
 
 
 def link_blob(blob: Path, pointer: Path) -> None:
-    """Makes `pointer`, a path in a snapshot, a link to `blob`, replacing one that is there."""
+    """Makes `pointer`, a path in a snapshot, a link to `blob`, replacing one that is there.
+
+    A hard link where `HF_HUB_DISABLE_SYMLINKS` is set.
+    """
     pointer.parent.mkdir(parents=True, exist_ok=True)
     temporary = pointer.with_name(f".{pointer.name}.{secrets.token_hex(4)}.tmp")
-    temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+    if constants.HF_HUB_DISABLE_SYMLINKS:
+        temporary.hardlink_to(blob)
+    else:
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
     temporary.replace(pointer)
 
 
 def write_ref(reference: HubRef, commit: str) -> None:
     """Notes that the reference's branch or tag is `commit`, as other programs look it up."""
-    if reference.revision != commit:
-        path = repository_folder(reference) / "refs" / reference.revision
+    path = repository_folder(reference) / "refs" / reference.revision
+    if reference.revision != commit and _commit_of(reference) != commit:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda file: file.write(commit.encode()))
 

@@ -75,8 +75,11 @@ def pull(
         else:
             _fetch_folder(job)
             path = job.snapshot
-    job.link()
     write_ref(reference, listing.commit)
+    before = pull_record(path)
+    if before is not None and not job.changed:
+        return Pulled(path, before, 0)
+    job.link()
     folder = path if path.is_dir() else path.parent
     record = _record(reference, job, licence, folder)
     record.write(folder)
@@ -96,7 +99,10 @@ def pulled_offline(reference: HubRef) -> Pulled:
 
 
 class _Job:
-    """What one call of `pull` has fetched: file names and the SHA-256 of each."""
+    """What one call of `pull` has fetched: file names and the SHA-256 of each.
+
+    `changed` says that some file was not here with the record of an earlier pull.
+    """
 
     def __init__(
         self,
@@ -111,6 +117,7 @@ class _Job:
         self.snapshot = snapshot_folder(reference, listing.commit)
         self.hashes: dict[str, str] = {}
         self.fetched_bytes = 0
+        self.changed = False
         self._done = self._total = 0
 
     def fetch(self, files: Iterable[RemoteFile]) -> None:
@@ -134,7 +141,7 @@ class _Job:
         return self.repository / "blobs" / file.digest
 
     def _fetch(self, file: RemoteFile) -> str:
-        was_here = self.blob(file).is_file()
+        self.changed, was_here = True, self.blob(file).is_file()
         sha256 = fetch_blob(
             file_url(self.reference, self.listing.commit, file.name),
             file,
