@@ -173,6 +173,26 @@ def test_a_new_commit_comes_beside_the_old_one(hub: Any, tiny: Any) -> None:
     assert {m.reference.revision for m in cached_models()} == {"main", "a" * 40}
 
 
+def test_an_older_model_stays_until_the_newer_is_whole(
+    hub: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["org/tiny"] = tiny
+    old = fetch().path
+    tiny.commit = "b" * 40
+    tiny.files["generation_config.json"] = b'{"eos_token_id": 1}'
+
+    def stop(record: Record, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fetch()
+    assert cached_path(REF) == old
+    assert cached_path(HubRef("org", "tiny", None, "a" * 40)) == old
+    assert fetch().path != old
+
+
 def sharded(tiny: Any) -> None:
     whole = tiny.files.pop("model.safetensors")
     shards = {"model-00001-of-00002.safetensors": whole, "model-00002-of-00002.safetensors": b"2"}

@@ -75,14 +75,13 @@ def pull(
         else:
             _fetch_folder(job)
             path = job.snapshot
-    write_ref(reference, listing.commit)
-    before = pull_record(path)
-    if before is not None and not job.changed:
-        return Pulled(path, before, 0)
-    job.link()
-    folder = path if path.is_dir() else path.parent
-    record = _record(reference, job, licence, folder)
-    record.write(folder)
+    record = pull_record(path)
+    if record is None or job.changed:
+        job.link()
+        folder = path if path.is_dir() else path.parent
+        record = _record(reference, job, licence, folder)
+        record.write(folder)
+    write_ref(reference, listing.commit)  # last: until now the branch's older model is here
     return Pulled(path, record, job.fetched_bytes)
 
 
