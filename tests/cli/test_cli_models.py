@@ -252,8 +252,10 @@ def test_rm_leaves_what_is_not_its_own(cached: Path) -> None:
 
 def test_rm_means_one_repository_though_a_copy_has_the_same_commit(cached: Path) -> None:
     copy = put_into_cache("somebody/gemma-copy")
+    others = [put_into_cache(f"somebody/copy-{i}") for i in range(5)]
     assert call("rm", "gemma2:2b", "--force").exit_code == 0
     assert not cached.exists()
+    assert all(other.exists() for other in others)
     assert call("run", "hf://somebody/gemma-copy", "x", "--max-tokens", "1").exit_code == 0
     (copy / "onnx").mkdir()
     (copy / "onnx" / "of-another-program").write_text("x")
