@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from huggingface_hub import constants
 
 from miudo.config import (
     Activation,
@@ -46,8 +47,10 @@ def _own_user_folder(
     monkeypatch.setenv("HOME", str(home))
     for name in ("CONFIG", "CACHE", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
-    for name in [n for n in os.environ if n.startswith("MIUDO_") and n != "MIUDO_SHARED"]:
+    for name in [n for n in os.environ if n.startswith(("MIUDO_", "HF_")) and n != "MIUDO_SHARED"]:
         monkeypatch.delenv(name)
+    # The library read its variables when it was imported.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache" / "huggingface" / "hub"))
 
 
 @pytest.fixture(autouse=True)
