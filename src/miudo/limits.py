@@ -34,6 +34,10 @@ class Limits:
     gguf_keys: int = 1 << 16
     gguf_array_items: int = 1 << 23
     gguf_string_bytes: int = 256 << 20
+    zip_members: int = 1 << 14
+    pickle_bytes: int = 1 << 22
+    pickle_opcodes: int = 1 << 18
+    pickle_stack: int = 1 << 16
     token_bytes: int = 1 << 16
     template_bytes: int = 1 << 17
 

@@ -1,8 +1,8 @@
-"""Hugging Face folders, both ways: config.json, safetensors, tokenizer, template, record.
+"""Hugging Face folders, both ways: config.json, weights, tokenizer, template, record.
 
 For: the working form of a model; `transformers`, vLLM and PEFT load what is written here.
-Not for: `pytorch_model.bin`, which is refused: it is a pickle.
-Read next: `miudo.families.llama` for the names, `miudo.formats.safetensors` for the bytes.
+Not for: which files hold the weights (`miudo.formats.shards`); written is safetensors alone.
+Read next: `miudo.families.llama` for the names, `miudo.formats.shards` for the bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from miudo.files import (
 from miudo.formats.gguf_tokenizer import vocabulary
 from miudo.formats.layout import canonical_weights, converted, join, pad_to_uniform
 from miudo.formats.model_file import ModelFile
-from miudo.formats.safetensors import read_safetensors, write_safetensors
+from miudo.formats.safetensors import write_safetensors
+from miudo.formats.shards import read_weights
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
 from miudo.records import RECORD_FILE, Record
@@ -35,7 +36,6 @@ from miudo.tensors import DType, StoredTensor, Weights
 __all__ = ["read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 _CONFIG_BYTES = 1 << 24
 
@@ -55,15 +55,16 @@ def read_folder(folder: Path) -> ModelFile:
             if (folder / "model" / "config.json").exists()
             else "Name the folder that holds the model",
         )
-    if values.get("quantization_config") is not None:
+    if (quantised := values.get("quantization_config")) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise ModelFileError(
-            f"is quantised as {str(values['quantization_config'])[:80]}",
+            f"quantization_config says {method!r:.80}: the weights are quantised",
             where=folder / "config.json",
             remedy="Open the unquantised model, or its GGUF file",
         )
     family = by_hf_config(values)
     tokenizer = _object(folder, "tokenizer_config.json", LIMITS.json_bytes) or {}
-    stored = _named(_read_shards(folder, family.hf_ignored), family)
+    stored = _named(read_weights(folder, skip=family.hf_ignored), family)
     config = _config(folder, family, values, tokenizer, has_head=_HEAD in stored)
     if config.tie_embeddings:
         stored.pop(_HEAD, None)  # a stray copy of the token table, which is what counts
@@ -111,35 +112,6 @@ def _config(
 
 def _both(key: str, *several: Mapping[str, Any]) -> list[Any]:
     return [values.get(key) for values in several]
-
-
-def _read_shards(folder: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]:
-    if (folder / _WEIGHTS).exists():
-        return read_safetensors(resolve_under(folder, _WEIGHTS), skip=skip)
-    index = _object(folder, _INDEX, LIMITS.json_bytes)
-    if index is None:
-        pickled = next(folder.glob("*.bin"), None)
-        detail = f", only {pickled.name}, a pickle" if pickled else ""
-        raise MissingError(f"has no {_WEIGHTS}{detail}", where=folder)
-    listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
-        raise ModelFileError("weight_map is no map of names", where=folder / _INDEX)
-    wanted: dict[str, set[str]] = {}
-    for name, shard in listed.items():
-        if not name.endswith(skip or ("\0",)):
-            wanted.setdefault(shard, set()).add(name)
-    found: dict[str, StoredTensor] = {}
-    for shard, names in sorted(wanted.items()):
-        tensors = read_safetensors(resolve_under(folder, shard), skip=skip)
-        if tensors.keys() != names:
-            odd = sorted(tensors.keys() ^ names)
-            raise ModelFileError(
-                f"holds other tensors than the index says: {', '.join(odd[:5])}",
-                where=folder / shard,
-                remedy="Shards of different saves were mixed; fetch them again",
-            )
-        found |= tensors
-    return found
 
 
 def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:

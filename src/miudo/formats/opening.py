@@ -8,6 +8,7 @@ Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from miudo.errors import MissingError, ModelFileError
@@ -15,6 +16,7 @@ from miudo.files import open_regular
 from miudo.formats.gguf import read_gguf
 from miudo.formats.hf import read_folder
 from miudo.formats.layout import is_finite
+from miudo.formats.mapping import WatchedWeights
 from miudo.formats.model_file import ModelFile
 from miudo.formats.peft import PEFT_CONFIG
 
@@ -41,6 +43,7 @@ def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
     anything that is no whole and exact model.
     """
     model = _open(path)
+    model = replace(model, weights=WatchedWeights(model.weights, path))
     if strict_finite or sum(t.data.size for t in model.weights.values()) <= _CHECKED_BYTES:
         odd = [name for name, tensor in model.weights.items() if not is_finite(tensor)]
         if odd and strict_finite:
@@ -68,5 +71,5 @@ def _open(path: Path) -> ModelFile:
     raise ModelFileError(
         f"is {foreign or 'no model that miudo knows'}",
         where=path,
-        remedy="Give a folder with config.json and model.safetensors, or a .gguf file",
+        remedy="Give a folder with config.json and weights, or a .gguf file",
     )
