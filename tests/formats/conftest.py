@@ -86,7 +86,7 @@ def same_weights(a: ModelFile, b: ModelFile) -> None:
         np.testing.assert_array_equal(tensor.data, b.weights[name].data, err_msg=name)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., ModelFile]:
     return made
 
@@ -203,7 +203,7 @@ class Reduces:
 
 
 def _calls() -> dict[str, tuple[bytes, str]]:
-    """What pickles that attack are made of, by Python's own writer, in every protocol."""
+    """What pickles that attack are made of, by Python's own writer."""
     made = {
         "os.system": Reduces(os.system, "true"),
         "eval": Reduces(eval, "1"),
@@ -217,7 +217,7 @@ def _calls() -> dict[str, tuple[bytes, str]]:
     return {
         f"{name} in protocol {protocol}": (pickle.dumps(value, protocol), "")
         for name, value in made.items()
-        for protocol in range(6)
+        for protocol in (0, 2, 4)
     }
 
 

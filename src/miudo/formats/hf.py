@@ -37,7 +37,6 @@ __all__ = ["read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 _HEAD = "lm_head.weight"
-_CONFIG_BYTES = 1 << 24
 
 
 def read_folder(folder: Path) -> ModelFile:
@@ -46,7 +45,7 @@ def read_folder(folder: Path) -> ModelFile:
     Raises MissingError or ModelFileError listing every tensor that is missing, foreign or
     misshapen. Nothing outside `folder` is read and no key that names code is followed.
     """
-    values = _object(folder, "config.json", _CONFIG_BYTES)
+    values = _object(folder, "config.json")
     if values is None:
         raise MissingError(
             "has no config.json",
@@ -63,7 +62,7 @@ def read_folder(folder: Path) -> ModelFile:
             remedy="Open the unquantised model, or its GGUF file",
         )
     family = by_hf_config(values)
-    tokenizer = _object(folder, "tokenizer_config.json", LIMITS.json_bytes) or {}
+    tokenizer = _object(folder, "tokenizer_config.json") or {}
     stored = _named(read_weights(folder, skip=family.hf_ignored), family)
     config = _config(folder, family, values, tokenizer, has_head=_HEAD in stored)
     if config.tie_embeddings:
@@ -91,7 +90,7 @@ def _config(
     given = dict(values)
     if given.get("tie_word_embeddings") is None:  # then the tensors decide
         given["tie_word_embeddings"] = not has_head
-    generation = _object(folder, "generation_config.json", _CONFIG_BYTES) or {}
+    generation = _object(folder, "generation_config.json") or {}
     ends = [v if isinstance(v, list) else [v] for v in _both("eos_token_id", generation, values)]
     flat = [i for several in ends for i in several if i is not None]
     given["eos_token_id"] = [i for n, i in enumerate(flat) if i not in flat[:n]]
@@ -134,9 +133,11 @@ def _bytes(folder: Path, name: str, limit: int) -> bytes | None:
     return data
 
 
-def _object(folder: Path, name: str, limit: int) -> dict[str, Any] | None:
-    data = _bytes(folder, name, limit)
-    return None if data is None else parse_object(data, folder / name)
+def _object(folder: Path, name: str) -> dict[str, Any] | None:
+    data = _bytes(folder, name, LIMITS.config_bytes)
+    if data is None:
+        return None
+    return parse_object(data, folder / name, max_values=LIMITS.json_values)
 
 
 def _template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:
@@ -159,7 +160,7 @@ def _template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:
 
 
 def _record(folder: Path) -> Record | None:
-    values = _object(folder, RECORD_FILE, LIMITS.json_bytes)
+    values = _object(folder, RECORD_FILE)
     return None if values is None else Record.from_json(values, where=folder / RECORD_FILE)
 
 

@@ -53,7 +53,7 @@ def read_safetensors(
                 where=path,
                 remedy="The file is damaged or not safetensors; fetch it again",
             )
-        header = parse_object(file.read(length), path)
+        header = parse_object(file.read(length), path, max_values=limits.json_values)
         start = 8 + length
         entries = _check_header(header, size - start, path, limits)
         data = map_file(file)[start:]
