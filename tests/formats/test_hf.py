@@ -90,6 +90,7 @@ def test_unequal_widths_are_padded_with_zeros(unequal_model: ModelFile, tmp_path
     assert not down[:, 33:].any()
 
 
+@pytest.mark.row("L12")
 def test_the_head_decides_where_the_config_does_not_say(folder: Path, make_model: Make) -> None:
     change(folder, tie_word_embeddings=None)
     assert not open_model(folder).config.tie_embeddings
@@ -120,6 +121,7 @@ def test_bare_names_and_buffers(
     assert_same_weights(open_model(tmp_path / "out"), model)
 
 
+@pytest.mark.row("L17")
 def test_a_shard_of_another_save_is_found_by_its_hash(folder: Path, make_model: Make) -> None:
     model = make_model("llama-untied")
     other = dict(model.weights)
@@ -153,6 +155,7 @@ CASES = [(key, value) for key, values in ABSURD.items() for value in values]
 
 
 @pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{k}={v!r:.20}" for k, v in CASES])
+@pytest.mark.row("L13")
 def test_a_config_that_cannot_be(folder: Path, key: str, value: Any) -> None:
     if (key, value) == ("hidden_act", None):
         value = ""
@@ -167,6 +170,7 @@ def test_a_config_that_cannot_be(folder: Path, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "text", [b'{"hidden_size": 1e999}', b"[]", b"", b"\xff", b"{", b'{"a":NaN}']
 )
+@pytest.mark.row("L13")
 def test_a_config_that_is_no_json(folder: Path, text: bytes) -> None:
     (folder / "config.json").write_bytes(text)
     assert "config.json" in refusal(folder)
@@ -194,6 +198,7 @@ def test_what_is_absent_is_named(tmp_path: Path, folder: Path) -> None:
         ("chat_template.jinja", b"x" * (1 << 21)),
     ],
 )
+@pytest.mark.row("L13")
 def test_files_beside_the_weights_that_cannot_be(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     refusal(folder)
@@ -217,6 +222,7 @@ def test_a_begin_that_the_tokenizer_does_not_add_is_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.row("L9")
 def test_weights_that_are_not_finite(folder: Path, tmp_path: Path, value: float) -> None:
     def edit(tensors: dict[str, np.ndarray]) -> None:
         tensors["model.norm.weight"][3] = value
@@ -253,6 +259,7 @@ def test_what_no_family_can_say_is_refused_with_every_reason(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.row("L29")
 def test_every_flipped_bit_of_a_config_is_a_model_or_a_typed_refusal(
     folder: Path, make_model: Make
 ) -> None:
