@@ -237,6 +237,14 @@ def test_weights_that_are_not_finite(folder: Path, tmp_path: Path, value: float)
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.row("L9")
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 3.4e38])
+def test_weights_that_are_odd_and_finite_load(folder: Path, value: float) -> None:
+    retensor(folder, lambda tensors: tensors["model.embed_tokens.weight"].fill(value))
+    table = open_model(folder, strict_finite=True).weights["embed.weight"].data.view("<f4")
+    assert (table == np.float32(value)).all()
+
+
 def test_values_too_large_for_float16_are_not_made_infinite(folder: Path, tmp_path: Path) -> None:
     def edit(tensors: dict[str, np.ndarray]) -> None:
         tensors["model.norm.weight"][3] = 7e4

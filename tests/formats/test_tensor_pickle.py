@@ -312,6 +312,37 @@ def test_a_zip64_record_that_lies(
         refusal(tmp_path / "z", changed(unsaid, b"PK\6\6", at, "Q", 2**63))
 
 
+def widened(content: bytes, name: bytes, *, lie: int = 0, length: int = 24) -> bytes:
+    """One member's sizes and place moved to the 64-bit field, as for files beyond 4 GiB."""
+    end = content.index(END)
+    at = content.rindex(CENTRAL, 0, content.rindex(name))
+    entry = bytearray(content[at : at + 46])
+    sizes = struct.unpack_from("<2I", entry, 20)
+    (header,) = struct.unpack_from("<I", entry, 42)
+    struct.pack_into("<2I", entry, 20, 2**32 - 1, 2**32 - 1)
+    struct.pack_into("<I", entry, 42, 2**32 - 1)
+    struct.pack_into("<H", entry, 30, 5 + 4 + 24)
+    extra = struct.pack("<HHB", 9, 1, 0)  # of another kind, to be passed over
+    extra += struct.pack("<HH3Q", 1, length, *sizes, header + lie)
+    after = at + 46 + len(name)
+    whole = content[:at] + bytes(entry) + name + extra + content[after:end] + content[end:]
+    size = struct.unpack_from("<I", content, end + 12)[0] + len(extra)
+    return changed(whole, END, 12, "I", size)
+
+
+@pytest.mark.row("L2")
+@pytest.mark.parametrize("name", [b"archive/data.pkl", b"archive/byteorder", b"archive/data/0"])
+def test_sizes_of_64_bits(tmp_path: Path, name: bytes, torch_files: SimpleNamespace) -> None:
+    good = torch_files.zip(torch_files.state(("w", torch_files.view())))
+    (tmp_path / "x").write_bytes(widened(good, name))
+    assert read_tensor_pickle(tmp_path / "x")["w"].data.size == 16
+    for lie in (1, 2**40, 2**63):
+        refusal(tmp_path / "x", widened(good, name, lie=lie))
+    for length in (8, 16, 25, 2**16 - 1):
+        text = refusal(tmp_path / "x", widened(good, name, length=length))
+        assert "lacks the 64-bit sizes" in text
+
+
 @pytest.mark.row("L4")
 @pytest.mark.parametrize("order", [b"big", b"", b"little\n"])
 def test_big_endian_numbers(tmp_path: Path, order: bytes, torch_files: SimpleNamespace) -> None:

@@ -1,7 +1,7 @@
 """The part of the pickle format that names tensors, read without executing anything.
 
 For: `miudo.formats.tensor_pickle`. The machine knows what `torch.save` writes for a dict of
-tensors (Python's protocol 2): text, whole numbers, tuples, lists and dicts, and nine names, none
+tensors (Python's protocol 2): text, whole numbers, tuples, lists and dicts, and 13 names, none
 of which is ever looked up: each stands for plain data here. Any other opcode or name is refused.
 Not for: unpickling. No module is imported, nothing is called, no object has a class of a file's
 choosing; opcodes, stack and text are bounded.
