@@ -170,14 +170,16 @@ def state(*pairs: tuple[str, bytes]) -> bytes:
     return b"\x80\x02" + ORDERED + b"(" + items + b"u."
 
 
-def torch_zip(pickled: bytes, storages: Mapping[str, bytes] | None = None, **more: bytes) -> bytes:
-    """An archive as `torch.save` makes it; `more` are members beside `data.pkl`."""
+def torch_zip(
+    pickled: bytes, storages: Mapping[str, bytes] | None = None, byteorder: bytes | None = b"little"
+) -> bytes:
+    """An archive as `torch.save` makes it; before 2022 without `byteorder`."""
     held = {"0": bytes(16)} if storages is None else storages
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
-        for name, content in {"byteorder": b"little", **more}.items():
-            archive.writestr(f"archive/{name}", content)
+        if byteorder is not None:
+            archive.writestr("archive/byteorder", byteorder)
         for key, content in held.items():
             archive.writestr(f"archive/data/{key}", content)
     return out.getvalue()

@@ -313,6 +313,12 @@ def _model_cases() -> Iterator[Case]:
         if text != b"[]":
             change = then(sharded(lambda f, m: None), put(f"{WEIGHTS}.index.json", text))
             yield Case("L16", f"an index of {text[:16]!r}", change, "index.json")
+    for method in ("gptq", "awq", "bitsandbytes"):
+        values = {"quant_method": method, "bits": 4}
+        yield Case("L13", f"quantised by {method}", config(quantization_config=values), method)
+    for value in ({"bits": 4}, {}, "x", [1], 4):
+        change = config(quantization_config=value)
+        yield Case("L13", f"quantised by {value}", change, "quantization_config says")
     for vocab_size in (39, 41, 64):
         yield Case(
             "L12", f"a vocabulary of {vocab_size}", config(vocab_size=vocab_size), "[40, 32]"

@@ -346,8 +346,10 @@ def test_sizes_of_64_bits(tmp_path: Path, name: bytes, torch_files: SimpleNamesp
 @pytest.mark.row("L4")
 @pytest.mark.parametrize("order", [b"big", b"", b"little\n"])
 def test_big_endian_numbers(tmp_path: Path, order: bytes, torch_files: SimpleNamespace) -> None:
-    content = torch_files.zip(torch_files.state(("w", torch_files.view())), byteorder=order)
-    assert "big-endian" in refusal(tmp_path / "x", content)
+    pickled = torch_files.state(("w", torch_files.view()))
+    assert "big-endian" in refusal(tmp_path / "x", torch_files.zip(pickled, byteorder=order))
+    (tmp_path / "old").write_bytes(torch_files.zip(pickled, byteorder=None))
+    assert read_tensor_pickle(tmp_path / "old")["w"].data.tobytes() == bytes(16)
 
 
 @pytest.mark.row("L15")

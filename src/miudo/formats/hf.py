@@ -55,9 +55,9 @@ def read_folder(folder: Path) -> ModelFile:
             else "Name the folder that holds the model",
         )
     if (quantised := values.get("quantization_config")) is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise ModelFileError(
-            f"quantization_config says {method!r:.80}: the weights are quantised",
+            f"quantization_config says {method or quantised!r:.80}: the weights are quantised",
             where=folder / "config.json",
             remedy="Open the unquantised model, or its GGUF file",
         )
