@@ -226,7 +226,14 @@ def _calls() -> dict[str, tuple[bytes, str]]:
 def _bad_pickles() -> dict[str, tuple[bytes, str]]:
     """Contents of data.pkl that must be refused, and what the refusal says."""
     call = named("torch._utils", "_rebuild_tensor_v2")
-    start, good = b"\x80\x02", ("w", view())
+    wrap = named("torch._utils", "_rebuild_parameter")
+    start, good, one = b"\x80\x02", ("w", view()), row_of(number(1))
+    held = (storage(), number(0), row_of(number(4)), one, b"\x89", ORDERED)
+    place = (text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), number(4))
+
+    def swapped(values: tuple[bytes, ...], at: int, value: bytes) -> bytes:
+        return row_of(*values[:at], value, *values[at + 1 :])
+
     found = {
         "a command": (start + named("os", "system") + row_of(text("true")) + b"R.", "os.system"),
         "a Python 2 command": (start + named("__builtin__", "eval") + b")R.", "__builtin__.eval"),
@@ -252,18 +259,40 @@ def _bad_pickles() -> dict[str, tuple[bytes, str]]:
         "a negative stride": (state(("w", view(strides=[-1]))), "make no tensor"),
         "a negative offset": (state(("w", view(offset=-1))), "make no tensor"),
         "a size of 2^62": (state(("w", view(shape=[1 << 62]))), "make no tensor"),
-        "true as a size": (
-            start + call + row_of(storage(), number(0), row_of(b"\x88"), row_of(number(1)),
-                                  b"\x89", ORDERED) + b"R.", "make no tensor",
+        **{
+            f"a tensor with {value!r} as value {at}": (
+                start + call + swapped(held, at, value) + b"R.", "make no tensor",
+            )
+            for at, value in ((0, b"}"), (1, b"N"), (2, row_of(b"\x88")), (2, number(4)),
+                              (2, b"](" + number(4) + b"e"), (3, b"](" + number(1) + b"e"),
+                              (3, b"}"), (5, b")"), (5, b"}(" + text("a") + b"Nu"), (5, b"N"))
+        },
+        **{
+            f"a storage with {value!r} as value {at}": (
+                start + swapped(place, at, value) + b"Q.", says,
+            )
+            for at, value, says in (
+                (0, b"N", "no storage"), (0, text("module"), "no storage"),
+                (1, named("collections", "OrderedDict"), "no known class"),
+                (1, b"N", "no known class"), (2, number(0), "no storage"),
+                (3, b"N", "no storage"), (4, b"N", "or size"), (4, b"\x88", "or size"),
+            )
+        },
+        "a storage of four values": (start + row_of(*place[:4]) + b"Q.", "no storage"),
+        "a storage seen in part": (start + row_of(*place, one) + b"Q.", "no storage"),
+        "a storage of a list": (start + b"](" + b"".join(place) + b"eQ.", "no storage"),
+        "a dict of a tensor": (start + ORDERED[:-2] + row_of(*held) + b"R.", "calls collections"),
+        "a storage class of a tensor": (
+            start + place[1] + row_of(view(), b"\x89", ORDERED) + b"R.", "calls torch.FloatSt",
         ),
+        "a parameter of a storage": (
+            start + wrap + row_of(storage(), b"\x89", ORDERED) + b"R.", "make no tensor",
+        ),
+        "a parameter of two values": (start + wrap + row_of(view(), b"\x89") + b"R.", "no tensor"),
         "sizes without strides": (state(("w", view(strides=[]))), "make no tensor"),
         "two descriptions": (state(good, ("x", view(kind="HalfStorage"))), "two ways"),
         "a count of -1": (state(("w", view(count=-1))), "no known class or size"),
-        "no storage": (start + row_of(text("module"), *[text("x")] * 4) + b"Q.", "no storage"),
         "a storage of a dict": (start + b"}Q.", "no storage"),
-        "a storage class of text": (
-            start + row_of(text("storage"), *[text("os")] * 3, number(4)) + b"Q.", "no known class",
-        ),
         "a key twice": (state(good, good), "'w' twice"),
         "a number as a key": (start + b"}(" + number(1) + b"Nu.", "int as a key"),
         "a tuple as a key": (start + b"}(" + b")" + b"\x85" * 9 + b"Nu.", "tuple as a key"),
@@ -277,6 +306,7 @@ def _bad_pickles() -> dict[str, tuple[bytes, str]]:
         "a mark left over": (state(good)[:-1] + b"(.", "not there"),
         "bytes after the end": (state(good) + b"N.", "goes on"),
         "no value": (start + b".", "not there"),
+        "a mark below the value": (start + b"(" + view() + b".", "more than one value"),
         "a value below a mark": (start + b"N(\x85.", "not there"),
         "no mark": (start + b"t.", "mark that is not there"),
         "an item of text": (start + text("a") + b"NNs.", "sets an item of a str"),
@@ -285,6 +315,7 @@ def _bad_pickles() -> dict[str, tuple[bytes, str]]:
         "a memory of nothing": (start + b"q\0.", "not there"),
         "a memory that is empty": (start + b"h\7.", "value 7"),
         "a text of 4 GB": (start + b"X\xff\xff\xff\xff.", "4294967295 bytes"),
+        "a text of 513 bytes": (start + text("x" * 513) + b".", "a text of 513 bytes"),
         "a text that is not UTF-8": (start + b"X\1\0\0\0\xff.", "UTF-8"),
         "a number of 255 bytes": (start + b"\x8a\xff" + bytes(255) + b".", "255 bytes"),
         "LONG4 of 2 GB": (start + b"\x8b\xff\xff\xff\x7f.", "LONG4"),

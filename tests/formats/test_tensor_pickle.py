@@ -23,6 +23,7 @@ from miudo.formats import ModelFile, open_model
 from miudo.formats.hf import write_folder
 from miudo.formats.pickle_machine import PickleMachine
 from miudo.formats.tensor_pickle import read_tensor_pickle
+from miudo.limits import Limits
 from miudo.tensors import StoredTensor
 
 Make = Callable[..., ModelFile]
@@ -178,6 +179,31 @@ def test_a_view_that_leaves_its_storage(
     assert says in refusal(tmp_path / "x", torch_files.zip(pickled))
 
 
+@pytest.mark.row("L2")
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ({"zip_members": 2}, "3 members, allowed 2"),
+        ({"pickle_bytes": 100}, "data.pkl has"),
+        ({"pickle_opcodes": 9}, "more than 9 opcodes"),
+        ({"pickle_stack": 5}, "stacks more than 5"),
+        ({"name_bytes": 5}, "zip directory is damaged"),
+        ({"tensors": 1}, "no dict of tensors"),
+        ({"tensor_dims": 0}, "too large"),
+        ({"tensor_elements": 3}, "too large"),
+    ],
+    ids=str,
+)
+def test_limits_hold(
+    tmp_path: Path, limit: dict[str, int], says: str, torch_files: SimpleNamespace
+) -> None:
+    held = torch_files.state(("w", torch_files.view()), ("x", torch_files.view()))
+    (tmp_path / "x").write_bytes(torch_files.zip(held))
+    assert len(read_tensor_pickle(tmp_path / "x")) == 2
+    with pytest.raises(ModelFileError, match=says):
+        read_tensor_pickle(tmp_path / "x", Limits(**limit))
+
+
 @pytest.mark.row("L4")
 def test_one_storage_turned_a_thousand_times_is_not_copied(
     tmp_path: Path, torch_files: SimpleNamespace
@@ -222,6 +248,10 @@ ZIPS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "encrypted": (lambda z: changed(z, CENTRAL, 8, "H", 1), "encrypted"),
     "cut": (lambda z: z[:-1], "does not end"),
     "followed": (lambda z: z + b"\0", "does not end"),
+    "with a comment that is not there": (lambda z: changed(z, END, 20, "H", 1), "does not end"),
+    "of 26 bytes that look like zip64": (
+        lambda z: LOCAL + END + bytes(2) + b"PK\6\7" + bytes(12), "several"
+    ),
     "with a comment": (lambda z: changed(z + b"x", END, 20, "H", 1), "does not end"),
     "preceded": (lambda z: LOCAL + z, "does not end at"),
     "a member at its end": (lambda z: changed(z, CENTRAL, 42, "I", len(z) - 9), "hole"),

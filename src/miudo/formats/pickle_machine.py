@@ -246,7 +246,7 @@ class PickleMachine:
         (given,) = self._pop_many(1)
         if type(given) is tuple and len(given) == 6 and given[5] is None:
             given = given[:5]
-        if type(given) is not tuple or len(given) != 5 or type(given[0]) is not str:
+        if type(given) is not tuple or len(given) != 5:
             self._refuse("refers to something that is no storage")
         word, kind, key, device, count = given
         if word != "storage" or type(key) is not str or type(device) is not str:
