@@ -235,6 +235,7 @@ def test_a_regular_file_opens_for_reading(tmp_path: Path) -> None:
             assert file.read() == b"abc"
 
 
+@pytest.mark.row("L18")
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
@@ -250,6 +251,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.enable_socket
+@pytest.mark.row("L18")
 def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the name of a socket has at most 107 bytes
     with socket.socket(socket.AF_UNIX) as listener:
@@ -264,6 +266,7 @@ def test_a_name_inside_the_folder_resolves(tmp_path: Path) -> None:
     assert resolve_under(tmp_path, "sub/../a") == tmp_path.resolve() / "a"
 
 
+@pytest.mark.row("L16")
 def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()

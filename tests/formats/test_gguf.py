@@ -379,6 +379,7 @@ DISAGREEMENTS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize(("key", "edit", "word"), DISAGREEMENTS.values(), ids=DISAGREEMENTS)
+@pytest.mark.row("L26")
 def test_two_tokenizers_that_disagree(
     make_model: Make, tmp_path: Path, key: str, edit: Any, word: str
 ) -> None:
@@ -421,6 +422,7 @@ KEYS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize(("key", "value", "word"), KEYS.values(), ids=KEYS)
+@pytest.mark.row("L22")
 def test_keys_that_cannot_be(
     make_model: Make, tmp_path: Path, key: str, value: Any, word: str
 ) -> None:
@@ -438,6 +440,7 @@ def test_our_own_architecture_needs_its_config(make_model: Make, tmp_path: Path)
             open_model(path)
 
 
+@pytest.mark.row("L12")
 def test_tensors_that_are_missing_or_unknown_are_all_named(
     make_model: Make, tmp_path: Path
 ) -> None:
@@ -455,6 +458,7 @@ def test_tensors_that_are_missing_or_unknown_are_all_named(
     assert "output_norm.weight is missing; blk.0.attn_sinks.weight is unknown" in str(caught.value)
 
 
+@pytest.mark.row("L27")
 def test_a_model_that_cannot_be_written_leaves_no_file(make_model: Make, tmp_path: Path) -> None:
     model = make_model()
     bad = np.ones(32, dtype="<f4")
@@ -470,6 +474,7 @@ def test_a_model_that_cannot_be_written_leaves_no_file(make_model: Make, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.row("L27")
 def test_a_tokenizer_larger_than_the_model(
     make_model: Make, make_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -493,6 +498,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN)
+@pytest.mark.row("L27")
 def test_a_broken_tokenizer_is_refused_and_nothing_is_written(
     make_model: Make, make_tokenizer: Tokenizer, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

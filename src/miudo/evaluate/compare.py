@@ -19,6 +19,7 @@ from miudo.evaluate.bench import Bench, BenchSettings, bench_path
 from miudo.evaluate.divergence import Divergence, divergence
 from miudo.evaluate.loading import Activations, EngineKind, LoadedModel, load_model
 from miudo.evaluate.perplexity import Perplexity, default_window, document_ids, perplexity
+from miudo.formats.shards import weight_files
 from miudo.report import Table
 from miudo.tensors import parameter_count
 
@@ -158,7 +159,7 @@ def size_on_disk(path: Path) -> int:
     """Returns the bytes of a model file, or of a folder's weights and tokenizer."""
     if path.is_file():
         return path.stat().st_size
-    parts = [*path.glob("*.safetensors"), path / "tokenizer.json"]
+    parts = [*weight_files(path), path / "tokenizer.json"]
     return sum(part.stat().st_size for part in parts if part.is_file())
 
 

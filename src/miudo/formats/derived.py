@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from miudo.tensors import DType, StoredTensor
 
-__all__ = ["DerivedTensor", "drop_pages"]
+__all__ = ["DerivedTensor", "drop_pages", "map_under"]
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -43,6 +43,11 @@ class DerivedTensor(StoredTensor):
             object.__setattr__(self, name, value)  # frozen, as every stored tensor
 
     @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """What it is made of."""
+        return self._sources
+
+    @property
     def data(self) -> _Bytes:
         """The bytes, made now."""
         held = [StoredTensor(s.dtype, s.shape, s.data) for s in self._sources]
@@ -58,11 +63,17 @@ def drop_pages(data: npt.NDArray[np.generic]) -> None:
     The system drops them by itself only when memory is short, and until then they count as
     the process's own. Does nothing for memory that is no map.
     """
-    base: Any = data
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    if not isinstance(base, mmap.mmap) or not data.size or not hasattr(base, "madvise"):
+    base = map_under(data)
+    if base is None or not data.size or not hasattr(base, "madvise"):
         return
     origin = np.frombuffer(base, dtype=np.uint8).ctypes.data
     start = (data.ctypes.data - origin) // mmap.PAGESIZE * mmap.PAGESIZE
     base.madvise(mmap.MADV_DONTNEED, start, data.ctypes.data + data.nbytes - origin - start)
+
+
+def map_under(data: npt.NDArray[np.generic]) -> mmap.mmap | None:
+    """Returns the memory map that an array is a view of, None if it is of none."""
+    base: Any = data
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return base if isinstance(base, mmap.mmap) else None

@@ -22,6 +22,7 @@ from miudo.formats.gguf_adapter import write_gguf_adapter
 from miudo.formats.hf import write_folder
 from miudo.formats.opening import open_model
 from miudo.formats.peft import write_peft
+from miudo.formats.shards import weight_files
 from miudo.records import Artefact, Record
 from miudo.tensors import DType
 
@@ -120,6 +121,6 @@ def weights_sha256(path: Path) -> str:
     if not path.is_dir():
         return sha256_file(path)
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
+    for file in weight_files(path):
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     return digest.hexdigest()

@@ -8,7 +8,6 @@ Read next: `miudo.formats.gguf`.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from miudo.errors import ModelFileError
 from miudo.files import open_regular
+from miudo.formats.mapping import map_file
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
 
@@ -184,11 +184,10 @@ def read_container(path: Path, limits: Limits = LIMITS) -> Container:
     Raises ModelFileError naming key, tensor or byte for whatever is not exactly in bounds.
     """
     with open_regular(path) as file:
-        size = file.seek(0, 2)
-        if size < 24:
-            raise ModelFileError(f"{size} bytes are too short for GGUF", where=path)
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    data = np.frombuffer(view, dtype=np.uint8)
+        data = map_file(file)
+    size = data.size
+    if size < 24:
+        raise ModelFileError(f"{size} bytes are too short for GGUF", where=path)
     cursor = _Cursor(data, path, limits)
     n_tensors, n_keys = _read_head(cursor, limits)
     keys = dict(_read_keys(cursor, n_keys))

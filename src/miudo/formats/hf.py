@@ -1,8 +1,8 @@
-"""Hugging Face folders, both ways: config.json, safetensors, tokenizer, template, record.
+"""Hugging Face folders, both ways: config.json, weights, tokenizer, template, record.
 
 For: the working form of a model; `transformers`, vLLM and PEFT load what is written here.
-Not for: `pytorch_model.bin`, which is refused: it is a pickle.
-Read next: `miudo.families.llama` for the names, `miudo.formats.safetensors` for the bytes.
+Not for: which files hold the weights (`miudo.formats.shards`); written is safetensors alone.
+Read next: `miudo.families.llama` for the names, `miudo.formats.shards` for the bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from miudo.formats.gguf_tokenizer import vocabulary
 from miudo.formats.layout import canonical_weights, join, pad_to_uniform
 from miudo.formats.model_file import ModelFile
 from miudo.formats.precision import converted
-from miudo.formats.safetensors import read_safetensors, write_safetensors
+from miudo.formats.safetensors import write_safetensors
+from miudo.formats.shards import read_weights
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
 from miudo.records import RECORD_FILE, Record
@@ -37,8 +38,6 @@ from miudo.tensors import DType, StoredTensor, Weights
 __all__ = ["as_folder", "read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_CONFIG_BYTES = 1 << 24
 
 
 def read_folder(folder: Path) -> ModelFile:
@@ -47,7 +46,7 @@ def read_folder(folder: Path) -> ModelFile:
     Raises MissingError or ModelFileError listing every tensor that is missing, foreign or
     misshapen. Nothing outside `folder` is read and no key that names code is followed.
     """
-    values = _object(folder, "config.json", _CONFIG_BYTES)
+    values = _object(folder, "config.json")
     if values is None:
         raise MissingError(
             "has no config.json",
@@ -56,15 +55,16 @@ def read_folder(folder: Path) -> ModelFile:
             if (folder / "model" / "config.json").exists()
             else "Name the folder that holds the model",
         )
-    if values.get("quantization_config") is not None:
+    if (quantised := values.get("quantization_config")) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise ModelFileError(
-            f"is quantised as {str(values['quantization_config'])[:80]}",
+            f"quantization_config says {method or quantised!r:.80}: the weights are quantised",
             where=folder / "config.json",
             remedy="Open the unquantised model, or its GGUF file",
         )
     family = by_hf_config(values)
-    tokenizer = _object(folder, "tokenizer_config.json", LIMITS.json_bytes) or {}
-    stored = _named(_read_shards(folder, family.hf_ignored), family)
+    tokenizer = _object(folder, "tokenizer_config.json") or {}
+    stored = _named(read_weights(folder, skip=family.hf_ignored), family)
     head = family.hf_names["head.weight"]
     config = _config(folder, family, values, tokenizer, has_head=head in stored)
     if config.tie_embeddings:
@@ -92,7 +92,7 @@ def _config(
     given = dict(values)
     if given.get("tie_word_embeddings") is None:  # then the tensors decide
         given["tie_word_embeddings"] = not has_head
-    generation = _object(folder, "generation_config.json", _CONFIG_BYTES) or {}
+    generation = _object(folder, "generation_config.json") or {}
     ends = [v if isinstance(v, list) else [v] for v in _both("eos_token_id", generation, values)]
     flat = [i for several in ends for i in several if i is not None]
     given["eos_token_id"] = [i for n, i in enumerate(flat) if i not in flat[:n]]
@@ -115,35 +115,6 @@ def _both(key: str, *several: Mapping[str, Any]) -> list[Any]:
     return [values.get(key) for values in several]
 
 
-def _read_shards(folder: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]:
-    if (folder / _WEIGHTS).exists():
-        return read_safetensors(resolve_under(folder, _WEIGHTS), skip=skip)
-    index = _object(folder, _INDEX, LIMITS.json_bytes)
-    if index is None:
-        pickled = next(folder.glob("*.bin"), None)
-        detail = f", only {pickled.name}, a pickle" if pickled else ""
-        raise MissingError(f"has no {_WEIGHTS}{detail}", where=folder)
-    listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
-        raise ModelFileError("weight_map is no map of names", where=folder / _INDEX)
-    wanted: dict[str, set[str]] = {}
-    for name, shard in listed.items():
-        if not name.endswith(skip or ("\0",)):
-            wanted.setdefault(shard, set()).add(name)
-    found: dict[str, StoredTensor] = {}
-    for shard, names in sorted(wanted.items()):
-        tensors = read_safetensors(resolve_under(folder, shard), skip=skip)
-        if tensors.keys() != names:
-            odd = sorted(tensors.keys() ^ names)
-            raise ModelFileError(
-                f"holds other tensors than the index says: {', '.join(odd[:5])}",
-                where=folder / shard,
-                remedy="Shards of different saves were mixed; fetch them again",
-            )
-        found |= tensors
-    return found
-
-
 def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
     """With the family's prefix, which files of the bare model leave out."""
     prefix, head = family.hf_prefix, family.hf_names["head.weight"]
@@ -164,9 +135,11 @@ def _bytes(folder: Path, name: str, limit: int) -> bytes | None:
     return data
 
 
-def _object(folder: Path, name: str, limit: int) -> dict[str, Any] | None:
-    data = _bytes(folder, name, limit)
-    return None if data is None else parse_object(data, folder / name)
+def _object(folder: Path, name: str) -> dict[str, Any] | None:
+    data = _bytes(folder, name, LIMITS.config_bytes)
+    if data is None:
+        return None
+    return parse_object(data, folder / name, max_values=LIMITS.json_values)
 
 
 def _template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:
@@ -189,7 +162,7 @@ def _template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:
 
 
 def _record(folder: Path) -> Record | None:
-    values = _object(folder, RECORD_FILE, LIMITS.json_bytes)
+    values = _object(folder, RECORD_FILE)
     return None if values is None else Record.from_json(values, where=folder / RECORD_FILE)
 
 

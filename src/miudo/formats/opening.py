@@ -16,6 +16,7 @@ from miudo.files import open_regular
 from miudo.formats.blocks import is_finite
 from miudo.formats.gguf import read_gguf
 from miudo.formats.hf import read_folder
+from miudo.formats.mapping import WatchedWeights
 from miudo.formats.model_file import ModelFile
 from miudo.formats.peft import PEFT_CONFIG
 from miudo.records import Record
@@ -43,6 +44,7 @@ def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
     anything that is no whole and exact model.
     """
     model = _open(path)
+    model = dataclasses.replace(model, weights=WatchedWeights(model.weights, path))
     tensors = model.weights.values()
     if strict_finite or sum(t.dtype.size_bytes(t.shape) for t in tensors) <= _CHECKED_BYTES:
         odd = [name for name, tensor in model.weights.items() if not is_finite(tensor)]
@@ -71,7 +73,7 @@ def _open(path: Path) -> ModelFile:
     raise ModelFileError(
         f"is {foreign or 'no model that miudo knows'}",
         where=path,
-        remedy="Give a folder with config.json and model.safetensors, or a .gguf file",
+        remedy="Give a folder with config.json and weights, or a .gguf file",
     )
 
 

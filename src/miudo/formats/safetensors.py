@@ -9,7 +9,6 @@ Read next: `miudo.formats.hf`.
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from miudo.errors import ModelFileError
 from miudo.files import open_regular
+from miudo.formats.mapping import map_file
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
@@ -53,14 +53,10 @@ def read_safetensors(
                 where=path,
                 remedy="The file is damaged or not safetensors; fetch it again",
             )
-        header = parse_object(file.read(length), path)
+        header = parse_object(file.read(length), path, max_values=limits.json_values)
         start = 8 + length
         entries = _check_header(header, size - start, path, limits)
-        if size == start:
-            data = np.empty(0, dtype=np.uint8)
-        else:
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            data = np.frombuffer(view, dtype=np.uint8)[start:]
+        data = map_file(file)[start:]
     kept = {name: e for name, e in entries.items() if not (skip and name.endswith(skip))}
     return {
         name: StoredTensor(_known_type(name, dtype, path), shape, data[a:b])

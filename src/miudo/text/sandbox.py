@@ -40,6 +40,10 @@ _DICT_METHODS = frozenset(("get", "items", "keys", "values"))
 _LIST_METHODS = frozenset(("count", "index"))
 _REFUSED = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block)
 _LARGEST_INT = 1 << 62
+# ValueError: a number of more digits than Python reads.
+_UNCOMPILED = (
+    TemplateError, RecursionError, SyntaxError, MemoryError, ValueError, RequestError,
+)  # fmt: skip
 
 
 class Budget:
@@ -228,7 +232,7 @@ def compile_template(source: str, budget: Budget) -> CodeType:
             )
         _route(tree)
         return environment.compile(tree)
-    except (TemplateError, RecursionError, SyntaxError, MemoryError, RequestError) as error:
+    except _UNCOMPILED as error:
         raise TokenizerError(
             f"cannot be compiled ({str(error)[:200]})", where="chat template"
         ) from error
