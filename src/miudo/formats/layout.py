@@ -72,6 +72,8 @@ def split(
         raise ModelFileError(
             f"is {list(stored.shape)}, the config wants {held}", where=f"tensor {source.name}"
         )
+    if len(shape) == 1 and stored.dtype.block > 1:
+        raise ModelFileError(f"is a vector of {stored.dtype}: blocks are for matrices")
     start = 0
     for target in source.targets:
         end = start + shapes[target][0]
@@ -102,7 +104,7 @@ def _part(source: Source, stored: StoredTensor, start: int, end: int) -> StoredT
         return _turned(stored, start, end)
     if len(source.targets) == 1:
         return stored
-    row = _row_bytes(stored)
+    row = stored.dtype.size_bytes(stored.shape[1:])
     shape = (end - start, *stored.shape[1:])
     return StoredTensor(stored.dtype, shape, stored.data[start * row : end * row])
 
@@ -119,19 +121,12 @@ def _turned(stored: StoredTensor, start: int, end: int) -> StoredTensor:
     return DerivedTensor(stored.dtype, (end - start, stored.shape[0]), turned, stored)
 
 
-def _row_bytes(stored: StoredTensor) -> int:
-    """Bytes of one row; a vector's rows are its numbers."""
-    if len(stored.shape) == 1 and stored.dtype.block > 1:
-        raise ModelFileError(f"is a vector of {stored.dtype}, whose numbers cannot be told apart")
-    return stored.dtype.size_bytes(stored.shape[1:])
-
-
 def pair_rows(stored: StoredTensor, n_heads: int, *, inverse: bool = False) -> StoredTensor:
     """Returns query or key rows (or biases) as GGUF "llama" has them, or back.
 
     There row 2i and 2i + 1 of a head are turned together; in folders row i and i + half.
     """
-    row, half = _row_bytes(stored), stored.shape[0] // n_heads // 2
+    row, half = stored.dtype.size_bytes(stored.shape[1:]), stored.shape[0] // n_heads // 2
     grid = (n_heads, half, 2, row) if inverse else (n_heads, 2, half, row)
 
     def moved(tensor: StoredTensor) -> _Bytes:
