@@ -458,6 +458,22 @@ def test_tensors_that_are_missing_or_unknown_are_all_named(
     assert "output_norm.weight is missing; blk.0.attn_sinks.weight is unknown" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["output_norm.weight", "blk.0.attn_q.bias"])
+def test_a_vector_of_blocks_is_refused(make_model: Make, tmp_path: Path, name: str) -> None:
+    model = make_model("llama-biases")
+    write_gguf(tmp_path / "m.gguf", model)
+    container = read_container(tmp_path / "m.gguf")
+    tensors = dict(container.tensors)
+    shape = tensors[name].shape
+    data = np.zeros(DType.Q8_0.size_bytes(shape), dtype=np.uint8)
+    tensors[name] = StoredTensor(DType.Q8_0, shape, data)
+    keys = {k: v for k, v in container.keys.items() if isinstance(v, str | int | float)}
+    with (tmp_path / "x.gguf").open("wb") as file:
+        write_container(file, keys, list(tensors.items()))
+    with pytest.raises(ModelFileError, match=f"{name} is a vector of Q8_0"):
+        open_model(tmp_path / "x.gguf")
+
+
 @pytest.mark.row("L27")
 def test_a_model_that_cannot_be_written_leaves_no_file(make_model: Make, tmp_path: Path) -> None:
     model = make_model()

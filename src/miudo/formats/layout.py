@@ -88,6 +88,8 @@ def split(
         raise ModelFileError(
             f"is {list(stored.shape)}, the config wants {held}", where=f"tensor {source.name}"
         )
+    if len(shape) == 1 and stored.dtype.block > 1:
+        raise ModelFileError(f"is a vector of {stored.dtype}: blocks are for matrices")
     if source.plus:
         stored = StoredTensor.from_f32(to_f32(stored) + np.float32(source.plus))
     order = np.argsort(file_rows(source, rows)) + source.skipped if source.groups > 1 else None
@@ -116,7 +118,7 @@ def join(source: Source, weights: Weights) -> StoredTensor:
     def stacked(*parts: StoredTensor) -> _Bytes:
         if plain:
             parts = tuple(encode(to_f32(p) - np.float32(source.plus), dtype) for p in parts)
-        width = _row_bytes(parts[0])
+        width = parts[0].dtype.size_bytes(parts[0].shape[1:])
         lines = np.concatenate([p.data.reshape(-1, width) for p in parts])
         if source.groups > 1:
             lines = lines[file_rows(source, rows)]
@@ -134,14 +136,14 @@ def _part(source: Source, stored: StoredTensor, start: int, end: int) -> StoredT
         return _turned(stored, start, end)
     if end - start == stored.shape[0]:
         return stored
-    row = _row_bytes(stored)
+    row = stored.dtype.size_bytes(stored.shape[1:])
     shape = (end - start, *stored.shape[1:])
     return StoredTensor(stored.dtype, shape, stored.data[start * row : end * row])
 
 
 def _picked(stored: StoredTensor, rows: npt.NDArray[np.intp]) -> StoredTensor:
     """These rows of what is stored."""
-    width, shape = _row_bytes(stored), (len(rows), *stored.shape[1:])
+    width, shape = stored.dtype.size_bytes(stored.shape[1:]), (len(rows), *stored.shape[1:])
 
     def picked(tensor: StoredTensor) -> _Bytes:
         return tensor.data.reshape(-1, width)[rows].reshape(-1)
@@ -161,19 +163,12 @@ def _turned(stored: StoredTensor, start: int, end: int) -> StoredTensor:
     return DerivedTensor(stored.dtype, (end - start, stored.shape[0]), turned, stored)
 
 
-def _row_bytes(stored: StoredTensor) -> int:
-    """Bytes of one row; a vector's rows are its numbers."""
-    if len(stored.shape) == 1 and stored.dtype.block > 1:
-        raise ModelFileError(f"is a vector of {stored.dtype}, whose numbers cannot be told apart")
-    return stored.dtype.size_bytes(stored.shape[1:])
-
-
 def pair_rows(stored: StoredTensor, n_heads: int, *, inverse: bool = False) -> StoredTensor:
     """Returns query or key rows (or biases) as GGUF "llama" has them, or back.
 
     There row 2i and 2i + 1 of a head are turned together; in folders row i and i + half.
     """
-    row, half = _row_bytes(stored), stored.shape[0] // n_heads // 2
+    row, half = stored.dtype.size_bytes(stored.shape[1:]), stored.shape[0] // n_heads // 2
     grid = (n_heads, half, 2, row) if inverse else (n_heads, 2, half, row)
 
     def moved(tensor: StoredTensor) -> _Bytes:

@@ -18,6 +18,7 @@ import numpy as np
 
 from miudo.errors import ModelFileError
 from miudo.files import open_regular
+from miudo.formats.derived import drop_pages
 from miudo.formats.mapping import map_file
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS, Limits
@@ -131,16 +132,21 @@ def _whole_numbers(value: Any, where: str, field: str, limit: int) -> tuple[int,
 
 
 def write_safetensors(file: IO[bytes], tensors: Iterable[tuple[str, StoredTensor]]) -> None:
-    """Writes tensors in the given order. F32, F16 and BF16 only: the format has no blocks."""
+    """Writes tensors in the given order. F32, F16 and BF16 only: the format has no blocks.
+
+    The data of one tensor after the other is asked for, once, and let go.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end, data = 0, []
+    end, held = 0, []
     for name, tensor in tensors:
-        start, end = end, end + tensor.data.size
+        start, end = end, end + tensor.dtype.size_bytes(tensor.shape)
         shape = list(tensor.shape)
         header[name] = {"dtype": tensor.dtype.value, "shape": shape, "data_offsets": [start, end]}
-        data.append(tensor.data)
+        held.append(tensor)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensor data starts aligned
     file.write(len(text).to_bytes(8, "little") + text)
-    for part in data:
-        file.write(np.ascontiguousarray(part).data)
+    for tensor in held:
+        data = np.ascontiguousarray(tensor.data)
+        file.write(data.data)
+        drop_pages(data)
