@@ -67,6 +67,19 @@ sound like one of these (`miudo.families.refused`).
 - **MiniCPM3** in llama.cpp has the published model's scales and no others, and one eps for all
   norms where the model has a second one inside its latents: the export says so.
 - **SmolLM3** in llama.cpp leaves every fourth layer unrotated, no other choice.
+- **GELU** is named by no key of GGUF. In `gpt2` and `bloom` it is the tanh form, so that a
+  Cerebras-GPT, which has the exact one, is written under `miudo`; in `gptneox` it is the exact one,
+  which llama.cpp computes by the tanh form: the export says so.
+- **Gemma** in llama.cpp scales scores by the size of a head, and by d_model over heads in models as
+  deep as the largest (46 layers, 62 for Gemma 3). A `query_pre_attn_scalar` that says otherwise, as
+  224 in one published 2B, is written under `miudo`, as are other orders of windows. Norms lack 1 in
+  folders only.
+- **OPT** and **DCLM** are no architectures of llama.cpp: their GGUF is `miudo`'s. Folders of
+  **OpenELM** and DCLM need their authors' code elsewhere: the export says so.
+- **OpenELM**'s layers keep their own heads and widths, in GGUF too. Nothing is padded where a file
+  can say unequal layers.
+- **Galactica** with biases is also a GPT-2 of the exact GELU. A folder keeps the family that the
+  model came from, and an adapter its names for matrices.
 """
 
 FAMILIES: dict[str, tuple[str, str]] = {
