@@ -267,5 +267,10 @@ def plain() -> ModelConfig:
 
 
 @pytest.fixture
+def every_config() -> dict[str, ModelConfig]:
+    return CONFIGS
+
+
+@pytest.fixture
 def make_model() -> Callable[..., RandomModel]:
     return random_model

@@ -38,7 +38,7 @@ typedef struct {
   int64_t n_heads, n_kv_heads, head_dim, v_head_dim, d_ff;
   int64_t window; /* 0: full attention */
   /* Rotary pairs in radians a position: pair i is number i of a head with number i + n_frequencies.
-   * 0: nothing is rotated. */
+   * 0: nothing is rotated. These and the slopes are copied; miudo/positional.py computes them. */
   const float* frequencies;
   size_t n_frequencies;
   /* ALiBi, [n_heads]: what a head's scores lose a position of distance. 0: nothing. */

@@ -30,6 +30,10 @@ void within(const char* name, float value, float low, float high) {
                              ", out of its range");
 }
 
+void within_or_zero(const char* name, float value) {
+  if (value != 0.0f) within(name, value, 1e-6f, 1e6f);
+}
+
 void check_finite(const char* name, const std::vector<float>& values) {
   for (const float x : values) {
     if (!std::isfinite(x)) fail(Code::kModelFile, std::string(name) + " holds NaN or infinity");
@@ -87,9 +91,9 @@ void check_config(const ModelConfig& config) {
   within("embed_scale", config.embed_scale, 1e-6f, 1e6f);
   within("residual_scale", config.residual_scale, 1e-6f, 1e6f);
   within("logit_scale", config.logit_scale, 1e-6f, 1e6f);
-  within("attn_scale", config.attn_scale, 0.0f, 1e6f);
-  within("attn_softcap", config.attn_softcap, 0.0f, 1e6f);
-  within("logit_softcap", config.logit_softcap, 0.0f, 1e6f);
+  within_or_zero("attn_scale", config.attn_scale);
+  within_or_zero("attn_softcap", config.attn_softcap);
+  within_or_zero("logit_softcap", config.logit_softcap);
   if (config.norm_bias && !config.norm_weight) {
     fail(Code::kModelFile, "norm_bias is set but norm_weight is not");
   }

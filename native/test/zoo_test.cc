@@ -18,14 +18,8 @@ const float kSlopes[] = {0.25f, 0.0625f, 0.015625f, 0.00390625f};
 using Shapes = std::map<std::string, std::vector<std::int64_t>>;
 
 struct Kind {
-  const char* name;
-  std::array<miudo_layer, 2> layers;
-  miudo_config config;
-
-  explicit Kind(const char* called) : name(called), config(test_config()) {
-    layers = {kLayers[0], kLayers[1]};
-  }
-  static miudo_config test_config() { return miudo::test::config(); }
+  std::array<miudo_layer, 2> layers = {kLayers[0], kLayers[1]};
+  miudo_config config = miudo::test::config();
 };
 
 void norm_shapes(const miudo_config& c, const std::string& name, Shapes& to) {
@@ -89,28 +83,36 @@ Shapes shapes_of(const miudo_config& c) {
 
 std::vector<Kind> kinds() {
   std::vector<Kind> all;
-  const auto add = [&](const char* name, const std::function<void(Kind&)>& change) {
-    all.emplace_back(name);
-    change(all.back());
+  const auto add = [&](const std::function<void(Kind&)>& change) {
+    change(all.emplace_back());
   };
-  add("bloom", [](Kind& k) {
+  // BLOOM.
+  add([](Kind& k) {
     k.config.norm = k.config.norm_bias = k.config.embed_norm = k.config.mlp = 1;
     k.config.qkv_bias = k.config.o_bias = k.config.mlp_bias = 1;
-    for (miudo_layer& layer : k.layers) layer = {kHeads, kKeys, kDim, kValue, kFeed, 0, nullptr, 0, kSlopes, 4};
+    for (miudo_layer& layer : k.layers) {
+      layer = {kHeads, kKeys, kDim, kValue, kFeed, 0, nullptr, 0, kSlopes, 4};
+    }
   });
-  add("no weights", [](Kind& k) {
+  // Galactica 30B, untied.
+  add([](Kind& k) {
     k.config.norm = 1;
     k.config.norm_weight = k.config.tie_embeddings = 0;
     k.config.learned_positions = 1;
     for (miudo_layer& layer : k.layers) layer.n_frequencies = 0;
   });
-  add("two norms", [](Kind& k) {
+  // GPT-NeoX.
+  add([](Kind& k) {
     k.config.parallel = 1;
-    for (miudo_layer& layer : k.layers) layer.frequencies = kPart;
-    for (miudo_layer& layer : k.layers) layer.n_frequencies = 1;
+    for (miudo_layer& layer : k.layers) {
+      layer.frequencies = kPart;
+      layer.n_frequencies = 1;
+    }
   });
-  add("one norm", [](Kind& k) { k.config.parallel = 2; });
-  add("gemma", [](Kind& k) {
+  // StableLM 2 12B.
+  add([](Kind& k) { k.config.parallel = 2; });
+  // Gemma 2 and 3.
+  add([](Kind& k) {
     k.config.block = 2;
     k.config.qk_norm = 1;
     k.config.embed_scale = 5.0;
@@ -118,12 +120,14 @@ std::vector<Kind> kinds() {
     k.config.attn_softcap = 2.0;
     k.config.logit_softcap = 3.0;
   });
-  add("olmo2", [](Kind& k) {
+  // OLMo 2.
+  add([](Kind& k) {
     k.config.block = 1;
     k.config.qk_norm = 2;
   });
+  // MiniCPM3, with and without narrow queries.
   for (const std::int64_t q_rank : {0, 7}) {
-    add("latent", [=](Kind& k) {
+    add([=](Kind& k) {
       k.config.latent = {q_rank, 9, 2, 1e-6};
       k.config.residual_scale = 0.4;
       k.config.logit_scale = 0.7;
@@ -166,8 +170,8 @@ TEST(every_kind_of_model_has_the_same_bits_in_chunks_and_threads) {
       for (const float x : logits) CHECK(std::isfinite(x));
       std::vector<float> pieces;
       for (const auto& [from, to] : {std::pair(0, 1), std::pair(1, 34), std::pair(34, 70)}) {
-        const std::vector<float> piece =
-            all_logits(e.get(), cut, std::vector<std::int32_t>(ids.begin() + from, ids.begin() + to));
+        const std::vector<std::int32_t> part(ids.begin() + from, ids.begin() + to);
+        const std::vector<float> piece = all_logits(e.get(), cut, part);
         pieces.insert(pieces.end(), piece.begin(), piece.end());
       }
       CHECK(pieces == logits);

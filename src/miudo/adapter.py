@@ -8,7 +8,9 @@ Read next: `miudo.formats.adapter`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -142,7 +144,12 @@ def base_fingerprint(config: ModelConfig, weights: Weights) -> str:
     models that were trained apart differ. A float16 folder has rounded its norms elsewhere and
     differs too; a merged adapter leaves the norms, and so the fingerprint, as they were.
     """
-    digest = hashlib.sha256(repr(config.layers).encode())
+    # What is absent is left out: a field that is added later changes no model without it.
+    layers = [
+        {k: v for k, v in dataclasses.asdict(layer).items() if v is not None}
+        for layer in config.layers
+    ]
+    digest = hashlib.sha256(json.dumps(layers, sort_keys=True).encode())
     for spec in tensor_table(config):
         if spec.role is Role.NORM:
             digest.update(spec.name.encode() + _bf16(weights[spec.name]))

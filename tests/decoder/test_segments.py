@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
+from miudo.config import (
+    Activation,
+    Block,
+    LatentAttention,
+    Mlp,
+    ModelConfig,
+    Norm,
+    Position,
+    QkNorm,
+)
 from miudo.decoder.attention import Capture
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.masks import causal_mask, segment_positions
@@ -21,18 +31,35 @@ LEARNED: dict[str, Any] = {
     "norm": Norm.LAYER, "norm_bias": True, "position": Position.LEARNED, "mlp": Mlp.PLAIN,
     "activation": Activation.GELU_TANH, "qkv_bias": True,
 }  # fmt: skip
+
+
+def made(**changes: Any) -> ModelConfig:
+    return ModelConfig.uniform(**SHAPE | changes)
+
+
+def in_part(config: ModelConfig, rotary_dim: int, **changes: Any) -> ModelConfig:
+    layers = tuple(replace(layer, rotary_dim=rotary_dim) for layer in config.layers)
+    return replace(config, layers=layers, **changes)
+
+
 KINDS = {
-    "rotary": {},
-    "grouped": {"n_kv_heads": 1, "qk_norm": QkNorm.HEAD},
-    "window": {"window": 4},
-    "learned": LEARNED,
+    "rotary": made(),
+    "grouped": made(n_kv_heads=1, qk_norm=QkNorm.HEAD),
+    "window": made(window=4),
+    "learned": made(**LEARNED),
+    "alibi": made(position=Position.ALIBI),
+    "alibi in a window": made(position=Position.ALIBI, window=4),
+    "alibi capped": made(position=Position.ALIBI, attn_softcap=0.5),
+    "capped in a window": made(attn_softcap=0.5, window=4),
+    "part of a head": in_part(made(qk_norm=QkNorm.FULL, block=Block.POST), 6),
+    "latent": in_part(made(), 6, latent=LatentAttention(kv_rank=10, rope_dim=6, q_rank=12)),
 }
 SIZES = ((7, 12, 1, 11), (31,), (2, 3, 3, 20))
 LENGTH = 31
 
 
 def make(kind: str) -> Decoder:
-    decoder = Decoder(ModelConfig.uniform(**SHAPE | KINDS[kind]))
+    decoder = Decoder(KINDS[kind])
     decoder.initialise(2)
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -89,12 +116,15 @@ def test_one_segment_is_the_ordinary_row() -> None:
     torch.testing.assert_close(one, plain, atol=ALONE, rtol=0)
 
 
-def test_captured_attention_stays_inside_its_sample() -> None:
-    decoder = make("grouped")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_captured_attention_stays_inside_its_sample(kind: str) -> None:
+    decoder = make(kind)
     ids, segments = packed()
     capture = Capture(want_attention=True)
     with torch.no_grad():
-        decoder(ids, segments=segments, capture=capture)
+        shown = decoder(ids, segments=segments, capture=capture)
+        unseen = decoder(ids, segments=segments)
+    torch.testing.assert_close(shown, unseen, atol=ALONE, rtol=0)
     apart = segments[:, None, :, None] != segments[:, None, None, :]
     for weights in capture.attention:
         assert not weights.masked_select(apart.expand_as(weights)).any()

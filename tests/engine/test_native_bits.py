@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from miudo.config import ModelConfig
+from miudo.config import LatentAttention, ModelConfig, Position
+from miudo.decoder.decoder import Decoder
+from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.native import NativeEngine
 from miudo.formats import open_model
 from miudo.hub.resolve import embedded_path
@@ -81,10 +83,55 @@ def test_chunks_of_a_prompt(make_engine: Callable[[int], NativeEngine]) -> None:
 
 
 def test_chunks_in_every_kind_of_model(config: ModelConfig, make_model: Callable[..., Any]) -> None:
-    engine = NativeEngine(make_model(config), threads=2)
+    engine = NativeEngine(make_model(config), threads=1)
     ids = ids_of(config, 3)
     whole = fed(engine, ids)
     np.testing.assert_array_equal(whole, fed(engine, ids, [1, 5, 6, 40, 41, 75]))
+
+
+@pytest.mark.parametrize("isa", ["portable", None])
+def test_company_and_threads_in_every_kind_of_model(
+    family: ModelConfig,
+    make_model: Callable[..., Any],
+    isa: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if isa:
+        monkeypatch.setenv("MIUDO_ISA", isa)
+    model, ids = make_model(family), ids_of(family, 3)
+    alone = fed(NativeEngine(model, threads=1), ids)
+    engine = NativeEngine(model, threads=3)
+    k = [engine.open() for _ in range(3)]
+    prompts = [ids_of(family, 5, 13), ids[:70], ids_of(family, 6, 40)]
+    want = Want.ALL_LOGITS | Want.HIDDEN | Want.ATTENTION
+    batch = [SeqWork(c, p, want) for c, p in zip(k, prompts, strict=True)]
+    np.testing.assert_array_equal(engine.step(batch)[1].logits, alone[:70])
+    for at in range(70, 75):
+        batch = [SeqWork(c, [ids[at]], Want.LAST_LOGITS) for c in k]
+        np.testing.assert_array_equal(engine.step(batch)[1].logits, alone[at])
+    engine.truncate(k[1], 33)
+    (out,) = engine.step([SeqWork(k[1], ids[33:], Want.ALL_LOGITS)])
+    np.testing.assert_array_equal(out.logits, alone[33:])
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+def test_latents_of_stored_blocks(
+    make_model: Callable[..., Any], activations: Literal["int8", "float"]
+) -> None:
+    """Ranks above all other widths: what is rounded on the way must have its space."""
+    config = ModelConfig.uniform(
+        n_layers=2, d_model=64, n_heads=4, head_dim=16, d_ff=96, vocab_size=67, max_positions=128,
+        position=Position.NONE, latent=LatentAttention(kv_rank=160, rope_dim=6, q_rank=224),
+    )  # fmt: skip
+    model, ids = make_model(config, dtype=DType.Q8_0), ids_of(config, 3)
+    one, two = (NativeEngine(model, threads=n, activations=activations) for n in (1, 2))
+    whole = fed(one, ids)
+    np.testing.assert_array_equal(whole, fed(two, ids, [1, 5, 6, 40, 41, 75]))
+    truth = TorchEngine(Decoder.from_weights(config, model.weights))
+    (right,) = truth.step([SeqWork(truth.open(), ids, Want.ALL_LOGITS)])
+    # Rounded activations move the logits by some per cent.
+    bound = 1e-4 if activations == "float" else 0.5
+    np.testing.assert_allclose(whole, right.logits, rtol=0, atol=bound)
 
 
 def test_company_and_place_in_a_batch(make_engine: Callable[[int], NativeEngine]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 from miudo.config import (
     Activation,
+    Block,
+    LatentAttention,
     LayerConfig,
     Mlp,
     ModelConfig,
@@ -19,6 +22,8 @@ from miudo.config import (
     Parallel,
     Position,
     QkNorm,
+    RopeKind,
+    RopeScaling,
 )
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
@@ -265,6 +270,79 @@ def test_every_kind_of_model_equals_the_decoder(
         assert theirs.attention is not None
         for one, other in zip(ours.attention, theirs.attention, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=FLOAT_ROUNDING)
+
+
+def mixture(seed: int) -> ModelConfig:
+    """Switches drawn at random, among those that may go together; every layer of its own shape."""
+    rng = np.random.default_rng(seed)
+
+    def one(*choices: Any) -> Any:
+        return choices[rng.integers(len(choices))]
+
+    position, norm_weight = one(*Position), one(True, True, False)
+    latent = one(None, None, LatentAttention(kv_rank=9, rope_dim=4, q_rank=one(None, 11)))
+    layers = []
+    for _ in range(3):
+        kv, group = one(1, 2, 3), 1 if latent else one(1, 2)
+        rotary = position is Position.ROPE and one(True, True, False)
+        layers.append(
+            LayerConfig(
+                n_heads=kv * group, n_kv_heads=kv, head_dim=one(6, 8, 14), v_head_dim=one(5, 8),
+                d_ff=one(24, 33), window=one(None, 3, 40), rotary=rotary,
+                rotary_dim=4 if latent else one(None, 2, 6), rope_theta=one(100.0, 1e5),
+            )
+        )  # fmt: skip
+    block = one(*Block)
+    scaling = RopeScaling(one(RopeKind.LINEAR, RopeKind.LLAMA3, RopeKind.YARN), 16, factor=4.0)
+    return ModelConfig(
+        vocab_size=59, d_model=30, max_positions=128, layers=tuple(layers), position=position,
+        norm=one(*Norm), norm_eps=one(1e-6, 1e-2), norm_weight=norm_weight,
+        norm_bias=norm_weight and one(True, False), block=block,
+        parallel=one(*Parallel) if block is Block.PRE else Parallel.NONE,
+        embed_norm=one(True, False), latent=latent, mlp=one(*Mlp), activation=one(*Activation),
+        rope_scaling=one(None, scaling) if position is Position.ROPE else None,
+        qk_norm=QkNorm.NONE if latent else one(*QkNorm),
+        qkv_bias=False if latent else one(True, False), o_bias=one(True, False),
+        mlp_bias=one(True, False), tie_embeddings=one(True, False),
+        attn_scale=one(None, 0.7), attn_softcap=one(None, 2.0), logit_softcap=one(None, 3.0),
+        embed_scale=one(1.0, 5.0), residual_scale=one(1.0, 0.5), logit_scale=one(1.0, 1.7),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_mixture_equals_the_decoder_and_its_own_pieces(
+    seed: int, make_model: Callable[..., Any]
+) -> None:
+    config = mixture(seed)
+    model, ids = make_model(config), ids_for(config, 70)
+    ours, theirs = NativeEngine(model, threads=1), decoder_of(model)
+    (whole,), (right,) = (
+        engine.step([SeqWork(engine.open(), ids, WATCHED)]) for engine in (ours, theirs)
+    )
+    np.testing.assert_allclose(whole.logits, right.logits, rtol=0, atol=FLOAT_ROUNDING)
+    np.testing.assert_allclose(whole.hidden, right.hidden, rtol=0, atol=FLOAT_ROUNDING)
+    conversation, rows = ours.open(), []
+    for part in (ids[:1], ids[1:35], ids[35:]):
+        (out,) = ours.step([SeqWork(conversation, part, Want.ALL_LOGITS)])
+        rows.append(out.logits)
+    np.testing.assert_array_equal(np.concatenate(rows), whole.logits)
+
+
+def test_no_field_of_a_config_is_left_out(
+    plain: ModelConfig, every_config: dict[str, ModelConfig]
+) -> None:
+    """A field that the engine did not know would pass all tests that never set it."""
+
+    def moved(field: dataclasses.Field[Any], configs: list[Any], usual: Any) -> bool:
+        return any(getattr(c, field.name) != getattr(usual, field.name) for c in configs)
+
+    configs = list(every_config.values())
+    for field in dataclasses.fields(ModelConfig):
+        if field.name not in ("bos_id", "eos_ids", "pad_id"):  # nothing is computed with them
+            assert moved(field, configs, plain), field.name
+    layers = [layer for c in configs for layer in c.layers]
+    for field in dataclasses.fields(LayerConfig):
+        assert moved(field, layers, plain.layers[0]), field.name
 
 
 def test_every_switch_moves_the_logits(
