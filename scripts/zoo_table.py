@@ -31,6 +31,8 @@ contexts of 12, 16, 17 and 33.
   beside those of `transformers` (for OpenELM and DCLM of its modules put together, for MiniCPM of
   its Granite). Taken in at once, and id by id with cached keys and values. Bound: 1e-4.
 - **Written back**: the folder that miudo writes, loaded by `transformers`. Bound: 1e-4.
+- **Read from GGUF**: a file with the names of llama.cpp's own package and the keys and row order of
+  its converter, beside `transformers`. Bound: 1e-4.
 - **llama.cpp**: the GGUF file that miudo writes, 30 ids chosen by llama.cpp: all the same at F32,
   four of five at Q8_0 with activations rounded as it rounds them. The number is the difference of
   log-probabilities. Its GELU is a table of float16 values. Where a family has models that the
@@ -102,6 +104,7 @@ COLUMNS = {
     "decoder": ("decoder prefill", "decoder cached"),
     "engine": ("native prefill", "native cached"),
     "written back": ("written back",),
+    "read from GGUF": ("read from GGUF",),
     "llama.cpp F32": ("llama.cpp F32",),
     "llama.cpp Q8_0": ("llama.cpp Q8_0",),
 }

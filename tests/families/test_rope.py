@@ -135,6 +135,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown kind": (scaled("proportional", factor=2.0), "proportional"),
     "sections of images": (scaled("default", mrope_section=[2, 2]), "mrope_section"),
     "yarn cut elsewhere": (scaled("yarn", factor=2.0, truncate=False), "truncate"),
+    "cosines turned round": (
+        scaled("yarn", factor=np.e, mscale=1.0, mscale_all_dim=-10.0, **ORIGINAL), "mscale"
+    ),
     "linear without factor": (scaled("linear"), "factor is missing"),
     "llama3 without bands": (scaled("llama3", factor=8.0), "low_freq_factor is missing"),
     "no list": (scaled("longrope", **LISTS | {"long_factor": 3.0}), "long_factor"),
@@ -164,6 +167,47 @@ def test_what_is_not_computed_is_refused_by_name(values: dict[str, Any], word: s
     with pytest.raises(ModelFileError) as caught:
         read(values)
     assert word in str(caught.value)
+
+
+def test_a_base_without_waves_cannot_be_stretched_by_yarn() -> None:
+    with pytest.raises(ConfigError, match="rope_theta is 1"):
+        read(scaled("yarn", factor=2.0, **ORIGINAL) | {"rope_theta": 1.0})
+
+
+VALUES = [0, -1, 1e-30, 1e30, 10**30, 2**63, True, "x", [], [1.0], {}, None]
+
+
+@given(
+    kind=st.sampled_from(["linear", "llama3", "yarn", "longrope", "dynamic"]),
+    key=st.sampled_from(
+        [
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "low_freq_factor",
+            "rope_theta",
+            "high_freq_factor",
+            "beta_fast",
+            "beta_slow",
+            "short_factor",
+            "long_factor",
+            "mscale",
+            "rope_type",
+        ]
+    ),
+    value=st.sampled_from(VALUES),
+)
+def test_hostile_numbers_are_refused_or_make_finite_frequencies(
+    kind: str, key: str, value: object
+) -> None:
+    good = {"factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0} | LLAMA3 | LISTS | ORIGINAL
+    try:
+        config = read(scaled(kind, **good | {key: value}))
+    except (ModelFileError, ConfigError):
+        return
+    for session in (1, config.max_positions):
+        running = config.with_context(session)
+        assert np.isfinite(frequencies(running, running.layers[0])).all()
 
 
 def test_factors_of_another_number_than_the_pairs() -> None:

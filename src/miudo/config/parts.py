@@ -209,6 +209,8 @@ def check_scaling(scaling: RopeScaling, layers: tuple[LayerConfig, ...], limits:
             f"{at}high_freq_factor {scaling.high_freq_factor} is not above"
             f" low_freq_factor {scaling.low_freq_factor}"
         )
+    if scaling.kind is RopeKind.YARN and any(layer.rope_theta <= 1 for layer in layers):
+        raise ConfigError("rope_theta is 1, which yarn has no ramp for")
     for name in ("short_factors", "long_factors"):
         factors = getattr(scaling, name)
         is_a(at + name, factors, tuple)

@@ -104,9 +104,9 @@ def _from_keys(keys: Values, at: str, original: int) -> RopeScaling | None:
         )
     if kind not in ("linear", "none"):
         raise ModelFileError(f"{at}type is {kind!r:.40}, without factors")
-    return (
-        RopeScaling(RopeKind.LINEAR, original, factor) if kind == "linear" and factor != 1 else None
-    )
+    if kind == "none" or factor == 1:
+        return None
+    return RopeScaling(RopeKind.LINEAR, original, factor)
 
 
 def _from_freqs(

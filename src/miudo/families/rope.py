@@ -120,8 +120,13 @@ def _yarn(stated: Values, most: int, original: int, factor: float) -> RopeScalin
     factor = factor or most / max(original, 1)
     attention = yarn_factor(factor)
     if stated.get("mscale") and stated.get("mscale_all_dim"):
-        over = yarn_factor(factor, float(hf_number(stated, "mscale")))
-        attention = over / yarn_factor(factor, float(hf_number(stated, "mscale_all_dim")))
+        over, under = (
+            yarn_factor(factor, float(hf_number(stated, key)))
+            for key in ("mscale", "mscale_all_dim")
+        )
+        if min(over, under) <= 0:
+            raise ModelFileError("mscale or mscale_all_dim turns cosines round", where=_WHERE)
+        attention = over / under
     return RopeScaling(
         RopeKind.YARN,
         original,

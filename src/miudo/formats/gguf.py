@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 
 from miudo.config import ModelConfig
-from miudo.errors import ConfigError, ModelFileError
+from miudo.errors import ModelFileError
 from miudo.families import by_gguf, for_gguf
-from miudo.families.family import Family, plain_float
-from miudo.families.gguf_rope import ROPE_NAMES, ROPE_TENSORS, rope_tensors
+from miudo.families.family import Family
+from miudo.families.gguf_rope import rope_tensors
 from miudo.families.places import Source, sources
 from miudo.files import atomic_write
-from miudo.formats.blocks import check_writable, to_f32
-from miudo.formats.gguf_reader import INT32, NUMBERS, ArrayAt, Container, read_container
+from miudo.formats.blocks import check_writable
+from miudo.formats.gguf_config import family_config, own_config
+from miudo.formats.gguf_reader import Container, read_container
 from miudo.formats.gguf_tokenizer import (
     WHOLE_TOKENIZER,
     read_tokenizer,
@@ -41,7 +42,6 @@ from miudo.formats.layout import (
 from miudo.formats.model_file import ModelFile
 from miudo.formats.precision import converted, stored_dtype
 from miudo.formats.strict_json import parse_object
-from miudo.limits import LIMITS
 from miudo.records import Record
 from miudo.tensors import (
     DType,
@@ -74,13 +74,6 @@ _FILE_TYPES = {
     DType.Q5_1: 9, DType.Q2_K: 10, DType.Q3_K: 11, DType.Q4_K: 14, DType.Q5_K: 16,
     DType.Q6_K: 18, DType.IQ4_NL: 25, DType.IQ4_XS: 30, DType.BF16: 32, DType.MXFP4: 38,
 }  # fmt: skip
-# Keys of an architecture that change nothing that its other keys do not say.
-_KNOWN_KEYS = frozenset({
-    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size",
-    "attention.head_count", "attention.head_count_kv", "attention.key_length",
-    "attention.value_length", "attention.layer_norm_rms_epsilon",
-    "attention.layer_norm_epsilon", "rope.freq_base", "rope.dimension_count",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +227,7 @@ def read_gguf(path: Path) -> ModelFile:
         raise ModelFileError("is missing", where=f"{path}: general.architecture")
     try:
         family = None if architecture == _OWN else by_gguf(architecture)
-        config = _own_config(container) if family is None else _config(container, family)
+        config = own_config(container) if family is None else family_config(container, family)
     except ModelFileError as error:
         where = f"{path}: {error.where}" if error.where else path
         raise ModelFileError(error.what, where=where, remedy=error.remedy) from error
@@ -255,65 +248,6 @@ def read_gguf(path: Path) -> ModelFile:
         architecture=architecture,
         path=path,
     )
-
-
-def _own_config(container: Container) -> ModelConfig:
-    text = container.text("miudo.config")
-    if text is None:
-        raise ModelFileError("is missing", where="miudo.config")
-    try:
-        return ModelConfig.from_json(parse_object(text.encode(), "miudo.config"))
-    except ConfigError as error:
-        raise ModelFileError(error.what, where="miudo.config") from error
-
-
-def _config(container: Container, family: Family) -> ModelConfig:
-    keys, prefix = container.keys, family.gguf_architecture + "."
-    odd = [
-        f"{k} = {v!r:.40}"
-        for k, v in keys.items()
-        if k.startswith(prefix) and v not in (0, "none", "")
-        if k.removeprefix(prefix) not in _KNOWN_KEYS | family.gguf_keys
-    ]
-    if odd:
-        raise ModelFileError(
-            f"says what this miudo does not compute: {', '.join(odd[:8])}",
-            remedy="This variant is not supported",
-        )
-    lists = {
-        k: container.numbers(k, {v.kind}).tolist()
-        for k, v in keys.items()
-        if k.startswith(prefix) and isinstance(v, ArrayAt)
-        if v.kind in NUMBERS and v.count <= LIMITS.n_layers  # one number a layer
-    }
-    given = {**keys, **lists, **_common(container)}
-    try:
-        return family.config_from_gguf(given, frozenset(container.tensors))
-    except KeyError as error:
-        raise ModelFileError(f"key {error} is missing") from error
-    except (ConfigError, TypeError, ValueError, ArithmeticError) as error:
-        raise ModelFileError(f"keys describe no model ({error})") from error
-
-
-def _common(container: Container) -> dict[str, Any]:
-    """What all families need and other programs write in several ways."""
-    keys, ids = container.keys, "tokenizer.ggml."
-    embed = container.tensors.get("token_embd.weight")
-    ends = [keys.get(f"{ids}{name}_token_id") for name in ("eos", "eot", "eom")]
-    if "miudo.eos_ids" in keys:
-        ends = container.numbers("miudo.eos_ids", {INT32}).tolist()
-    begins = keys.get(ids + "add_bos_token") is not False
-    return {
-        ROPE_TENSORS: {
-            name: tuple(plain_float(float(x)) for x in to_f32(tensor).reshape(-1))
-            for name, tensor in container.tensors.items()
-            if name in ROPE_NAMES and prod(tensor.shape) <= LIMITS.head_dim
-        },
-        "vocab_size": 0 if embed is None else embed.shape[0],
-        "bos_id": keys.get(ids + "bos_token_id") if begins else None,
-        "eos_ids": tuple(dict.fromkeys(i for i in ends if i is not None)),
-        "pad_id": keys.get(ids + "padding_token_id"),
-    }
 
 
 def record_keys(record: Record) -> dict[str, Any]:

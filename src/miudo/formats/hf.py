@@ -14,7 +14,7 @@ from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError, MissingError, ModelFileError
-from miudo.families import by_hf_config, for_config, misfits
+from miudo.families import FAMILIES, by_hf_config, for_config, misfits
 from miudo.families.family import Family
 from miudo.families.places import sources
 from miudo.files import (
@@ -221,13 +221,19 @@ def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tu
     padded, weights, notes = pad_to_uniform(model.config, model.weights)
     own, other = (for_config(config, model.architecture) for config in (model.config, padded))
     if other is not None and not other.foreign and (own is None or own.foreign):
-        return other, padded, weights, notes
-    notes = () if own is None or not own.foreign else (_foreign(own),)
-    return own, model.config, model.weights, notes
+        return other, padded, weights, notes + _notes(other, model)
+    return own, model.config, model.weights, _notes(own, model)
 
 
-def _foreign(family: Family) -> str:
-    return f"{family.architectures[0]} is read by its authors' code and miudo alone"
+def _notes(family: Family | None, model: ModelFile) -> tuple[str, ...]:
+    """What a reader of the folder would not expect of its class."""
+    if family is None:
+        return ()
+    name, was = family.architectures[0], model.architecture
+    foreign = (f"{name} is read by its authors' code and miudo alone",) if family.foreign else ()
+    if was in family.architectures or not any(was in f.architectures for f in FAMILIES):
+        return foreign
+    return (*foreign, f"{was} is written as {name}, which says the same")
 
 
 def _hf_tensors(
