@@ -276,6 +276,27 @@ def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
             resolve_under(root, name)
 
 
+def test_links_of_a_snapshot_may_lead_to_the_blobs_of_its_cache_only(tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--name"
+    root = repository / "snapshots" / "abc"
+    for folder in (root, repository / "blobs", tmp_path / "blobs", tmp_path / "outside"):
+        folder.mkdir(parents=True)
+        (folder / "there").write_text("x")
+    (root / "own").symlink_to("../../blobs/there")
+    (root / "shared").symlink_to("../../../blobs/there")
+    (root / "out").symlink_to("../../../outside/there")
+    (repository / "blobs" / "far").symlink_to("../../outside/there")
+    (root / "through").symlink_to("../../blobs/far")
+    assert resolve_under(root, "own") == (repository / "blobs" / "there").resolve()
+    assert resolve_under(root, "shared") == (tmp_path / "blobs" / "there").resolve()
+    for name in ("out", "through", "../../blobs/there", "../../../outside/there"):
+        with pytest.raises(ModelFileError, match="leads out of the folder"):
+            resolve_under(root, name)
+    repository.rename(tmp_path / "name")  # no cache any more
+    with pytest.raises(ModelFileError, match="leads out of the folder"):
+        resolve_under(tmp_path / "name" / "snapshots" / "abc", "own")
+
+
 def test_an_output_that_could_not_be_written_is_told_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from miudo.config import Activation, ModelConfig
-from miudo.errors import ModelFileError, ResourceError, TokenizerError
+from miudo.errors import ConfigError, ModelFileError, ResourceError, TokenizerError
 from miudo.formats import ModelFile, open_model
-from miudo.formats.blocks import to_f32
+from miudo.formats.blocks import WRITABLE, to_f32
 from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_reader import read_container
 from miudo.formats.gguf_tokenizer import rebuilt, tokenizer_keys
@@ -27,6 +27,12 @@ from miudo.text.tokenizer import TextTokenizer, train_bpe
 Make = Callable[..., ModelFile]
 Same = Callable[[ModelFile, ModelFile], None]
 Tokenizer = Callable[..., bytes]
+
+# As `gguf.LlamaFileType` numbers them.
+FILE_TYPES = {
+    DType.F32: 0, DType.F16: 1, DType.BF16: 32, DType.Q4_0: 2, DType.Q4_1: 3, DType.Q5_0: 8,
+    DType.Q5_1: 9, DType.Q8_0: 7, DType.Q4_K: 14, DType.Q6_K: 18,
+}  # fmt: skip
 
 
 def keys_of(path: Path) -> dict[str, Any]:
@@ -87,19 +93,67 @@ def test_llama_rows_are_paired_and_others_are_not(make_model: Make, tmp_path: Pa
         np.testing.assert_array_equal(stored[1], rows[second])
 
 
-@pytest.mark.parametrize("dtype", DType)
+@pytest.mark.parametrize("dtype", WRITABLE)
 def test_types_and_the_report(make_model: Make, tmp_path: Path, dtype: DType) -> None:
-    report = write_gguf(tmp_path / "m.gguf", make_model("gpt2"), dtype=dtype)
+    model = make_model("gpt2", d_model=256, d_ff=256)
+    report = write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
     found = open_model(tmp_path / "m.gguf")
     assert report.dtypes == {name: t.dtype for name, t in found.weights.items()}
     assert report.dtypes["norm.weight"] is report.dtypes["layers.0.attn.q.bias"] is DType.F32
     assert report.dtypes["layers.0.mlp.up.weight"] is dtype
     # A table of positions is read one row at a time; it tolerates no less than F16.
-    assert report.fallbacks == (("position.weight",) if dtype is DType.Q8_0 else ())
+    assert report.fallbacks == (("position.weight",) if dtype.block > 1 else ())
+    number = read_container(tmp_path / "m.gguf").keys["general.file_type"]
+    assert number == FILE_TYPES[dtype]
     assert report.size_bytes == (tmp_path / "m.gguf").stat().st_size
     stored = sum(t.data.size for t in found.weights.values())
     values = sum(np.prod(t.shape) for t in found.weights.values())
     assert report.bits_per_weight == pytest.approx(8 * stored / values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d_ff", "becomes"),
+    [
+        (DType.Q4_K, 64, DType.Q5_0), (DType.Q6_K, 64, DType.Q8_0), (DType.Q4_0, 65, DType.F16),
+        (DType.Q4_K, 65, DType.F16), (DType.Q6_K, 65, DType.F16),
+    ],
+)  # fmt: skip
+def test_rows_that_fit_no_blocks_get_the_next_larger_type(
+    make_model: Make, tmp_path: Path, dtype: DType, d_ff: int, becomes: DType
+) -> None:
+    model = make_model(d_model=256, d_ff=d_ff)
+    report = write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
+    assert report.fallbacks == tuple(f"layers.{i}.mlp.down.weight" for i in range(2))
+    assert {report.dtypes[name] for name in report.fallbacks} == {becomes}
+    assert read_container(tmp_path / "m.gguf").keys["general.file_type"] == FILE_TYPES[dtype]
+
+
+def test_a_file_is_called_after_what_most_of_it_is(make_model: Make, tmp_path: Path) -> None:
+    report = write_gguf(tmp_path / "m.gguf", make_model(), dtype=DType.Q4_K)
+    assert set(report.dtypes.values()) == {DType.Q5_0, DType.F32}
+    keys = read_container(tmp_path / "m.gguf").keys
+    assert keys["general.file_type"] == FILE_TYPES[DType.Q5_0]
+
+
+def test_types_that_are_only_read_are_refused_and_kept(make_model: Make, tmp_path: Path) -> None:
+    """A file of another program keeps its types when it is written again."""
+    model = make_model("llama-untied", d_model=256, d_ff=256)
+    rng = np.random.default_rng(3)
+    for dtype in sorted(set(DType) - set(WRITABLE)):
+        with pytest.raises(ConfigError, match=f"{dtype} is only read"):
+            write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
+        weights = dict(model.weights)
+        for name, tensor in model.weights.items():
+            if len(tensor.shape) == 2:
+                data = rng.integers(0, 60, dtype.size_bytes(tensor.shape), dtype=np.uint8)
+                weights[name] = StoredTensor(dtype, tensor.shape, data)
+        theirs = dataclasses.replace(model, weights=weights)
+        report = write_gguf(tmp_path / f"{dtype}.gguf", theirs)
+        assert report.fallbacks == ()
+        found = open_model(tmp_path / f"{dtype}.gguf")
+        for name, tensor in weights.items():
+            assert found.weights[name].dtype is tensor.dtype
+            np.testing.assert_array_equal(found.weights[name].data, tensor.data, err_msg=name)
 
 
 def test_rows_that_are_no_whole_blocks_stay_f16(make_model: Make, tmp_path: Path) -> None:

@@ -70,13 +70,14 @@ def run(  # noqa: PLR0913 - one a flag
 
     model, given = choose(model_and_prompt, prompt)
     settings = _settings(**sampling)
+    path = model_path(model)
     loaded = load_model(
-        model_path(model),
-        threads=threads,
-        activations=activations,
-        adapter=adapter,
-        context=context,
+        path, threads=threads, activations=activations, adapter=adapter, context=context
     )
+    if model is not None:
+        from miudo.cli.licensing import state_licence_of_model
+
+        state_licence_of_model(model, path, loaded.model.record)
     settings = dataclasses.replace(
         settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter
     )

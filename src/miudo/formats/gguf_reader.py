@@ -26,12 +26,17 @@ from miudo.tensors import DType, StoredTensor
 
 __all__ = ["FLOAT32", "GGUF_TYPES", "INT32", "NUMBERS", "ArrayAt", "Container", "read_container"]
 
-GGUF_TYPES: Mapping[int, DType] = {0: DType.F32, 1: DType.F16, 8: DType.Q8_0, 30: DType.BF16}
+GGUF_TYPES: Mapping[int, DType] = {
+    0: DType.F32, 1: DType.F16, 2: DType.Q4_0, 3: DType.Q4_1, 6: DType.Q5_0, 7: DType.Q5_1,
+    8: DType.Q8_0, 10: DType.Q2_K, 11: DType.Q3_K, 12: DType.Q4_K, 13: DType.Q5_K,
+    14: DType.Q6_K, 20: DType.IQ4_NL, 23: DType.IQ4_XS, 30: DType.BF16, 39: DType.MXFP4,
+}  # fmt: skip
 """Tensor type numbers of the format."""
 
 _OTHER_TYPES = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-    14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
+    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
+    35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
@@ -246,7 +251,7 @@ def _read_infos(cursor: _Cursor, count: int) -> Iterator[_Info]:
             raise ModelFileError(
                 f"has type {_OTHER_TYPES.get(number, number)}",
                 where=where,
-                remedy="This miudo reads F32, F16, BF16 and Q8_0",
+                remedy=f"Take a file whose tensors are all of {', '.join(DType)}",
             )
         if not GGUF_TYPES[number].fits(shape):
             raise ModelFileError(f"rows of {shape[-1]} are no whole blocks", where=where)

@@ -25,8 +25,9 @@ from miudo.files import (
     write_json,
 )
 from miudo.formats.gguf_tokenizer import vocabulary
-from miudo.formats.layout import canonical_weights, converted, join, pad_to_uniform
+from miudo.formats.layout import canonical_weights, join, pad_to_uniform
 from miudo.formats.model_file import ModelFile
+from miudo.formats.precision import converted
 from miudo.formats.safetensors import read_safetensors, write_safetensors
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
