@@ -199,7 +199,7 @@ def test_exported_files_run_as_the_decoder_does(
     made, report = run(EXAMPLES[example], tiny(kind), batches)
     path = tmp_path / ("model.gguf" if form == "gguf" else "model")
     model = ModelFile(
-        config=made.config, weights=stored_weights(made, report), tokenizer_json=None,
+        config=made.config, weights=stored_weights(made, report), tokenizer=None,
         chat_template=None, record=None, architecture=kind, path=None,
     )  # fmt: skip
     if form == "gguf":

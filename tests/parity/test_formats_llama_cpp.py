@@ -221,7 +221,7 @@ def test_an_adapter_s_keys_are_those_of_their_package(
 def test_text_is_cut_alike(
     noisy: Callable[[str], ModelFile], tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    model = dataclasses.replace(noisy("llama"), tokenizer_json=tokenizer.to_json())
+    model = dataclasses.replace(noisy("llama"), tokenizer=tokenizer.spec)
     write_gguf(tmp_path / "model.gguf", model)
     running = server(tmp_path / "model.gguf")
     for text in TEXTS:
@@ -246,8 +246,8 @@ def test_stories260k_tells_its_story(shared: Path, tmp_path: Path) -> None:
     running = server(tmp_path / "f32.gguf")
     theirs = continued(running, [1], 200)
     assert [t for t, _ in theirs] == [t for t, _ in expected(model, [1], 200)]
-    assert model.tokenizer_json is not None
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json)
+    assert model.tokenizer is not None
+    tokenizer = TextTokenizer(model.tokenizer)
     text = tokenizer.decode([t for t, _ in theirs])
     assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to")
     # Not the text with "they'll": its pieces can be joined in two ways, of which tokenizer.json

@@ -168,9 +168,9 @@ def _tokenizer(reference: str) -> Any:
     from miudo.formats import open_model
 
     model = open_model(path)
-    if model.tokenizer_json is None:
+    if model.tokenizer is None:
         raise TokenizerError("the model has no tokenizer", where=path)
-    return TextTokenizer.from_json(model.tokenizer_json, where=path)
+    return TextTokenizer(model.tokenizer)
 
 
 def _say(line: str) -> None:
