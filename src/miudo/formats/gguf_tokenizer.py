@@ -16,7 +16,7 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.formats.gguf_reader import FLOAT32, INT32, ArrayAt, Container
 from miudo.text.pieces import PieceKind, Pieces, added_tokens, piece_tokenizer
-from miudo.text.special_tokens import TokenSources, with_special_tokens
+from miudo.text.special_tokens import TokenSources, role_tokens, with_special_tokens
 from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer, parse_tokenizer_json
 from miudo.text.word_rules import WORD_RULES, byte_level_tokenizer, word_rule_name
 
@@ -36,10 +36,11 @@ def tokenizer_keys(spec: TokenizerSpec, config: ModelConfig) -> dict[str, Any]:
     """Returns the `tokenizer.ggml.*` keys for a tokenizer; ids without a text are unused.
 
     Words cut in a way that llama.cpp has no name for are marked so that it refuses the file.
-    Raises ModelFileError for a tokenizer that is no BPE, or larger than the model's vocabulary.
+    Raises ModelFileError for a tokenizer that is no BPE, or larger than the model's vocabulary,
+    TokenizerError for merges of absent tokens.
     """
-    model = spec.values["model"]
-    if model.get("type", "BPE") != "BPE":
+    spec.check_merges()
+    if spec.values["model"].get("type", "BPE") != "BPE":
         raise ModelFileError("is no BPE, only that is written", where="tokenizer.json: model.type")
     extra = config.vocab_size - len(spec.tokens)
     if extra < 0:
@@ -193,8 +194,8 @@ def _rebuilt(
             where=where + "model",
             remedy="Open the model's folder, with its tokenizer.json",
         )
-    roles = tuple(i for i in (config.bos_id, *config.eos_ids, config.pad_id) if i is not None)
-    values = with_special_tokens(values, TokenSources(ids=roles), container.path)
+    sources = TokenSources(roles=role_tokens(config, tokens))
+    values = with_special_tokens(values, sources, container.path)
     return check_tokenizer(values, where=container.path)
 
 

@@ -19,7 +19,7 @@ from miudo.formats.model_file import ModelFile
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
 from miudo.text.sentencepiece import parse_sentencepiece
-from miudo.text.special_tokens import TokenSources, with_special_tokens
+from miudo.text.special_tokens import TokenSources, role_tokens, with_special_tokens
 from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer, parse_tokenizer_json
 from miudo.text.word_rules import WORD_RULES, byte_level_tokenizer
 
@@ -45,12 +45,11 @@ def read_tokenizer(
     found = _read_vocabulary(folder, settings)
     if found is None:
         return None
-    roles = (config.bos_id, *config.eos_ids, config.pad_id)
     sources = TokenSources(
         settings=settings,
         named=read_values(folder, "special_tokens_map.json", LIMITS.json_bytes) or {},
         added=read_values(folder, "added_tokens.json", LIMITS.json_bytes) or {},
-        ids=tuple(i for i in roles if i is not None),
+        roles=role_tokens(config, found.tokens),
     )
     values = with_special_tokens(found.values, sources, folder)
     same = values["added_tokens"] == (found.values.get("added_tokens") or [])
@@ -140,6 +139,7 @@ def write_text_side(folder: Path, model: ModelFile, values: Mapping[str, Any]) -
         (folder / "chat_template.jinja").write_bytes(model.chat_template.encode())
     if model.tokenizer is None:
         return
+    model.tokenizer.check_merges()
     (folder / "tokenizer.json").write_bytes(model.tokenizer.to_json())
     side: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -26,7 +26,7 @@ _TEXT, _SCORE, _KIND = 1, 2, 3
 _MODEL_TYPE, _SPACE_AS_SUFFIX = 3, 24
 _CHARSMAP, _ADDS_SPACE, _SQUEEZES, _ESCAPES = 2, 3, 4, 5
 
-Field = tuple[int, int | bytes]
+_Field = tuple[int, int | bytes]
 
 
 def parse_sentencepiece(
@@ -107,7 +107,7 @@ def _message(value: int | bytes, where: object) -> bytes:
     raise TokenizerError("a field of it is a number, not bytes", where=where)
 
 
-def _fields(data: bytes, where: object) -> Iterator[Field]:
+def _fields(data: bytes, where: object) -> Iterator[_Field]:
     """Yields the number and value of every field: an int, or bytes of a length in bounds."""
     offset, end = 0, len(data)
     while offset < end:

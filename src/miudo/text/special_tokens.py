@@ -7,13 +7,14 @@ Read next: `miudo.formats.hf_text`, which finds the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from miudo.config import ModelConfig
 from miudo.errors import TokenizerError
 
-__all__ = ["TokenSources", "with_special_tokens"]
+__all__ = ["TokenSources", "role_tokens", "with_special_tokens"]
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _NAMED = (
@@ -24,16 +25,22 @@ _NAMED = (
 
 @dataclass(frozen=True, slots=True)
 class TokenSources:
-    """Parsed files, empty where there is none, and the ids that a config gives a role.
+    """Parsed files, empty where there is none, and the tokens whose ids a config gives a role.
 
     `settings` is tokenizer_config.json, `named` special_tokens_map.json, `added`
-    added_tokens.json.
+    added_tokens.json; `roles` are the tokens that begin, end and pad.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     named: Mapping[str, Any] = field(default_factory=dict)
     added: Mapping[str, Any] = field(default_factory=dict)
-    ids: tuple[int, ...] = ()
+    roles: tuple[str, ...] = ()
+
+
+def role_tokens(config: ModelConfig, tokens: Sequence[str]) -> tuple[str, ...]:
+    """Returns the tokens with which the model's texts begin, end and are padded."""
+    ids = (config.bos_id, *config.eos_ids, config.pad_id)
+    return tuple(tokens[i] for i in ids if i is not None and i < len(tokens))
 
 
 def with_special_tokens(
@@ -42,9 +49,9 @@ def with_special_tokens(
     """Returns a tokenizer.json's values with all that `sources` say of its added tokens.
 
     What tokenizer_config.json lists by id wins over the file itself, as in `transformers`. A
-    token named there without an id is marked where the vocabulary has it. An id with a role is
-    marked too, unless merges can make its token: then it is text. Raises TokenizerError for a
-    token that two places give different ids.
+    token named there without an id is marked where the vocabulary has it. One with a role is
+    marked too, unless merges can make it: then it is text. Raises TokenizerError for a token that
+    two places give different ids.
     """
     vocab = _vocab(values)
     entries = {str(t.get("content")): t for t in values.get("added_tokens") or []}
@@ -57,8 +64,8 @@ def with_special_tokens(
         known = entries.get(text) or (_entry(text, vocab[text]) if text in vocab else None)
         if known is not None:
             entries[text] = {**known, "special": True}
-    for text in _texts_of(sources.ids, vocab, values):
-        entries.setdefault(text, _entry(text, vocab[text], special=True))
+    for text in _unmade([t for t in sources.roles if t in vocab and t not in entries], values):
+        entries[text] = _entry(text, vocab[text], special=True)
     for text, entry in entries.items():
         if vocab.get(text, entry.get("id")) != entry.get("id"):
             raise TokenizerError(
@@ -110,13 +117,10 @@ def _named_texts(sources: TokenSources) -> Iterable[str]:
                     yield text
 
 
-def _texts_of(
-    ids: tuple[int, ...], vocab: Mapping[str, Any], values: Mapping[str, Any]
-) -> Iterable[str]:
-    wanted = set(ids)
-    texts = [text for text, number in vocab.items() if number in wanted] if wanted else []
+def _unmade(texts: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    """Returns those of the texts that are no character and no result of a merge."""
     if not texts:
-        return
+        return []
     merges = values["model"].get("merges") or []
     made = {m.replace(" ", "") if isinstance(m, str) else "".join(map(str, m)) for m in merges}
-    yield from (text for text in texts if len(text) > 1 and text not in made)
+    return [text for text in texts if len(text) > 1 and text not in made]

@@ -12,14 +12,14 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from miudo.errors import ConfigError, RequestError, TokenizerError
 from miudo.limits import LIMITS, Limits
+from miudo.text.backend import build_backend, translated
 from miudo.text.tokenizer_json import SPACE, TokenizerSpec, parse_tokenizer_json
 
 if TYPE_CHECKING:
@@ -32,12 +32,6 @@ DEFAULT_SPECIALS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad
 _LONG = 1 << 16  # characters
 _BETWEEN_WORDS = re.compile("[A-Za-z] (?=[A-Za-z])")
 _LETTER_SPACE = re.compile(rb"[A-Za-z] ")
-_OURS = frozenset(("model", "added_tokens", "truncation", "padding"))
-_NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
-_BPE_OPTIONS = frozenset(
-    ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
-     "ignore_merges")
-)  # fmt: skip
 _BYTE_TOKENS = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
 
 
@@ -50,7 +44,7 @@ class TextTokenizer:
 
     def __init__(self, spec: TokenizerSpec) -> None:
         self.spec = spec
-        self._plain = _backend(spec)
+        self._plain = build_backend(spec)
         self._plain.encode_special_tokens = True  # the library's name for "as plain text"
         for token, number in spec.added.items():
             # The library numbers added tokens itself and only warns where the file disagrees.
@@ -133,7 +127,7 @@ class TextTokenizer:
         """Returns `encode` of each text, on all cores."""
         pieces = [self._pieces(text) for text in texts]
         flat = [piece for several in pieces for piece in several]
-        with _translated(RequestError, "the text is not valid Unicode"):
+        with translated(RequestError, "the text is not valid Unicode"):
             found = self._plain.encode_batch_fast(flat, add_special_tokens=False)
         safe = self._control.isdisjoint
         ids = iter(
@@ -175,7 +169,7 @@ class TextTokenizer:
     def _special(self) -> Backend:
         # A second instance, because the library keeps the switch as state: two threads that
         # want different answers must not flip it under each other. The vocabulary is shared.
-        return _backend(self.spec, self._plain.model)
+        return build_backend(self.spec, self._plain.model)
 
     def _pieces(self, text: str) -> list[str]:
         """Cuts a long text where no token can lie across: the library needs 200 bytes a token.
@@ -248,59 +242,14 @@ def train_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with _translated(TokenizerError, "the tokenizer cannot be trained"):
+    with translated(TokenizerError, "the tokenizer cannot be trained"):
         backend.train_from_iterator(texts, trainer)
     return TextTokenizer.from_json(backend.to_str().encode(), where="trained tokenizer")
 
 
-def _backend(spec: TokenizerSpec, model: Any = None) -> Backend:
-    """Returns the library's object; BPE goes in as Python objects, in half the time of JSON."""
-    from tokenizers import AddedToken, Tokenizer, models
-
-    values = spec.values
-    with _translated(TokenizerError, "the tokenizers library refuses it", spec.where):
-        if values["model"].get("type", "BPE") != "BPE":
-            backend: Backend = Tokenizer.from_buffer(spec.to_json())
-            backend.no_truncation()
-            backend.no_padding()
-            return backend
-        if model is None:
-            options = {
-                k: v for k, v in values["model"].items() if k in _BPE_OPTIONS and v is not None
-            }
-            model = models.BPE(vocab=values["model"]["vocab"], merges=list(spec.merges), **options)
-        bare = {k: v for k, v in values.items() if k not in _OURS}
-        bare |= {"version": "1.0", "model": _NO_MODEL, "added_tokens": []}
-        backend = Tokenizer.from_str(json.dumps(bare))
-        backend.model = model
-        listed = sorted(values.get("added_tokens") or [], key=lambda token: int(token["id"]))
-        backend.add_tokens(
-            [AddedToken(**{k: v for k, v in t.items() if k != "id"}) for t in listed]
-        )
-    return backend
-
-
 def _run(backend: Backend, text: str) -> Any:
-    with _translated(RequestError, "the text is not valid Unicode"):
+    with translated(RequestError, "the text is not valid Unicode"):
         return backend.encode(text, add_special_tokens=False)
-
-
-@contextmanager
-def _translated(
-    error: type[RequestError] | type[TokenizerError], what: str, where: object = None
-) -> Iterator[None]:
-    """A panic in Rust arrives as a BaseException of a class that cannot be imported."""
-    try:
-        yield
-    except BaseException as cause:
-        if type(cause).__name__ != "PanicException" and type(cause) not in (
-            Exception,
-            TypeError,
-            ValueError,
-            UnicodeEncodeError,
-        ):
-            raise
-        raise error(f"{what} ({str(cause)[:200]})", where=where) from cause
 
 
 def _byte_alphabet() -> list[str]:

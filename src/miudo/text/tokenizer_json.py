@@ -18,6 +18,7 @@ from miudo.errors import TokenizerError
 from miudo.limits import LIMITS, Limits
 from miudo.text.vocabulary import (
     Pair,
+    check_merges,
     check_vocab,
     read_added_tokens,
     read_merges,
@@ -53,6 +54,13 @@ class TokenizerSpec:
     adds_space: bool
     where: object = field(default=None, compare=False)
 
+    def check_merges(self) -> None:
+        """Raises TokenizerError for a merge of or into a token that is not in the vocabulary.
+
+        For those who write a tokenizer on; building a `TextTokenizer` finds such merges as well.
+        """
+        check_merges(self.values["model"], self.merges, frozenset(self.tokens), self.where)
+
     def to_json(self) -> bytes:
         """Returns the tokenizer.json."""
         return json.dumps(self.values, ensure_ascii=False).encode()
@@ -70,15 +78,15 @@ def check_tokenizer(
 ) -> TokenizerSpec:
     """Returns the tokenizer that `values` describe as a tokenizer.json does.
 
-    Raises TokenizerError, naming field and value, for ids with gaps or twice, merges of absent
-    tokens, sizes above `limits`, and kinds whose bytes are not known.
+    Raises TokenizerError, naming field and value, for ids with gaps or twice, merges that are no
+    pairs, sizes above `limits`, and kinds whose bytes are not known.
     """
     model = _mapping(values, "model", where)
     vocab, unk_id = check_vocab(model, where)
     added, special = read_added_tokens(values, where)
     tokens = tokens_by_id(vocab, added, where, limits)
     is_bpe = model.get("type", "BPE") == "BPE"
-    merges = read_merges(model, vocab, where) if is_bpe else []
+    merges = read_merges(model, where) if is_bpe else []
     _check_patterns(values, where)
     byte_level, adds_space = _decoder_kind(values, where)
     return TokenizerSpec(

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NoReturn
 
 from miudo.errors import TokenizerError
 from miudo.limits import Limits
 
-__all__ = ["Pair", "check_vocab", "read_added_tokens", "read_merges", "tokens_by_id"]
+__all__ = [
+    "Pair",
+    "check_merges",
+    "check_vocab",
+    "read_added_tokens",
+    "read_merges",
+    "tokens_by_id",
+]
 
 Pair = tuple[str, str]
 
@@ -90,10 +96,14 @@ def tokens_by_id(
     n = len(everything)
     if not 0 < n <= limits.vocab_size:
         raise TokenizerError(f"has {n} tokens, allowed 1 to {limits.vocab_size}", where=where)
-    ids = everything.values()
-    if set(map(type, ids)) != {int} or len(set(ids)) != n or min(ids) < 0 or max(ids) >= n:
+    ids = list(everything.values())
+    whole = set(map(type, ids)) == {int}
+    if whole and ids == list(range(n)):
+        tokens = tuple(everything)
+    elif whole and len(set(ids)) == n and min(ids) >= 0 and max(ids) < n:
+        tokens = tuple(sorted(everything, key=everything.__getitem__))
+    else:
         _refuse_ids(everything, where)
-    tokens = tuple(sorted(everything, key=everything.__getitem__))
     # A character is at most four bytes; the exact count is only needed near the limit.
     if "" in everything or max(map(len, tokens)) * 4 > limits.token_bytes or not _encodes(tokens):
         for number, token in enumerate(tokens):
@@ -144,48 +154,41 @@ def _check_token(token: str, number: int, where: object, limits: Limits) -> None
         )
 
 
-def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], where: object) -> list[Pair]:
-    """Returns the pairs of tokens that are joined, in order.
-
-    Joined tokens are longer than both parts, so merges that are all in the vocabulary can make
-    no cycle.
-    """
+def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
+    """Returns the pairs of tokens that are joined, in order; `check_merges` looks them up."""
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise TokenizerError("model.merges is missing or no list", where=where)
-    skip = len(model.get("continuing_subword_prefix") or "")
-    pairs = _pairs(merges)
-    if pairs is not None:
-        lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]
-        joined = map(operator.add, lefts, [r[skip:] for r in rights] if skip else rights)
-        if all(all(map(vocab.__contains__, column)) for column in (lefts, rights, joined)):
-            return pairs
-    for i, merge in enumerate(merges):
-        _check_merge(i, merge, vocab, skip, where)
-    raise AssertionError("every merge alone is right")
-
-
-def _pairs(merges: list[Any]) -> list[Pair] | None:
-    """Returns the merges as tuples, None if any is neither `"a b"` nor a list of two texts."""
     kinds = set(map(type, merges))
+    pairs: list[Any] = []
     if kinds == {str}:
         pairs = [tuple(merge.split(" ")) for merge in merges]
     elif kinds == {list}:
         pairs = list(map(tuple, merges))
-    else:
-        return None if merges else []
-    texts = set(map(type, itertools.chain.from_iterable(pairs)))
-    return pairs if texts == {str} and set(map(len, pairs)) == {2} else None
-
-
-def _check_merge(i: int, merge: object, vocab: Mapping[str, int], skip: int, where: object) -> None:
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+    elif kinds:
+        i = next(i for i, merge in enumerate(merges) if type(merge) is not type(merges[0]))
         raise TokenizerError(f"model.merges[{i}] is no pair of tokens", where=where)
-    left, right = pair
-    for token in (left, right, left + right[skip:]):
-        if token not in vocab:
-            raise TokenizerError(
-                f"model.merges[{i}] names {token[:60]!r}, which is not in the vocabulary",
-                where=where,
-            )
+    texts = set(map(type, itertools.chain.from_iterable(pairs)))
+    if not texts <= {str} or not set(map(len, pairs)) <= {2}:
+        wrong = (i for i, p in enumerate(pairs) if len(p) != 2 or {*map(type, p)} != {str})
+        raise TokenizerError(f"model.merges[{next(wrong)}] is no pair of tokens", where=where)
+    return pairs
+
+
+def check_merges(
+    model: Mapping[str, Any], merges: Sequence[Pair], vocab: Container[str], where: object
+) -> None:
+    """Raises TokenizerError for a merge of or into a token that is not in the vocabulary.
+
+    Joined tokens are longer than both parts, so merges that are all in the vocabulary can make
+    no cycle. At 150,000 merges this costs as much as everything else; the `tokenizers` library
+    does it anyway, so it is asked first.
+    """
+    skip = len(model.get("continuing_subword_prefix") or "")
+    for i, (left, right) in enumerate(merges):
+        for token in (left, right, left + right[skip:]):
+            if token not in vocab:
+                raise TokenizerError(
+                    f"model.merges[{i}] names {token[:60]!r}, which is not in the vocabulary",
+                    where=where,
+                )
