@@ -239,7 +239,8 @@ def sentencepiece_row(
         if again is None:
             raise RuntimeError("no tokenizer was rebuilt")
         row.rebuilt = differing(lines, TextTokenizer(again).encode, theirs.encode)
-        row.llama_cpp = differing(lines, ours, of_llama_cpp(path))
+        if settings["byte_fallback"]:  # llama.cpp fails on unknown characters without
+            row.llama_cpp = differing(lines, ours, of_llama_cpp(path))
     return row
 
 
@@ -317,8 +318,7 @@ def of_llama_cpp(path: Path) -> Encode:
         try:
             with urllib.request.urlopen(request) as answer:  # noqa: S310
                 found: list[int] = json.load(answer)["tokens"]
-        except urllib.error.HTTPError as error:
-            print(f"llama.cpp refuses {text!r}: {error.read()[:200]!r}", file=sys.stderr)
+        except urllib.error.HTTPError:
             return [-1]
         return found
 

@@ -111,7 +111,8 @@ def _normalizers(given: Pieces, user_defined: Sequence[str]) -> list[dict[str, A
         table = base64.b64encode(given.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": table})
     if given.squeezes_spaces:
-        steps += [_replace({"Regex": r"\A +| +\z"}, ""), _replace({"Regex": " {2,}"}, " ")]
+        ends = rf"\A +|[ {SPACE}]+\z"  # at the end a space is looked for as it is written
+        steps += [_replace({"Regex": ends}, ""), _replace({"Regex": " {2,}"}, " ")]
     if given.adds_space:
         steps.append({"type": "Prepend", "prepend": SPACE})
     steps.append(_replace({"String": " "}, SPACE))
