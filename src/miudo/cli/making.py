@@ -15,14 +15,13 @@ import click
 
 from miudo.cli.options import emit, verb
 from miudo.cli.settings import check_keys, make_settings
+from miudo.cli.templates import read_template, template_option
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
-    read_template,
     require_data,
     run_options,
     run_settings,
-    template_option,
     typed,
 )
 from miudo.errors import ConfigError, UsageError

@@ -68,8 +68,8 @@ def _read_vocabulary(folder: Path, settings: Mapping[str, Any]) -> TokenizerSpec
     name = str(settings.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
     if name not in _RULE_OF_CLASS or settings.get("add_prefix_space"):
         raise TokenizerError(
-            f"vocab.json is that of a {name[:60]}, which cuts words in a way that is not known",
-            where=folder,
+            f"is that of a {name[:60]}, which cuts words in a way that is not known",
+            where=folder / "vocab.json",
             remedy="Put the model's tokenizer.json into the folder",
         )
     rule = WORD_RULES[_RULE_OF_CLASS[name]]

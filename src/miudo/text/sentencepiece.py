@@ -50,7 +50,9 @@ def parse_sentencepiece(
             normalizer |= dict(_fields(_message(value, where), where))
     if not pieces:
         raise TokenizerError(
-            "holds no pieces", where=where, remedy="Use a SentencePiece model file"
+            "holds no pieces: it is no SentencePiece model",
+            where=where,
+            remedy="Put the tokenizer.json of the model beside it",
         )
     _check_kind(trainer, normalizer, where)
     texts, scores, kinds = zip(*pieces, strict=True)
@@ -144,5 +146,5 @@ def _damaged(offset: int, where: object) -> TokenizerError:
     return TokenizerError(
         f"is no SentencePiece model, or damaged at byte {offset}",
         where=where,
-        remedy="Use the model's tokenizer.json",
+        remedy="Put the tokenizer.json of the model beside it",
     )

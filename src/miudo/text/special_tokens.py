@@ -48,10 +48,10 @@ def with_special_tokens(
 ) -> dict[str, Any]:
     """Returns a tokenizer.json's values with all that `sources` say of its added tokens.
 
-    What tokenizer_config.json lists by id wins over the file itself, as in `transformers`. A
-    token named there without an id is marked where the vocabulary has it. One with a role is
-    marked too, unless merges can make it: then it is text. Raises TokenizerError for a token that
-    two places give different ids.
+    What tokenizer_config.json lists by id wins over the file itself, as in `transformers`. Tokens
+    that are only named, or only have a role, are marked where the vocabulary has them, unless
+    merges can make them: then they are text. Raises TokenizerError for a token that two places
+    give different ids.
     """
     vocab = _vocab(values)
     entries = {str(t.get("content")): t for t in values.get("added_tokens") or []}
@@ -60,11 +60,9 @@ def with_special_tokens(
             entries[text] = _entry(text, number)
     for text, entry in _decoder_entries(sources.settings, where):
         entries[text] = entries.get(text, {}) | entry
-    for text in _named_texts(sources):
-        known = entries.get(text) or (_entry(text, vocab[text]) if text in vocab else None)
-        if known is not None:
-            entries[text] = {**known, "special": True}
-    for text in _unmade([t for t in sources.roles if t in vocab and t not in entries], values):
+    named = [*_named_texts(sources), *sources.roles]
+    entries |= {t: {**entries[t], "special": True} for t in named if t in entries}
+    for text in _unmade([t for t in named if t in vocab and t not in entries], values):
         entries[text] = _entry(text, vocab[text], special=True)
     for text, entry in entries.items():
         if vocab.get(text, entry.get("id")) != entry.get("id"):
