@@ -1,8 +1,9 @@
 """A SentencePiece BPE vocabulary (Kudo & Richardson 2018) in the form of a tokenizer.json.
 
 For: pieces with scores, out of a `tokenizer.model` or a GGUF file, with the ids that the
-original gives. Two deviations are known: a text that is nothing but one user-defined piece gets
-no space in front, and pieces of equal score are joined by id, not from the left.
+original gives. Three deviations are known: a text that is nothing but one user-defined piece
+gets no space in front; pieces of equal score are joined by id, not from the left; and with a
+`charsmap` the `tokenizers` library loses a combining mark after a character that is replaced.
 Not for: unigram models, which choose among all ways to cut a text.
 Read next: `miudo.text.sentencepiece`, `miudo.text.tokenizer_json`.
 """
