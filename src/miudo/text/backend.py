@@ -18,7 +18,7 @@ from miudo.text.tokenizer_json import TokenizerSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-__all__ = ["build_backend", "translated"]
+__all__ = ["build_backend", "translated", "written"]
 
 _OURS = frozenset(("model", "added_tokens", "truncation", "padding"))
 _NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
@@ -44,9 +44,7 @@ def build_backend(spec: TokenizerSpec, model: Any = None) -> Backend:
             backend.no_truncation()
             backend.no_padding()
             return backend
-        bare = {k: v for k, v in values.items() if k not in _OURS}
-        bare |= {"version": "1.0", "model": _NO_MODEL, "added_tokens": []}
-        backend = Tokenizer.from_str(json.dumps(bare))
+        backend = Tokenizer.from_str(json.dumps(_bare(spec)))
         backend.model = model
         listed = sorted(values.get("added_tokens") or [], key=lambda token: int(token["id"]))
         backend.add_tokens(
@@ -55,15 +53,36 @@ def build_backend(spec: TokenizerSpec, model: Any = None) -> Backend:
     return backend
 
 
+def written(spec: TokenizerSpec) -> dict[str, Any]:
+    """Returns what the library writes of a BPE tokenizer, without vocabulary and added tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    with translated(TokenizerError, "the tokenizers library refuses it", spec.where):
+        bare: Backend = Tokenizer.from_str(json.dumps(_bare(spec)))
+        bare.model = BPE(vocab={}, merges=[], **_options(spec))
+        values: dict[str, Any] = json.loads(bare.to_str())
+    return values
+
+
+def _bare(spec: TokenizerSpec) -> dict[str, Any]:
+    kept = {k: v for k, v in spec.values.items() if k not in _OURS}
+    return kept | {"version": "1.0", "model": _NO_MODEL, "added_tokens": []}
+
+
+def _options(spec: TokenizerSpec) -> dict[str, Any]:
+    given = spec.values["model"]
+    return {k: v for k, v in given.items() if k in _BPE_OPTIONS and v is not None}
+
+
 def _bpe(spec: TokenizerSpec) -> Any:
     """Python objects go in in half the time that the same takes as JSON."""
     from tokenizers.models import BPE
 
-    given = spec.values["model"]
-    options = {k: v for k, v in given.items() if k in _BPE_OPTIONS and v is not None}
     try:
         with translated(TokenizerError, "the tokenizers library refuses it", spec.where):
-            return BPE(vocab=given["vocab"], merges=list(spec.merges), **options)
+            vocab = spec.values["model"]["vocab"]
+            return BPE(vocab=vocab, merges=list(spec.merges), **_options(spec))
     except TokenizerError:
         spec.check_merges()  # says which merge it was, if it was one
         raise

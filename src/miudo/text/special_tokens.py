@@ -14,9 +14,11 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import TokenizerError
 
-__all__ = ["TokenSources", "role_tokens", "with_special_tokens"]
+__all__ = ["TOKEN_FLAGS", "TokenSources", "role_tokens", "with_special_tokens"]
 
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""What an added token says of itself beside id and content."""
+
 _NAMED = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
     "additional_special_tokens", "extra_special_tokens",
@@ -86,7 +88,7 @@ def _vocab(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(text: str, number: object, *, special: bool = False) -> dict[str, Any]:
-    flags = dict.fromkeys(_FLAGS, False)
+    flags = dict.fromkeys(TOKEN_FLAGS, False)
     return {"id": number, "content": text, **flags, "special": special}
 
 
@@ -100,7 +102,7 @@ def _decoder_entries(
         text = item.get("content") if isinstance(item, Mapping) else None
         if not isinstance(text, str) or not (key.isascii() and key.isdigit() and len(key) < 10):
             raise TokenizerError(f"added_tokens_decoder[{key[:20]!r}] is no token", where=where)
-        yield text, _entry(text, int(key)) | {k: bool(item[k]) for k in _FLAGS if k in item}
+        yield text, _entry(text, int(key)) | {k: bool(item[k]) for k in TOKEN_FLAGS if k in item}
 
 
 def _named_texts(sources: TokenSources) -> Iterable[str]:
