@@ -166,7 +166,7 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
     elif kinds == {list}:
         pairs = list(map(tuple, merges))
     elif kinds:
-        i = next(i for i, merge in enumerate(merges) if type(merge) is not type(merges[0]))
+        i = next((i for i, merge in enumerate(merges) if type(merge) is not type(merges[0])), 0)
         raise TokenizerError(f"model.merges[{i}] is no pair of tokens", where=where)
     texts = set(map(type, itertools.chain.from_iterable(pairs)))
     if not texts <= {str} or not set(map(len, pairs)) <= {2}:
