@@ -7,9 +7,9 @@ Read next: `miudo.formats.gguf_tokenizer`, `miudo.text.backend`.
     python benchmarks/tokenizer_opening.py ../shared/data --runs 5
 
 The vocabulary is trained on the novels in the data. Each reading is a process of its own, after
-its imports: processor seconds until "hello" is ids, and what memory grew by. "foreign" has the
-keys that llama.cpp's converter writes, "own" the whole tokenizer.json as well. The peers read
-"foreign": llama.cpp loads the file, one layer of zeros with it; the `gguf` package with
+its imports: processor seconds until "hello" is ids, and what its peak memory grew by. "foreign"
+has the keys that llama.cpp's converter writes, "own" the whole tokenizer.json as well. The peers
+read "foreign": llama.cpp loads the file, one layer of zeros with it; the `gguf` package with
 `transformers` makes a fast tokenizer of the keys.
 """
 
@@ -39,16 +39,16 @@ from miudo.text.tokenizer import TextTokenizer, train_bpe
 
 TEXTS = ("en_prose/eltec-eng_novels_dev.txt.xz", "pt_prose/eltec-por_novels_dev.txt.xz")
 
-CLOCK = """
-import gc, json, resource, sys, time
+CLOCK = r"""
+import json, re, sys, time
 {imports}
 path = sys.argv[1]
-gc.collect()
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+def peak_mb():
+    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
+before, start = peak_mb(), time.process_time()
 {work}
 spent = time.process_time() - start
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([spent, (after - before) / 1024]))
+print(json.dumps([spent, peak_mb() - before]))
 """
 MIUDO = (
     """

@@ -51,7 +51,7 @@ def read_tokenizer(
         added=read_values(folder, "added_tokens.json", LIMITS.json_bytes) or {},
         roles=role_tokens(config, found.tokens),
     )
-    values = with_special_tokens(found.values, sources, folder)
+    values = with_special_tokens(found.whole(), sources, folder)
     same = values["added_tokens"] == (found.values.get("added_tokens") or [])
     return found if same else check_tokenizer(values, where=found.where)
 

@@ -36,10 +36,11 @@ _DEPTH = 32
 class TokenizerSpec:
     """A tokenizer as plain values, checked. `tokens` is indexed by id.
 
-    `values` is the whole tokenizer.json. `merges`: the pairs that BPE joins, in order; empty for
-    Unigram. `byte_level`: GPT-2's byte alphabet; otherwise SentencePiece pieces, with
-    `byte_fallback` saying that `<0x0A>` stands for a byte. `adds_space`: encoding puts a space
-    in front that decoding takes away. `added`: ids matched in raw text before the model sees it.
+    `values` is the tokenizer.json, save that `merges` stand apart: the pairs that BPE joins, in
+    order; empty for Unigram. `byte_level`: GPT-2's byte alphabet; otherwise SentencePiece
+    pieces, with `byte_fallback` saying that `<0x0A>` stands for a byte. `adds_space`: encoding
+    puts a space in front that decoding takes away. `added`: ids matched in raw text before the
+    model sees it.
     `where` names the source in errors.
     """
 
@@ -61,9 +62,23 @@ class TokenizerSpec:
         """
         check_merges(self.values["model"], self.merges, frozenset(self.tokens), self.where)
 
+    def whole(self) -> dict[str, Any]:
+        """Returns all values of the tokenizer.json.
+
+        Merges are written "a b" where no token holds a space: that is read in half the time, by
+        older libraries too.
+        """
+        model = self.values["model"]
+        if model.get("type", "BPE") != "BPE":
+            return dict(self.values)
+        merges: list[Any] = [f"{left} {right}" for left, right in self.merges]
+        if any(merge.count(" ") != 1 for merge in merges):
+            merges = list(map(list, self.merges))
+        return {**self.values, "model": {**model, "merges": merges}}
+
     def to_json(self) -> bytes:
         """Returns the tokenizer.json."""
-        return json.dumps(self.values, ensure_ascii=False).encode()
+        return json.dumps(self.whole(), ensure_ascii=False).encode()
 
 
 def parse_tokenizer_json(
@@ -90,7 +105,7 @@ def check_tokenizer(
     _check_patterns(values, where)
     byte_level, adds_space = _decoder_kind(values, where)
     return TokenizerSpec(
-        values=values,
+        values={**values, "model": {k: v for k, v in model.items() if k != "merges"}},
         tokens=tokens,
         merges=merges,
         special={t: added[t] for t in special},
