@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from miudo.protocol import SeqWork
 from miudo.records import Record
 from miudo.tensors import DType, Role, StoredTensor, tensor_table
 from miudo.text.tokenizer import TextTokenizer, train_bpe
+from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer
 
 xllamacpp = pytest.importorskip("xllamacpp")
 gguf = pytest.importorskip("gguf")
@@ -108,16 +108,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def words() -> bytes:
+def words() -> TokenizerSpec:
     """A tokenizer whose ids are all whole text: llama.cpp reports no half characters."""
     vocab = {f"w{i}": i for i in range(320)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     model = {"type": "BPE", "vocab": vocab, "merges": []}
-    return json.dumps({"model": model, "pre_tokenizer": level, "decoder": level}).encode()
+    return check_tokenizer({"model": model, "pre_tokenizer": level, "decoder": level})
 
 
 @pytest.fixture
-def noisy(words: bytes) -> Callable[[str], ModelFile]:
+def noisy(words: TokenizerSpec) -> Callable[[str], ModelFile]:
     def make(name: str) -> ModelFile:
         config = ModelConfig.uniform(**CONFIGS[name])
         decoder, generator = Decoder(config), torch.Generator().manual_seed(5)
