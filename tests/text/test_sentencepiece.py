@@ -121,6 +121,8 @@ def test_other_kinds_are_refused_by_name(name: str, number: int) -> None:
         (model_file([*HEAD, ("a", 0.0, 1), ("a", 0.0, 1)]), "'a' stands twice"),
         (model_file([*HEAD, ("", 0.0, 1)]), "empty"),
         (model_file(HEAD, escapes=0), "writes spaces"),
+        (model_file([*HEAD, ("a" * 513, 0.0, 1)]), "piece 3 has 513 characters"),
+        (model_file(HEAD) + field(2, field(9, 1) * 5000), "more than 4096 fields"),
     ],
 )
 def test_what_is_no_model_is_refused(data: bytes, says: str) -> None:

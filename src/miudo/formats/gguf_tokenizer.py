@@ -226,7 +226,9 @@ def _pieces(
     if any(score != score for score in scores):
         raise ModelFileError("holds something that is no number", where=where + "scores")
     adds_space = container.keys.get(_IDS + "add_space_prefix") is not False
-    values = piece_tokenizer(Pieces(tokens, scores, kinds, adds_space=adds_space))
+    values = piece_tokenizer(
+        Pieces(tokens, scores, kinds, adds_space=adds_space, where=container.path)
+    )
     if container.keys.get("general.architecture") == "phi3":
         # Its turns' tokens take the white space after them along, which GGUF has no field for.
         bare = ("<unk>", "<s>", "<|endoftext|>")

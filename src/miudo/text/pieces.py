@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from miudo.errors import TokenizerError
 from miudo.text.tokenizer_json import SPACE
 
 __all__ = ["PieceKind", "Pieces", "added_tokens", "piece_tokenizer"]
@@ -42,12 +43,16 @@ _SPECIAL: Mapping[int, bool] = {
 }
 
 
+_PIECE_CHARS = 512
+
+
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """Pieces by id with score and `PieceKind`, and what is done to a text before.
 
     `adds_space`: a space is put in front. `squeezes_spaces`: runs of spaces become one, those at
     both ends go. `charsmap` is SentencePiece's table of characters to replace, b"" for none.
+    `where` names the source in errors.
     """
 
     pieces: Sequence[str]
@@ -56,10 +61,14 @@ class Pieces:
     adds_space: bool = True
     squeezes_spaces: bool = False
     charsmap: bytes = b""
+    where: object = None
 
 
 def piece_tokenizer(given: Pieces) -> dict[str, Any]:
-    """Returns the tokenizer.json of a SentencePiece vocabulary, as plain values."""
+    """Returns the tokenizer.json of a SentencePiece vocabulary, as plain values.
+
+    Raises TokenizerError for a piece so long that all ways to cut it are too many.
+    """
     added = added_tokens(given.pieces, given.kinds)
     for token in added:  # user-defined pieces are matched where spaces are written as pieces too
         token["normalized"] = not token["special"]
@@ -137,6 +146,12 @@ def _merges(given: Pieces) -> list[list[str]]:
         for i, (piece, kind) in enumerate(zip(given.pieces, given.kinds, strict=True))
         if kind == PieceKind.NORMAL
     }
+    longest = max(ids, key=len, default="")
+    if len(longest) > _PIECE_CHARS:
+        raise TokenizerError(
+            f"piece {ids[longest]} has {len(longest)} characters, the limit is {_PIECE_CHARS}",
+            where=given.where,
+        )
     scores = given.scores
     order = sorted(ids, key=lambda piece: -scores[ids[piece]])
     return [

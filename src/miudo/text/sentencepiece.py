@@ -26,6 +26,8 @@ _TEXT, _SCORE, _KIND = 1, 2, 3
 _MODEL_TYPE, _SPACE_AS_SUFFIX = 3, 24
 _CHARSMAP, _ADDS_SPACE, _SQUEEZES, _ESCAPES = 2, 3, 4, 5
 
+_FIELDS = 4096  # of one message; the format has about fifty
+
 _Field = tuple[int, int | bytes]
 
 
@@ -39,7 +41,7 @@ def parse_sentencepiece(
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    for number, value in _fields(data, where):
+    for number, value in _fields(data, where, most=limits.vocab_size + _FIELDS):
         if number == _PIECES:
             if len(pieces) == limits.vocab_size:
                 raise TokenizerError(f"has more than {len(pieces)} pieces", where=where)
@@ -64,9 +66,11 @@ def parse_sentencepiece(
         adds_space=bool(normalizer.get(_ADDS_SPACE, 1)),
         squeezes_spaces=bool(normalizer.get(_SQUEEZES, 1)),
         charsmap=_message(charsmap, where),
+        where=where,
     )
-    if len(set(texts)) != len(texts):
-        twice = next(text for i, text in enumerate(texts) if text in texts[:i])
+    last = {text: i for i, text in enumerate(texts)}
+    if len(last) != len(texts):
+        twice = next(text for i, text in enumerate(texts) if last[text] != i)
         raise TokenizerError(f"piece {twice[:60]!r} stands twice", where=where)
     return check_tokenizer(piece_tokenizer(given), where=where, limits=limits)
 
@@ -109,10 +113,13 @@ def _message(value: int | bytes, where: object) -> bytes:
     raise TokenizerError("a field of it is a number, not bytes", where=where)
 
 
-def _fields(data: bytes, where: object) -> Iterator[_Field]:
+def _fields(data: bytes, where: object, *, most: int = _FIELDS) -> Iterator[_Field]:
     """Yields the number and value of every field: an int, or bytes of a length in bounds."""
-    offset, end = 0, len(data)
+    offset, end, left = 0, len(data), most
     while offset < end:
+        left -= 1
+        if left < 0:
+            raise TokenizerError(f"has more than {most} fields in one", where=where)
         key, offset = _varint(data, offset, where)
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
