@@ -11,7 +11,10 @@ import pytest
 
 from miudo.errors import ModelFileError, TokenizerError
 from miudo.formats import ModelFile, open_model
+from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import write_folder
+from miudo.protocol import Message
+from miudo.text.prompt import model_template
 from miudo.text.tokenizer import TextTokenizer
 
 Make = Callable[..., ModelFile]
@@ -95,6 +98,20 @@ def test_a_written_folder_says_all_of_it_in_one_file(folder: Path, tmp_path: Pat
     assert again.added_ids == first.added_ids
     assert again.special_ids == first.special_ids
     assert again.encode("ab ab<x>") == first.encode("ab ab<x>")
+
+
+def test_a_token_called_bos_that_begins_no_text(folder: Path, tmp_path: Path) -> None:
+    put(folder, vocab__json=VOCAB, merges__txt=MERGES)
+    settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<e>", "add_bos_token": False}
+    put(folder, tokenizer_config__json=settings)
+    write_gguf(tmp_path / "m.gguf", open_model(folder))
+    write_folder(tmp_path / "again", open_model(tmp_path / "m.gguf"))
+    for path in (folder, tmp_path / "m.gguf", tmp_path / "again"):
+        model = open_model(path)
+        assert model.config.bos_id is None
+        assert model.tokenizer is not None
+        template = model_template(TextTokenizer(model.tokenizer), model.config, "{{ bos_token }}")
+        assert template.render([Message("user", "x")]) == "<e>"
 
 
 def test_a_sentencepiece_model(shared: Path, tmp_path: Path) -> None:

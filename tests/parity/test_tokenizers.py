@@ -29,7 +29,7 @@ THEIR_OWN_WAY = {"SentencePiece, user-defined"}
 
 
 def test_ids_of_every_kind_of_vocabulary(shared: Path) -> None:
-    command = [sys.executable, str(BENCHMARK), str(shared / "data"), "--lines", "1000", "--json"]
+    command = [sys.executable, str(BENCHMARK), str(shared / "data"), "--lines", "600", "--json"]
     environment = {**os.environ, "RAYON_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, timeout=280

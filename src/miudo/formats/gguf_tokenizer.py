@@ -8,6 +8,7 @@ Read next: `miudo.text.word_rules`, `miudo.text.pieces`, `miudo.formats.gguf`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,6 +65,9 @@ def tokenizer_keys(spec: TokenizerSpec, config: ModelConfig) -> dict[str, Any]:
         keys[_IDS + "remove_extra_whitespaces"] = False
     if spec.unk_id is not None:
         keys[_IDS + "unknown_token_id"] = spec.unk_id
+    begin = spec.added.get(spec.named.get("bos_token", ""))
+    if config.bos_id is None and begin is not None:  # templates name it, no text begins with it
+        keys[_IDS + "bos_token_id"] = begin
     return keys
 
 
@@ -141,10 +145,11 @@ def read_tokenizer(container: Container, config: ModelConfig) -> TokenizerSpec |
     merges = container.strings(_IDS + "merges") if _IDS + "merges" in keys else None
     if whole is not None:
         _check_agreement(whole, tokens, merges)
-        return whole
+        return dataclasses.replace(whole, named=_named(container, whole.tokens))
     if keys.get(_IDS + "model") in _NOTHING:
         return None
-    return _rebuilt(container, tokens, merges, config)
+    found = _rebuilt(container, tokens, merges, config)
+    return dataclasses.replace(found, named=_named(container, found.tokens))
 
 
 def _check_agreement(
@@ -197,6 +202,13 @@ def _rebuilt(
     sources = TokenSources(roles=role_tokens(config, tokens))
     values = with_special_tokens(values, sources, container.path)
     return check_tokenizer(values, where=container.path)
+
+
+def _named(container: Container, tokens: Sequence[str]) -> dict[str, str]:
+    """Tokens by the names that templates have for them, whether or not one begins a text."""
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: container.keys.get(f"{_IDS}{key}_token_id") for name, key in names.items()}
+    return {name: tokens[i] for name, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
 
 
 def _byte_level(

@@ -8,6 +8,7 @@ Read next: `miudo.text.special_tokens`, `miudo.text.sentencepiece`, `miudo.text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from miudo.formats.model_file import ModelFile
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
 from miudo.text.sentencepiece import parse_sentencepiece
-from miudo.text.special_tokens import TokenSources, role_tokens, with_special_tokens
+from miudo.text.special_tokens import (
+    TokenSources,
+    role_tokens,
+    token_names,
+    with_special_tokens,
+)
 from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer, parse_tokenizer_json
 from miudo.text.word_rules import WORD_RULES, byte_level_tokenizer
 
@@ -52,8 +58,9 @@ def read_tokenizer(
         roles=role_tokens(config, found.tokens),
     )
     values = with_special_tokens(found.whole(), sources, folder)
-    same = values["added_tokens"] == (found.values.get("added_tokens") or [])
-    return found if same else check_tokenizer(values, where=found.where)
+    if values["added_tokens"] != (found.values.get("added_tokens") or []):
+        found = check_tokenizer(values, where=found.where)
+    return dataclasses.replace(found, named=token_names(sources))
 
 
 def _read_vocabulary(folder: Path, settings: Mapping[str, Any]) -> TokenizerSpec | None:
@@ -146,7 +153,10 @@ def write_text_side(folder: Path, model: ModelFile, values: Mapping[str, Any]) -
         "model_max_length": model.config.max_positions,
         "clean_up_tokenization_spaces": False,
     }
-    write_json(folder / "tokenizer_config.json", side | _token_texts(model.tokenizer, known))
+    if "bos_token" in model.tokenizer.named and "bos_token_id" not in known:
+        side["add_bos_token"] = False
+    names = {**model.tokenizer.named, **_token_texts(model.tokenizer, known)}
+    write_json(folder / "tokenizer_config.json", side | names)
 
 
 def _token_texts(spec: TokenizerSpec, ids: Mapping[str, Any]) -> dict[str, str]:

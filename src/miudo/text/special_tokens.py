@@ -14,7 +14,7 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import TokenizerError
 
-__all__ = ["TOKEN_FLAGS", "TokenSources", "role_tokens", "with_special_tokens"]
+__all__ = ["TOKEN_FLAGS", "TokenSources", "role_tokens", "token_names", "with_special_tokens"]
 
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """What an added token says of itself beside id and content."""
@@ -103,6 +103,17 @@ def _decoder_entries(
         if not isinstance(text, str) or not (key.isascii() and key.isdigit() and len(key) < 10):
             raise TokenizerError(f"added_tokens_decoder[{key[:20]!r}] is no token", where=where)
         yield text, _entry(text, int(key)) | {k: bool(item[k]) for k in TOKEN_FLAGS if k in item}
+
+
+def token_names(sources: TokenSources) -> dict[str, str]:
+    """Returns the tokens that files name bos_token, eos_token and so on, by these names."""
+    found: dict[str, str] = {}
+    for place in (sources.named, sources.settings):
+        for name, value in place.items():
+            text = value.get("content") if isinstance(value, Mapping) else value
+            if name in _NAMED and isinstance(text, str) and text:
+                found[name] = text
+    return found
 
 
 def _named_texts(sources: TokenSources) -> Iterable[str]:

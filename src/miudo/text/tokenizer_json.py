@@ -41,7 +41,8 @@ class TokenizerSpec:
     pieces, with `byte_fallback` saying that `<0x0A>` stands for a byte. `adds_space`: encoding
     puts a space in front that decoding takes away. `added`: ids matched in raw text before the
     model sees it.
-    `where` names the source in errors.
+    `named`: what templates may call bos_token and the like, where the source says so; a token can
+    have a name and yet begin no text. `where` names the source in errors.
     """
 
     values: Mapping[str, Any]
@@ -53,6 +54,7 @@ class TokenizerSpec:
     byte_level: bool
     byte_fallback: bool
     adds_space: bool
+    named: Mapping[str, str] = field(default_factory=dict, compare=False)
     where: object = field(default=None, compare=False)
 
     def check_merges(self) -> None:
