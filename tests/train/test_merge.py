@@ -61,7 +61,8 @@ def test_the_merged_model_says_the_same(tmp_path: Path, adapted: tuple[Path, np.
     decoder = Decoder.from_weights(file.config, file.weights).eval()
     with torch.no_grad():
         found = decoder.logits(decoder(IDS)).numpy()
-    np.testing.assert_allclose(found, adapted[1], atol=5e-5, rtol=0)
+    # Two orders of float32 sums, at logits of size 4.
+    np.testing.assert_allclose(found, adapted[1], atol=5e-5, rtol=1e-5)
     assert file.chat_template == "{{ messages }}"
     assert file.record is not None
     assert [parent.verb for parent in file.record.parents] == ["train", "finetune"]
