@@ -1,8 +1,12 @@
-"""Sets up hypothesis, refuses to test a stale install, counts what shared data would have run."""
+"""Sets up hypothesis, refuses to test a stale install, counts what ran and what did not.
+
+`pytest -m row` runs the bad inputs of docs/bad-input.md; how many of each row is printed last.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,8 +48,26 @@ def _equal(one: Path, other: Path) -> bool:
     return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notes for the summary which rows of docs/bad-input.md a test holds."""
+    for item in items:
+        rows = {name for mark in item.iter_markers("row") for name in mark.args}
+        item.user_properties += [("row", name) for name in sorted(rows)]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Names the tests that need the shared data folder and did not run."""
+    """Counts the bad inputs by row; names tests that need shared data and did not run."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for kind, name in report.user_properties:
+                if kind == "row" and report.when == "call":
+                    counts.setdefault(name, Counter())[outcome] += 1
+    if counts:
+        terminalreporter.section("bad input, tests by row of docs/bad-input.md")
+        for name in sorted(counts, key=lambda row: (row[0], int(row[1:]))):
+            both = ", ".join(f"{n} {outcome}" for outcome, n in counts[name].items())
+            terminalreporter.line(f"{name:<4} {both}")
     skipped = [
         report
         for report in terminalreporter.stats.get("skipped", [])

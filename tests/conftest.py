@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from huggingface_hub import constants
 
 from miudo.config import (
     Activation,
@@ -30,7 +32,7 @@ from miudo.config import (
     RopeKind,
     RopeScaling,
 )
-from miudo.formats.blocks import encode
+from miudo.formats.blocks import encode, to_f32
 from miudo.tensors import DType, Role, StoredTensor, tensor_table
 
 REPOSITORY = Path(__file__).parents[1]
@@ -45,8 +47,10 @@ def _own_user_folder(
     monkeypatch.setenv("HOME", str(home))
     for name in ("CONFIG", "CACHE", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
-    for name in [n for n in os.environ if n.startswith("MIUDO_") and n != "MIUDO_SHARED"]:
+    for name in [n for n in os.environ if n.startswith(("MIUDO_", "HF_")) and n != "MIUDO_SHARED"]:
         monkeypatch.delenv(name)
+    # The library read its variables when it was imported.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache" / "huggingface" / "hub"))
 
 
 @pytest.fixture(autouse=True)
@@ -275,3 +279,47 @@ def every_config() -> dict[str, ModelConfig]:
 @pytest.fixture
 def make_model() -> Callable[..., RandomModel]:
     return random_model
+
+
+# Where a block has float16 scales, in bytes; MXFP4 has one byte of exponent, the first.
+_SCALES = {
+    DType.Q2_K: (80, 82), DType.Q3_K: (108,), DType.Q6_K: (208,), DType.Q4_1: (0, 2),
+    DType.Q5_1: (0, 2), DType.Q4_K: (0, 2), DType.Q5_K: (0, 2), DType.Q8_0: (0,),
+    DType.Q4_0: (0,), DType.Q5_0: (0,), DType.IQ4_NL: (0,), DType.IQ4_XS: (0,),
+}  # fmt: skip
+
+
+def _noise_blocks(
+    dtype: DType, shape: tuple[int, ...], seed: int = 5, spread: float | None = None
+) -> StoredTensor:
+    """Blocks of random bits with finite scales, or with values that spread about so much."""
+    n = dtype.size_bytes(shape) // dtype.block_bytes
+    data = np.random.default_rng(seed).integers(0, 256, (n, dtype.block_bytes), dtype=np.uint8)
+    for at in _SCALES.get(dtype, ()):
+        data[:, at + 1] &= 0xBF  # no exponent of ones
+    if dtype is DType.MXFP4:
+        data[:, 0] = np.minimum(data[:, 0], 252)
+    if spread is not None:
+        _set_scales(dtype, data, 1.0)
+        have = to_f32(StoredTensor(dtype, shape, data.reshape(-1))).std()
+        _set_scales(dtype, data, spread / float(have))
+    return StoredTensor(dtype, shape, data.reshape(-1))
+
+
+def _set_scales(dtype: DType, data: npt.NDArray[np.uint8], scale: float) -> None:
+    for at in _SCALES.get(dtype, ()):
+        # Of both signs, or types without negative numbers would have a mean far from 0.
+        signed = np.where(data[:, at] & 1, scale, -scale).astype("<f2")
+        data[:, at : at + 2] = signed.view(np.uint8).reshape(-1, 2)
+    if dtype is DType.MXFP4:
+        data[:, 0] = 128 + round(np.log2(scale))
+
+
+@pytest.fixture
+def noise_blocks() -> Callable[..., StoredTensor]:
+    return _noise_blocks
+
+
+@pytest.fixture
+def block_scales() -> Mapping[DType, tuple[int, ...]]:
+    return _SCALES

@@ -235,6 +235,7 @@ def test_a_regular_file_opens_for_reading(tmp_path: Path) -> None:
             assert file.read() == b"abc"
 
 
+@pytest.mark.row("L18")
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
@@ -250,6 +251,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.enable_socket
+@pytest.mark.row("L18")
 def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the name of a socket has at most 107 bytes
     with socket.socket(socket.AF_UNIX) as listener:
@@ -264,6 +266,7 @@ def test_a_name_inside_the_folder_resolves(tmp_path: Path) -> None:
     assert resolve_under(tmp_path, "sub/../a") == tmp_path.resolve() / "a"
 
 
+@pytest.mark.row("L16")
 def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -274,6 +277,27 @@ def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     for name in [*names, "loop/a", "../root-other/a"]:
         with pytest.raises(ModelFileError, match="leads out of the folder"):
             resolve_under(root, name)
+
+
+def test_links_of_a_snapshot_may_lead_to_the_blobs_of_its_cache_only(tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--name"
+    root = repository / "snapshots" / "abc"
+    for folder in (root, repository / "blobs", tmp_path / "blobs", tmp_path / "outside"):
+        folder.mkdir(parents=True)
+        (folder / "there").write_text("x")
+    (root / "own").symlink_to("../../blobs/there")
+    (root / "shared").symlink_to("../../../blobs/there")
+    (root / "out").symlink_to("../../../outside/there")
+    (repository / "blobs" / "far").symlink_to("../../outside/there")
+    (root / "through").symlink_to("../../blobs/far")
+    assert resolve_under(root, "own") == (repository / "blobs" / "there").resolve()
+    assert resolve_under(root, "shared") == (tmp_path / "blobs" / "there").resolve()
+    for name in ("out", "through", "../../blobs/there", "../../../outside/there"):
+        with pytest.raises(ModelFileError, match="leads out of the folder"):
+            resolve_under(root, name)
+    repository.rename(tmp_path / "name")  # no cache any more
+    with pytest.raises(ModelFileError, match="leads out of the folder"):
+        resolve_under(tmp_path / "name" / "snapshots" / "abc", "own")
 
 
 def test_an_output_that_could_not_be_written_is_told_before(

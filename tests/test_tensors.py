@@ -145,6 +145,8 @@ def test_names_are_unique_and_roles_fit(
         (DType.F16, (3, 5), 30),
         (DType.BF16, (7,), 14),
         (DType.Q8_0, (2, 64), 2 * 2 * 34),
+        (DType.Q4_0, (2, 64), 2 * 2 * 18),
+        (DType.Q4_K, (3, 512), 3 * 2 * 144),
     ],
 )
 def test_bytes_of_a_tensor(dtype: DType, shape: tuple[int, ...], size: int) -> None:

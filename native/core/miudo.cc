@@ -7,6 +7,7 @@
 
 #include "core/door.h"
 #include "core/engine.h"
+#include "model/linear.h"
 #include "util/philox.h"
 #include "util/status.h"
 
@@ -43,8 +44,12 @@ miudo_status guarded(miudo_error* error, const Body& body) noexcept {
   }
 }
 
-DType dtype_of(miudo_dtype type) {
-  return choice<DType>(static_cast<std::int32_t>(type), 4, "tensor type");
+// By reference: to load an enum that holds none of its values is undefined.
+DType dtype_of(const miudo_dtype& type) {
+  std::int32_t value;
+  static_assert(sizeof(value) == sizeof(type));
+  std::memcpy(&value, &type, sizeof(value));
+  return choice<DType>(value, kDTypes, "tensor type");
 }
 
 }  // namespace
@@ -220,17 +225,16 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));
     const miudo::Kernels& kernels = miudo::kernels_for(miudo::choose_isa());
     miudo::Rows in{x, k, nullptr, nullptr, n};
-    miudo::Matmul matmul = kernels.matmul_f32;
     miudo::Buffer<std::int8_t> quants;
     miudo::Buffer<float> scales;
     if (weight.packing() == miudo::Packing::kQ8) {
-      matmul = int8_activations != 0 ? kernels.matmul_q8_int8 : kernels.matmul_q8_float;
       quants = miudo::Buffer<std::int8_t>(n * k);
       scales = miudo::Buffer<float>(n * (k / miudo::kGroup));
       kernels.quantize(x, n * k, quants.data(), scales.data());
       in.quants = quants.data();
       in.scales = scales.data();
     }
-    matmul(weight.view(), nullptr, in, out, r, 0, weight.tiles());
+    miudo::matmul_for(kernels, weight.packing(), int8_activations != 0)(
+        weight.view(), nullptr, in, out, r, 0, weight.tiles());
   });
 }

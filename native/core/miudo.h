@@ -32,7 +32,25 @@ typedef struct {
   char message[512]; /* ends with a zero, in English */
 } miudo_error;
 
-typedef enum { MIUDO_F32 = 0, MIUDO_F16 = 1, MIUDO_BF16 = 2, MIUDO_Q8_0 = 3 } miudo_dtype;
+/* As in GGUF: single numbers, or blocks of a row with scales of their own. */
+typedef enum {
+  MIUDO_F32 = 0,
+  MIUDO_F16 = 1,
+  MIUDO_BF16 = 2,
+  MIUDO_Q8_0 = 3,
+  MIUDO_Q4_0 = 4,
+  MIUDO_Q4_1 = 5,
+  MIUDO_Q5_0 = 6,
+  MIUDO_Q5_1 = 7,
+  MIUDO_Q2_K = 8,
+  MIUDO_Q3_K = 9,
+  MIUDO_Q4_K = 10,
+  MIUDO_Q5_K = 11,
+  MIUDO_Q6_K = 12,
+  MIUDO_IQ4_NL = 13,
+  MIUDO_IQ4_XS = 14,
+  MIUDO_MXFP4 = 15
+} miudo_dtype;
 
 typedef struct {
   int64_t n_heads, n_kv_heads, head_dim, v_head_dim, d_ff;
@@ -76,7 +94,7 @@ typedef struct {
 
 typedef struct {
   int32_t threads;          /* 0: MIUDO_THREADS, or the cores this process may use */
-  int32_t int8_activations; /* for Q8_0 matrices; 0 is the float reference */
+  int32_t int8_activations; /* for Q8_0 matrices; 0 is the float reference, as for all others */
   uint64_t cache_bytes;     /* budget for keys and values, taken page by page when needed */
   /* Called between chunks of at most 256 positions; not 0 stops the call, which then has changed
    * no conversation. May be NULL. */

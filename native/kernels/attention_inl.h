@@ -117,6 +117,7 @@ constexpr Kernels table_for(Isa isa) {
           .matmul_f32_add = matmul<Kind::kF32Add>,
           .matmul_q8_float = matmul<Kind::kQ8Float>,
           .matmul_q8_int8 = matmul<Kind::kQ8Int8>,
+          .matmul_rows = matmul_rows,
           .quantize = quantize,
           .rms_norm = rms_norm,
           .layer_norm = layer_norm,

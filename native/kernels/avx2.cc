@@ -4,6 +4,8 @@
 //
 #include "kernels/matmul_inl.h"
 //
+#include "kernels/rows_inl.h"
+//
 #include "kernels/attention_inl.h"
 
 namespace miudo {

@@ -2,8 +2,9 @@
 // Every output element has one fixed order of accumulation that depends on the shapes alone,
 // never on how many rows or positions are computed together.
 // For: model/. Not for: threads (the caller splits tiles and rows) or memory.
-// Read next: kernels/matmul_inl.h, kernels/vector_inl.h, kernels/attention_inl.h, which are
-// compiled once per instruction set on top of kernels/simd_*.h.
+// Read next: kernels/matmul_inl.h, kernels/rows_inl.h, kernels/vector_inl.h and
+// kernels/attention_inl.h, which are compiled once per instruction set on top of
+// kernels/simd_*.h.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +39,7 @@ struct Kernels {
   Matmul matmul_f32_add;
   Matmul matmul_q8_float;   // Q8_0 weights dequantised, float activations: the reference
   Matmul matmul_q8_int8;    // Q8_0 weights, int8 activations
+  Matmul matmul_rows;       // weights of any type as they lie in files, float activations
 
   // Groups of 32: scale = max|x| / 127 rounded to float16, quant = x * (127 / max|x|) rounded
   // half to even.

@@ -1,9 +1,11 @@
 #include "kernels/matrix.h"
 
 #include <cstring>
-#include <vector>
 
-#include "kernels/half.h"
+// Rows are read back on the lanes of any processor.
+#include "kernels/simd_portable.h"
+//
+#include "kernels/dequantize_inl.h"
 
 namespace miudo {
 namespace {
@@ -25,53 +27,34 @@ std::size_t quant_offset(std::size_t lane, std::size_t col) {
 }  // namespace
 
 std::size_t stored_bytes(DType type, std::size_t rows, std::size_t cols) {
-  switch (type) {
-    case DType::kF32: return rows * cols * 4;
-    case DType::kF16:
-    case DType::kBF16: return rows * cols * 2;
-    case DType::kQ8_0: return cols % kGroup != 0 ? 0 : rows * (cols / kGroup) * kBlockBytes;
-  }
-  return 0;
+  const BlockShape shape = kBlocks[static_cast<std::size_t>(type)];
+  return cols % shape.values != 0 ? 0 : rows * (cols / shape.values) * shape.bytes;
 }
 
 void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* out) {
-  for (std::size_t i = 0; i < count; ++i) {
-    switch (type) {
-      case DType::kF32: out[i] = read<float>(bytes + i * 4); break;
-      case DType::kF16: out[i] = half_to_float(read<std::uint16_t>(bytes + i * 2)); break;
-      case DType::kBF16: out[i] = bfloat_to_float(read<std::uint16_t>(bytes + i * 2)); break;
-      case DType::kQ8_0: {
-        const std::uint8_t* block = bytes + i / kGroup * kBlockBytes;
-        const float quant = static_cast<float>(read<std::int8_t>(block + 2 + i % kGroup));
-        out[i] = quant * half_to_float(read<std::uint16_t>(block));
-        break;
-      }
-    }
-  }
+  dequantize(type, bytes, count, out);
 }
 
 PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols,
-                           const std::uint8_t* bytes)
-    : packing_(type == DType::kQ8_0 ? Packing::kQ8 : Packing::kF32) {
-  const bool q8 = packing_ == Packing::kQ8;
-  view_ = {nullptr, rows, cols, q8 ? cols / kGroup * kGroupBytes : cols * kTileRows * 4};
+                           const std::uint8_t* bytes) {
+  view_ = {nullptr, rows, cols, kTileRows * stored_bytes(type, 1, cols), type};
+  packing_ = Packing::kRows;
+  if (type == DType::kF32) packing_ = Packing::kF32;
+  if (type == DType::kQ8_0) packing_ = Packing::kQ8;
   data_ = Buffer<std::uint8_t>(tiles() * view_.tile_bytes);
   view_.data = data_.data();
-  if (q8) {
-    pack_q8(bytes);
-  } else {
-    pack_f32(type, bytes);
+  switch (packing_) {
+    case Packing::kF32: pack_f32(bytes); break;
+    case Packing::kQ8: pack_q8(bytes); break;
+    case Packing::kRows: std::memcpy(data_.data(), bytes, stored_bytes(type, rows, cols)); break;
   }
 }
 
-void PackedMatrix::pack_f32(DType type, const std::uint8_t* bytes) {
-  std::vector<float> row(cols());
-  const std::size_t row_bytes = stored_bytes(type, 1, cols());
+void PackedMatrix::pack_f32(const std::uint8_t* bytes) {
   for (std::size_t r = 0; r < rows(); ++r) {
-    to_float(type, bytes + r * row_bytes, cols(), row.data());
     std::uint8_t* at = data_.data() + r / kTileRows * view_.tile_bytes + r % kTileRows * 4;
-    for (std::size_t c = 0; c < cols(); ++c) {
-      std::memcpy(at + c * kTileRows * 4, &row[c], 4);
+    for (std::size_t c = 0; c < cols(); ++c, bytes += 4) {
+      std::memcpy(at + c * kTileRows * 4, bytes, 4);
     }
   }
 }
@@ -93,6 +76,9 @@ void PackedMatrix::pack_q8(const std::uint8_t* bytes) {
 void PackedMatrix::read_row(std::size_t row, float* out) const {
   const std::size_t lane = row % kTileRows;
   const std::uint8_t* from = view_.data + row / kTileRows * view_.tile_bytes;
+  if (packing_ == Packing::kRows) {
+    return to_float(view_.type, from + lane * (view_.tile_bytes / kTileRows), cols(), out);
+  }
   if (packing_ == Packing::kF32) {
     for (std::size_t c = 0; c < cols(); ++c) {
       out[c] = read<float>(from + (c * kTileRows + lane) * 4);

@@ -11,10 +11,7 @@
 
 namespace miudo {
 
-// How numbers lie in files; the values are those of miudo.h.
-enum class DType : int { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3 };
-
-enum class Packing { kF32, kQ8 };
+enum class Packing { kF32, kQ8, kRows };
 
 // Bytes of `rows` rows of `cols` values; 0 if cols are no whole blocks of `type`.
 std::size_t stored_bytes(DType type, std::size_t rows, std::size_t cols);
@@ -25,8 +22,7 @@ void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* o
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // `bytes` holds stored_bytes(type, rows, cols) bytes, row after row. Q8_0 stays Q8_0, the
-  // other types become F32.
+  // `bytes` holds stored_bytes(type, rows, cols) bytes, row after row; no number is changed.
   PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes);
 
   const Packed& view() const { return view_; }
@@ -40,7 +36,7 @@ class PackedMatrix {
   void read_row(std::size_t row, float* out) const;
 
  private:
-  void pack_f32(DType type, const std::uint8_t* bytes);
+  void pack_f32(const std::uint8_t* bytes);
   void pack_q8(const std::uint8_t* bytes);
 
   Packed view_;

@@ -48,6 +48,11 @@ inline F8 load_half(const std::uint8_t* p) {
   std::memcpy(&bits, p, 16);
   return {_mm256_cvtph_ps(bits)};
 }
+inline F8 load_bfloat(const std::uint8_t* p) {
+  __m128i bits;
+  std::memcpy(&bits, p, 16);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
 inline void store_int8(std::int8_t* p, F8 v) {
   const __m256i wide = _mm256_cvtps_epi32(v.v);
   const __m128i words =
@@ -70,6 +75,21 @@ inline I8 dot4(I8 acc, const Bytes32& w, const std::int8_t* x) {
   const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(four), w.b);
   const __m256i pairs = _mm256_maddubs_epi16(w.magnitude, signed_x);
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+inline I8 load_u8(const std::uint8_t* p) {
+  std::int64_t bytes;
+  std::memcpy(&bytes, p, 8);
+  return {_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes))};
+}
+inline I8 shift_right(I8 a, int bits) { return {_mm256_srl_epi32(a.v, _mm_cvtsi32_si128(bits))}; }
+inline I8 low_bits(I8 a, int mask) { return {_mm256_and_si256(a.v, _mm256_set1_epi32(mask))}; }
+inline I8 with_high(I8 low, I8 high, int bits) {
+  return {_mm256_or_si256(low.v, _mm256_sll_epi32(high.v, _mm_cvtsi32_si128(bits)))};
+}
+inline I8 bits_of(std::uint8_t byte) {
+  const __m256i all = _mm256_set1_epi32(byte);
+  const __m256i each = _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return {_mm256_and_si256(each, _mm256_set1_epi32(1))};
 }
 inline F8 to_floats(const I8& v) { return {_mm256_cvtepi32_ps(v.v)}; }
 template <int kByte>

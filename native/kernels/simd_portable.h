@@ -81,6 +81,11 @@ inline F8 load_half(const std::uint8_t* p) {
   }
   return load(out);
 }
+inline F8 load_bfloat(const std::uint8_t* p) {
+  float out[8];
+  for (std::size_t i = 0; i < 8; ++i) out[i] = bfloat_at(p + 2 * i);
+  return load(out);
+}
 // Whole numbers from -127 to 127.
 inline void store_int8(std::int8_t* p, F8 v) {
   float in[8];
@@ -101,6 +106,30 @@ inline I8 dot4(I8 acc, const Bytes32& w, const std::int8_t* x) {
                    w.b[4 * i + 3] * x[3];
   }
   return acc;
+}
+// Eight bytes as numbers from 0 to 255, and what their bits say.
+inline I8 load_u8(const std::uint8_t* p) {
+  I8 out;
+  for (std::size_t i = 0; i < 8; ++i) out.lane[i] = p[i];
+  return out;
+}
+inline I8 shift_right(I8 a, int bits) {
+  for (std::int32_t& lane : a.lane) lane >>= bits;
+  return a;
+}
+inline I8 low_bits(I8 a, int mask) {
+  for (std::int32_t& lane : a.lane) lane &= mask;
+  return a;
+}
+inline I8 with_high(I8 low, const I8& high, int bits) {
+  for (std::size_t i = 0; i < 8; ++i) low.lane[i] |= high.lane[i] << bits;
+  return low;
+}
+// Lane i is bit i.
+inline I8 bits_of(std::uint8_t byte) {
+  I8 out;
+  for (int i = 0; i < 8; ++i) out.lane[i] = byte >> i & 1;
+  return out;
 }
 inline F8 to_floats(const I8& v) {
   float out[8];

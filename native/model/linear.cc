@@ -9,14 +9,23 @@ bool wants_int8(const Pass& pass, const Target& target) {
 
 void compute(const Pass& pass, const Target& target, Rows in, std::size_t begin,
              std::size_t end) {
-  const Kernels& kernels = pass.model.kernels;
   const PackedMatrix& weight = target.linear.weight;
-  Matmul matmul = kernels.matmul_f32;
-  if (weight.packing() == Packing::kQ8) {
-    matmul = wants_int8(pass, target) ? kernels.matmul_q8_int8 : kernels.matmul_q8_float;
-  }
+  const Matmul matmul = matmul_for(pass.model.kernels, weight.packing(), wants_int8(pass, target));
   matmul(weight.view(), target.linear.bias.data(), in, target.out, weight.rows(), begin, end);
 }
+
+}  // namespace
+
+Matmul matmul_for(const Kernels& kernels, Packing packing, bool int8) {
+  switch (packing) {
+    case Packing::kF32: return kernels.matmul_f32;
+    case Packing::kQ8: return int8 ? kernels.matmul_q8_int8 : kernels.matmul_q8_float;
+    case Packing::kRows: return kernels.matmul_rows;
+  }
+  return kernels.matmul_rows;
+}
+
+namespace {
 
 std::size_t task_count(const Pass& pass, std::size_t tiles, std::size_t n, std::size_t k) {
   const auto threads = static_cast<std::size_t>(pass.pool.size());

@@ -15,6 +15,9 @@ constexpr std::size_t kWorthSharing = 1 << 15;
 // Targets of one call: q, k and v.
 constexpr std::size_t kMostTargets = 3;
 
+// The product for weights of this packing; `int8` activations are for Q8 alone.
+Matmul matmul_for(const Kernels& kernels, Packing packing, bool int8);
+
 struct Target {
   const Linear& linear;
   float* out;  // [n, rows of its weight]

@@ -145,18 +145,30 @@ def refuse_inputs(out: Path, *inputs: Path | None) -> None:
 def resolve_under(root: Path, name: str) -> Path:
     """Returns `root / name` if it stays inside `root`, links followed.
 
-    Raises ModelFileError for absolute names, `..` and links that lead out.
+    A snapshot in the cache of the Hugging Face hub is a folder of links into `blobs`: from there
+    they may lead into the `blobs` of its repository or of the cache, and nowhere else. Raises
+    ModelFileError for absolute names, `..` and links that lead out.
     """
     base = root.resolve()
     try:
         target = (base / name).resolve()
     except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL
         target = None
-    if target is None or not target.is_relative_to(base) or Path(name).is_absolute():
+    roots = (base,) if ".." in Path(name).parts else (base, *_blobs(base))
+    inside = target is not None and any(target.is_relative_to(root) for root in roots)
+    if target is None or not inside or Path(name).is_absolute():
         raise ModelFileError(
             f"{name[:100]!r} leads out of the folder", where=root, remedy="Use plain file names"
         )
     return target
+
+
+def _blobs(base: Path) -> tuple[Path, ...]:
+    """Where the links of a snapshot, `CACHE/models--ORG--NAME/snapshots/COMMIT`, may lead."""
+    repository = base.parent.parent
+    if base.parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return ()
+    return repository / "blobs", repository.parent / "blobs"
 
 
 def sync_folder(path: Path) -> None:
@@ -188,7 +200,9 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 @contextmanager
-def translated_disk_errors(path: Path) -> Iterator[None]:
+def translated_disk_errors(
+    path: Path, remedy: str = "Free some space or choose another folder with --out"
+) -> Iterator[None]:
     """Turns a full, read-only or failing disk into ResourceError naming `path`."""
     try:
         yield
@@ -198,6 +212,6 @@ def translated_disk_errors(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"cannot be written ({error.strerror})",
                 where=path,
-                remedy="Free some space or choose another folder with --out",
+                remedy=remedy,
             ) from error
         raise

@@ -28,12 +28,18 @@ class Limits:
     tensor_dims: int = 4
     tensor_elements: int = 1 << 40
     name_bytes: int = 512
-    header_bytes: int = 100_000_000
+    header_bytes: int = 1 << 23
+    config_bytes: int = 1 << 23
     json_bytes: int = 256 << 20
     json_depth: int = 64
+    json_values: int = 1 << 18
     gguf_keys: int = 1 << 16
     gguf_array_items: int = 1 << 23
     gguf_string_bytes: int = 256 << 20
+    zip_members: int = 1 << 14
+    pickle_bytes: int = 1 << 22
+    pickle_opcodes: int = 1 << 18
+    pickle_stack: int = 1 << 16
     token_bytes: int = 1 << 16
     template_bytes: int = 1 << 17
 

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from miudo.errors import ReferenceNameError
 
-__all__ = ["HubRef", "LocalRef", "ModelRef", "StoreRef", "parse_reference"]
+__all__ = [
+    "HubRef",
+    "LocalRef",
+    "ModelRef",
+    "StoreRef",
+    "is_plain_file_name",
+    "parse_reference",
+]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _HUB_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -26,6 +33,9 @@ class LocalRef:
 
     path: Path
 
+    def __str__(self) -> str:
+        return str(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class StoreRef:
@@ -33,6 +43,9 @@ class StoreRef:
 
     name: str
     tag: str = "latest"
+
+    def __str__(self) -> str:
+        return self.name if self.tag == "latest" else f"{self.name}:{self.tag}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,16 @@ class HubRef:
     repository: str
     file: str | None = None
     revision: str = "main"
+
+    @property
+    def repo_id(self) -> str:
+        """The repository as the hub names it: `organisation/repository`."""
+        return f"{self.organisation}/{self.repository}"
+
+    def __str__(self) -> str:
+        file = f":{self.file}" if self.file else ""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return f"hf://{self.repo_id}{file}{revision}"
 
 
 ModelRef = LocalRef | StoreRef | HubRef
@@ -78,6 +101,11 @@ def _parse_hub(text: str) -> HubRef:
     if not all(_HUB_PART.fullmatch(part) for part in parts):
         raise _refused(text)
     return HubRef(organisation, repository, file or None, revision or "main")
+
+
+def is_plain_file_name(name: str) -> bool:
+    """Whether `name`, folders and all, may become a path in a store: no `..`, no odd letters."""
+    return all(_HUB_PART.fullmatch(part) for part in name.split("/"))
 
 
 def _encodable(text: str) -> bool:

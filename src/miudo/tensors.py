@@ -31,22 +31,38 @@ __all__ = [
 
 
 class DType(StrEnum):
-    """How numbers lie in a file. Q8_0: per 32 values of a row one float16 scale, 32 int8."""
+    """How numbers lie in a file: single numbers, or blocks of a row with scales of their own.
+
+    The names are GGUF's; `miudo.formats.blocks` reads and writes their bits. The order is that
+    of `miudo_dtype` in native/core/miudo.h.
+    """
 
     F32 = "F32"
     F16 = "F16"
     BF16 = "BF16"
     Q8_0 = "Q8_0"
+    Q4_0 = "Q4_0"
+    Q4_1 = "Q4_1"
+    Q5_0 = "Q5_0"
+    Q5_1 = "Q5_1"
+    Q2_K = "Q2_K"
+    Q3_K = "Q3_K"
+    Q4_K = "Q4_K"
+    Q5_K = "Q5_K"
+    Q6_K = "Q6_K"
+    IQ4_NL = "IQ4_NL"
+    IQ4_XS = "IQ4_XS"
+    MXFP4 = "MXFP4"
 
     @property
     def block(self) -> int:
         """Values in one block; a row's length must be a multiple of it."""
-        return 32 if self is DType.Q8_0 else 1
+        return _BLOCKS[self][0]
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block."""
-        return {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 34}[self.value]
+        return _BLOCKS[self][1]
 
     def size_bytes(self, shape: tuple[int, ...]) -> int:
         """Returns the bytes of a tensor of `shape`, its last axis being the row."""
@@ -55,6 +71,15 @@ class DType(StrEnum):
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether rows of `shape` are whole blocks."""
         return bool(shape) and shape[-1] % self.block == 0
+
+
+_BLOCKS = {
+    DType.F32: (1, 4), DType.F16: (1, 2), DType.BF16: (1, 2), DType.Q8_0: (32, 34),
+    DType.Q4_0: (32, 18), DType.Q4_1: (32, 20), DType.Q5_0: (32, 22), DType.Q5_1: (32, 24),
+    DType.Q2_K: (256, 84), DType.Q3_K: (256, 110), DType.Q4_K: (256, 144),
+    DType.Q5_K: (256, 176), DType.Q6_K: (256, 210), DType.IQ4_NL: (32, 18),
+    DType.IQ4_XS: (256, 136), DType.MXFP4: (32, 17),
+}  # fmt: skip
 
 
 class Role(StrEnum):
@@ -73,7 +98,8 @@ class Role(StrEnum):
 class TensorSpec:
     """One tensor: matrices are `[out, in]`. `layer` is None outside the blocks.
 
-    `lowest` is the lowest precision the tensor tolerates: norms and biases stay F32.
+    `lowest` is the lowest precision the tensor tolerates: F32 (norms and biases), F16, or Q8_0,
+    which stands for every type of blocks.
     """
 
     name: str

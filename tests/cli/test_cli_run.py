@@ -79,7 +79,7 @@ class Runner:
     def _load(self, path: Path, **options: Any) -> Any:
         self.loaded.append((path, options))
         self.parrot = Parrot(self.reply)
-        model = SimpleNamespace(config=Parrot.config, chat_template=self.template)
+        model = SimpleNamespace(config=Parrot.config, chat_template=self.template, record=None)
         adapter = options["adapter"] and "adapter"
         return SimpleNamespace(
             path=path, model=model, engine=self.parrot, tokenizer=TOKENIZER, adapter=adapter
@@ -153,7 +153,7 @@ def test_sampling_options_reach_the_engine(run: Runner) -> None:
         (["a", "b", "c"], 2, "Put the prompt in quotes"),
         (["./no/such.gguf", "hi"], 4, "no such file"),
         (["nameless", "hi"], 4, "no model is called 'nameless'"),
-        (["hf://org/repo", "hi"], 4, "downloads nothing"),
+        (["hf://org/repo", "hi"], 4, "Fetch it: miudo pull hf://org/repo"),
         (["-"], 2, "the prompt is empty"),
     ],
 )

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from miudo.compress.quantize.nearest import NearestRounding, stored_weights
+from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig, Position
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
-from miudo.formats.blocks import to_f32
+from miudo.formats.blocks import WRITABLE, to_f32
 from miudo.tensors import DType, StoredTensor
 
 
@@ -48,17 +48,30 @@ def test_rows_that_do_not_fit_stay_f16_and_are_named() -> None:
     )
 
 
+def test_rows_that_fit_no_blocks_of_256_get_larger_ones_of_32() -> None:
+    _, report = NearestRounding(DType.Q4_K).apply(made(d_model=256))
+    dtypes = report.stored_dtypes()
+    assert dtypes["layers.0.mlp.down.weight"] is DType.Q5_0
+    assert dtypes["layers.0.mlp.up.weight"] is DType.Q4_K
+    assert report.notes == tuple(
+        f"layers.{i}.mlp.down.weight is Q5_0: rows of 96 are no whole blocks of 256" for i in (0, 1)
+    )
+
+
 def test_a_position_table_stays_f16() -> None:
     _, report = NearestRounding().apply(made(position=Position.LEARNED))
     assert report.stored_dtypes()["position.weight"] is DType.F16
     assert "does not tolerate" in report.notes[0]
 
 
-@pytest.mark.parametrize("dtype", [DType.Q8_0, DType.F16, DType.BF16])
+@pytest.mark.parametrize("dtype", [t for t in WRITABLE if t is not DType.F32])
 def test_the_file_holds_the_decoders_values_to_the_bit(dtype: DType) -> None:
-    rounded, report = NearestRounding(dtype).apply(made())
+    decoder = made(d_model=256)
+    rounded, report = NearestRounding(dtype).apply(decoder)
     inside = rounded.to_weights()
-    stored = stored_weights(rounded, report)
+    stored, again = NearestRounding(dtype).store(decoder)
+    assert again == report
+    assert stored["layers.0.mlp.up.weight"].dtype is dtype
     for name, tensor in stored.items():
         assert tensor.dtype is report.stored_dtypes().get(name, DType.F32)
         np.testing.assert_array_equal(to_f32(tensor), values(inside, name), err_msg=name)
@@ -105,6 +118,7 @@ def test_values_beyond_float16_stay_f32_and_are_named() -> None:
     assert torch.equal(rounded.layers[0].mlp.up.weight, decoder.layers[0].mlp.up.weight)
 
 
-def test_a_type_without_a_rule_is_refused() -> None:
-    with pytest.raises(ConfigError, match="F32"):
-        NearestRounding(DType.F32)
+@pytest.mark.parametrize("dtype", [DType.F32, DType.Q3_K, DType.MXFP4])
+def test_a_type_without_a_rule_is_refused(dtype: DType) -> None:
+    with pytest.raises(ConfigError, match=f"{dtype}.*Q4_K"):
+        NearestRounding(dtype)

@@ -50,7 +50,7 @@ def fed(
     return np.concatenate(rows)
 
 
-@pytest.fixture(params=["f32", "q8 float", "q8 int8", "portable int8"])
+@pytest.fixture(params=["f32", "q4", "q8 float", "q8 int8", "portable int8"])
 def make_engine(
     request: pytest.FixtureRequest,
     llama_q8: Any,
@@ -59,7 +59,7 @@ def make_engine(
 ) -> Callable[[int], NativeEngine]:
     if request.param == "portable int8":
         monkeypatch.setenv("MIUDO_ISA", "portable")
-    dtype = DType.F32 if request.param == "f32" else DType.Q8_0
+    dtype = {"f32": DType.F32, "q4": DType.Q4_1}.get(request.param, DType.Q8_0)
     model = make_model(llama_q8.config, seed=6, dtype=dtype)
     activations = "float" if request.param == "q8 float" else "int8"
     return lambda threads: NativeEngine(model, threads=threads, activations=activations)
@@ -269,8 +269,8 @@ def test_instruction_sets_agree_on_text(
 ) -> None:
     """A trained model and text that it is in doubt about, which random ids are not."""
     model = open_model(EMBEDDED)
-    assert model.tokenizer_json is not None
-    ids = TextTokenizer.from_json(model.tokenizer_json).encode(README.read_text("utf-8"))[:1280]
+    assert model.tokenizer is not None
+    ids = TextTokenizer(model.tokenizer).encode(README.read_text("utf-8"))[:1280]
     assert len(ids) == 1280
     best = NativeEngine(model, threads=1, activations=activations)
     monkeypatch.setenv("MIUDO_ISA", "portable")

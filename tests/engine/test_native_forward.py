@@ -235,6 +235,26 @@ def test_each_tensor_matters(family: ModelConfig, make_model: Callable[..., Any]
         np.testing.assert_allclose(out.logits, expected, rtol=0, atol=FLOAT_ROUNDING)
 
 
+@pytest.mark.parametrize("dtype", [t for t in DType if t.block > 1])
+def test_blocks_give_the_decoder_s_numbers_and_take_the_file_s_memory(
+    block_model: Callable[..., Any], dtype: DType, isa: str
+) -> None:
+    model = block_model(dtype)
+    ids = ids_for(model.config, 40)
+    engine = NativeEngine(model, threads=2, activations="float")
+    conversation, rows = engine.open(), []
+    for part in (ids[:33], ids[33:34], ids[34:]):  # a prompt, one id, a few
+        (out,) = engine.step([SeqWork(conversation, part, Want.ALL_LOGITS)])
+        rows.append(out.logits)
+    truth = TorchEngine(Decoder.from_weights(model.config, model.weights))
+    (expected,) = truth.step([SeqWork(truth.open(), ids, Want.ALL_LOGITS)])
+    logits = np.concatenate(rows)
+    assert np.abs(logits).max() > 1
+    np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=FLOAT_ROUNDING)
+    stored = sum(t.data.size for t in model.weights.values())
+    assert engine.weight_bytes < 1.02 * stored  # the last tile of the 131 rows of the vocabulary
+
+
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.Q8_0])
 def test_stored_types_give_the_oracle_s_numbers(
     llama_q8: Any, make_model: Callable[..., Any], dtype: DType, isa: str

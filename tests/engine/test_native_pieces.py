@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -118,18 +119,34 @@ def test_a_group_that_is_not_finite_is_nan(native: Any, value: float) -> None:
 
 @pytest.mark.parametrize("dtype", list(DType))
 @pytest.mark.parametrize("rows", [1, 16, 23])
-def test_float_products(native: Any, dtype: DType, rows: int) -> None:
+def test_float_products(
+    native: Any, dtype: DType, rows: int, noise_blocks: Callable[..., StoredTensor]
+) -> None:
     rng = np.random.default_rng(rows)
-    for cols in (32, 160) if dtype is DType.Q8_0 else (1, 7, 33, 128):
-        weight = encode(rng.standard_normal((rows, cols)).astype(np.float32), dtype)
-        for n in (1, 5, 6, 7, 13):
+    for cols in {1: (1, 7, 33, 128, 1030), 32: (32, 160, 1056), 256: (256, 1280)}[dtype.block]:
+        if dtype.block > 1:
+            weight = noise_blocks(dtype, (rows, cols), seed=rows, spread=1.0)
+        else:
+            weight = encode(rng.standard_normal((rows, cols)).astype(np.float32), dtype)
+        for n in (1, 5, 6, 7, 13, 33):
             x = rng.standard_normal((n, cols)).astype(np.float32)
             out = linear(native, weight, x, int8=False)
             expected = x.astype(np.float64) @ to_f32(weight).astype(np.float64).T
-            np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 * max(1, cols / 80))
             for i in range(n):  # one alone has the bits that it has in company
                 alone = linear(native, weight, x[i : i + 1].copy(), int8=False)
                 np.testing.assert_array_equal(alone[0], out[i])
+
+
+@pytest.mark.parametrize("dtype", [t for t in DType if t.block > 1])
+def test_blocks_mean_what_they_mean_in_python(
+    native: Any, dtype: DType, noise_blocks: Callable[..., StoredTensor]
+) -> None:
+    """To the last bit: each row times 1 in one column, scales of every size."""
+    weight = noise_blocks(dtype, (33, 4 * dtype.block))
+    columns = np.eye(4 * dtype.block, dtype=np.float32)
+    out = linear(native, weight, columns, int8=False)
+    np.testing.assert_array_equal(out.T, to_f32(weight))
 
 
 def test_every_half_is_read_exactly(native: Any) -> None:

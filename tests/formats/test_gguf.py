@@ -13,20 +13,26 @@ import numpy as np
 import pytest
 
 from miudo.config import Activation, ModelConfig
-from miudo.errors import ModelFileError, ResourceError, TokenizerError
+from miudo.errors import ConfigError, ModelFileError, ResourceError, TokenizerError
 from miudo.formats import ModelFile, open_model
-from miudo.formats.blocks import to_f32
+from miudo.formats.blocks import WRITABLE, to_f32
 from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_reader import read_container
-from miudo.formats.gguf_tokenizer import rebuilt, tokenizer_keys
+from miudo.formats.gguf_tokenizer import tokenizer_keys
 from miudo.formats.gguf_writer import write_container
 from miudo.formats.hf import write_folder
 from miudo.tensors import DType, StoredTensor
-from miudo.text.tokenizer import TextTokenizer, train_bpe
+from miudo.text.tokenizer_json import parse_tokenizer_json
 
 Make = Callable[..., ModelFile]
 Same = Callable[[ModelFile, ModelFile], None]
 Tokenizer = Callable[..., bytes]
+
+# As `gguf.LlamaFileType` numbers them.
+FILE_TYPES = {
+    DType.F32: 0, DType.F16: 1, DType.BF16: 32, DType.Q4_0: 2, DType.Q4_1: 3, DType.Q5_0: 8,
+    DType.Q5_1: 9, DType.Q8_0: 7, DType.Q4_K: 14, DType.Q6_K: 18,
+}  # fmt: skip
 
 
 def keys_of(path: Path) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def test_a_file_holds_the_whole_model(
     report = write_gguf(tmp_path / "m.gguf", any_model)
     assert report.architecture == any_model.architecture.partition("-")[0]
     found = open_model(tmp_path / "m.gguf")
-    for field in ("config", "tokenizer_json", "chat_template", "record"):
+    for field in ("config", "tokenizer", "chat_template", "record"):
         assert getattr(found, field) == getattr(any_model, field), field
     assert_same_weights(found, any_model)
 
@@ -87,19 +93,67 @@ def test_llama_rows_are_paired_and_others_are_not(make_model: Make, tmp_path: Pa
         np.testing.assert_array_equal(stored[1], rows[second])
 
 
-@pytest.mark.parametrize("dtype", DType)
+@pytest.mark.parametrize("dtype", WRITABLE)
 def test_types_and_the_report(make_model: Make, tmp_path: Path, dtype: DType) -> None:
-    report = write_gguf(tmp_path / "m.gguf", make_model("gpt2"), dtype=dtype)
+    model = make_model("gpt2", d_model=256, d_ff=256)
+    report = write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
     found = open_model(tmp_path / "m.gguf")
     assert report.dtypes == {name: t.dtype for name, t in found.weights.items()}
     assert report.dtypes["norm.weight"] is report.dtypes["layers.0.attn.q.bias"] is DType.F32
     assert report.dtypes["layers.0.mlp.up.weight"] is dtype
     # A table of positions is read one row at a time; it tolerates no less than F16.
-    assert report.fallbacks == (("position.weight",) if dtype is DType.Q8_0 else ())
+    assert report.fallbacks == (("position.weight",) if dtype.block > 1 else ())
+    number = read_container(tmp_path / "m.gguf").keys["general.file_type"]
+    assert number == FILE_TYPES[dtype]
     assert report.size_bytes == (tmp_path / "m.gguf").stat().st_size
     stored = sum(t.data.size for t in found.weights.values())
     values = sum(np.prod(t.shape) for t in found.weights.values())
     assert report.bits_per_weight == pytest.approx(8 * stored / values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d_ff", "becomes"),
+    [
+        (DType.Q4_K, 64, DType.Q5_0), (DType.Q6_K, 64, DType.Q8_0), (DType.Q4_0, 65, DType.F16),
+        (DType.Q4_K, 65, DType.F16), (DType.Q6_K, 65, DType.F16),
+    ],
+)  # fmt: skip
+def test_rows_that_fit_no_blocks_get_the_next_larger_type(
+    make_model: Make, tmp_path: Path, dtype: DType, d_ff: int, becomes: DType
+) -> None:
+    model = make_model(d_model=256, d_ff=d_ff)
+    report = write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
+    assert report.fallbacks == tuple(f"layers.{i}.mlp.down.weight" for i in range(2))
+    assert {report.dtypes[name] for name in report.fallbacks} == {becomes}
+    assert read_container(tmp_path / "m.gguf").keys["general.file_type"] == FILE_TYPES[dtype]
+
+
+def test_a_file_is_called_after_what_most_of_it_is(make_model: Make, tmp_path: Path) -> None:
+    report = write_gguf(tmp_path / "m.gguf", make_model(), dtype=DType.Q4_K)
+    assert set(report.dtypes.values()) == {DType.Q5_0, DType.F32}
+    keys = read_container(tmp_path / "m.gguf").keys
+    assert keys["general.file_type"] == FILE_TYPES[DType.Q5_0]
+
+
+def test_types_that_are_only_read_are_refused_and_kept(make_model: Make, tmp_path: Path) -> None:
+    """A file of another program keeps its types when it is written again."""
+    model = make_model("llama-untied", d_model=256, d_ff=256)
+    rng = np.random.default_rng(3)
+    for dtype in sorted(set(DType) - set(WRITABLE)):
+        with pytest.raises(ConfigError, match=f"{dtype} is only read"):
+            write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
+        weights = dict(model.weights)
+        for name, tensor in model.weights.items():
+            if len(tensor.shape) == 2:
+                data = rng.integers(0, 60, dtype.size_bytes(tensor.shape), dtype=np.uint8)
+                weights[name] = StoredTensor(dtype, tensor.shape, data)
+        theirs = dataclasses.replace(model, weights=weights)
+        report = write_gguf(tmp_path / f"{dtype}.gguf", theirs)
+        assert report.fallbacks == ()
+        found = open_model(tmp_path / f"{dtype}.gguf")
+        for name, tensor in weights.items():
+            assert found.weights[name].dtype is tensor.dtype
+            np.testing.assert_array_equal(found.weights[name].data, tensor.data, err_msg=name)
 
 
 def test_rows_that_are_no_whole_blocks_stay_f16(make_model: Make, tmp_path: Path) -> None:
@@ -267,7 +321,9 @@ RULES: dict[str, tuple[Any, str]] = {
 def test_words_are_cut_by_a_named_rule_or_the_file_is_marked(
     make_model: Make, make_tokenizer: Tokenizer, rule: Any, name: str
 ) -> None:
-    keys = tokenizer_keys(make_tokenizer(pre_tokenizer=rule), make_model().config)
+    keys = tokenizer_keys(
+        parse_tokenizer_json(make_tokenizer(pre_tokenizer=rule)), make_model().config
+    )
     assert keys["tokenizer.ggml.pre"] == name
 
 
@@ -286,30 +342,17 @@ def test_pieces_with_byte_fallback(shared: Path, tmp_path: Path) -> None:
     assert [scores[tokens.index(t)] for t in ("▁t", "he")] == [0, -1]
 
 
-def test_another_programs_byte_level_tokenizer_is_rebuilt(tmp_path: Path) -> None:
-    text = "Once upon a time, in 1999, there was a café. " * 3
-    ours = train_bpe([text], vocab_size=300)
-    values = json.loads(ours.to_json())
-    tokens = list(ours.tokens)
-    merges = [" ".join(m) for m in values["model"]["merges"]]
-    types = [3] * len(ours.special_ids) + [1] * (len(tokens) - len(ours.special_ids))
-    data = rebuilt("gpt-2", tokens, merges, types)
-    assert data is not None
-    again = TextTokenizer.from_json(data)
-    for given in (text, "  new\n\nlines <|end|> 3.14 ação"):
-        assert again.encode(given) == ours.encode(given)
-        assert again.decode(again.encode(given)) == given
-    assert again.special_ids == ours.special_ids
-    assert rebuilt("some-other", tokens, merges, types) is None
-
-
 def test_a_file_without_the_whole_tokenizer_has_a_rebuilt_one(
     make_model: Make, tmp_path: Path
 ) -> None:
-    path = rewritten(tmp_path / "m.gguf", make_model(), tokenizer__huggingface__json=None)
-    data = open_model(path).tokenizer_json
-    assert data is not None
-    assert json.loads(data)["model"]["merges"] == ["a b", "Ġ a", "Ġ ab"]
+    model = make_model()
+    path = rewritten(tmp_path / "m.gguf", model, tokenizer__huggingface__json=None)
+    found = open_model(path).tokenizer
+    assert found is not None
+    assert model.tokenizer is not None
+    assert found.tokens == model.tokenizer.tokens
+    assert found.merges == model.tokenizer.merges
+    assert found.special == model.tokenizer.special
 
 
 DISAGREEMENTS: dict[str, tuple[str, Any, str]] = {
@@ -325,6 +368,7 @@ DISAGREEMENTS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize(("key", "edit", "word"), DISAGREEMENTS.values(), ids=DISAGREEMENTS)
+@pytest.mark.row("L26")
 def test_two_tokenizers_that_disagree(
     make_model: Make, tmp_path: Path, key: str, edit: Any, word: str
 ) -> None:
@@ -362,16 +406,17 @@ KEYS: dict[str, tuple[str, Any, str]] = {
     "a record that is none": ("miudo.record", "{}", "schema"),
     "a record of no JSON": ("miudo.record", "x", "JSON"),
     "a tokenizer of no JSON": ("tokenizer.huggingface.json", "x", "JSON"),
-    "a tokenizer of no vocabulary": ("tokenizer.huggingface.json", "{}", "vocabulary"),
+    "a tokenizer of no vocabulary": ("tokenizer.huggingface.json", "{}", "model is missing"),
 }
 
 
 @pytest.mark.parametrize(("key", "value", "word"), KEYS.values(), ids=KEYS)
+@pytest.mark.row("L22")
 def test_keys_that_cannot_be(
     make_model: Make, tmp_path: Path, key: str, value: Any, word: str
 ) -> None:
     path = rewritten(tmp_path / "m.gguf", make_model(), **{key: value})
-    with pytest.raises(ModelFileError, match=word) as caught:
+    with pytest.raises((ModelFileError, TokenizerError), match=word) as caught:
         open_model(path)
     assert str(path) in str(caught.value)
 
@@ -384,6 +429,7 @@ def test_our_own_architecture_needs_its_config(make_model: Make, tmp_path: Path)
             open_model(path)
 
 
+@pytest.mark.row("L12")
 def test_tensors_that_are_missing_or_unknown_are_all_named(
     make_model: Make, tmp_path: Path
 ) -> None:
@@ -401,6 +447,23 @@ def test_tensors_that_are_missing_or_unknown_are_all_named(
     assert "output_norm.weight is missing; blk.0.attn_sinks.weight is unknown" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["output_norm.weight", "blk.0.attn_q.bias"])
+def test_a_vector_of_blocks_is_refused(make_model: Make, tmp_path: Path, name: str) -> None:
+    model = make_model("llama-biases")
+    write_gguf(tmp_path / "m.gguf", model)
+    container = read_container(tmp_path / "m.gguf")
+    tensors = dict(container.tensors)
+    shape = tensors[name].shape
+    data = np.zeros(DType.Q8_0.size_bytes(shape), dtype=np.uint8)
+    tensors[name] = StoredTensor(DType.Q8_0, shape, data)
+    keys = {k: v for k, v in container.keys.items() if isinstance(v, str | int | float)}
+    with (tmp_path / "x.gguf").open("wb") as file:
+        write_container(file, keys, list(tensors.items()))
+    with pytest.raises(ModelFileError, match=f"{name} is a vector of Q8_0"):
+        open_model(tmp_path / "x.gguf")
+
+
+@pytest.mark.row("L27")
 def test_a_model_that_cannot_be_written_leaves_no_file(make_model: Make, tmp_path: Path) -> None:
     model = make_model()
     bad = np.ones(32, dtype="<f4")
@@ -416,13 +479,17 @@ def test_a_model_that_cannot_be_written_leaves_no_file(make_model: Make, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.row("L27")
 def test_a_tokenizer_larger_than_the_model(
     make_model: Make, make_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     vocab = {f"w{i}": i for i in range(41)}
     data = make_tokenizer(model={"type": "BPE", "vocab": vocab, "merges": []}, added_tokens=[])
     with pytest.raises(ModelFileError, match="id 40, the model 40 rows"):
-        write_gguf(tmp_path / "m.gguf", dataclasses.replace(make_model(), tokenizer_json=data))
+        write_gguf(
+            tmp_path / "m.gguf",
+            dataclasses.replace(make_model(), tokenizer=parse_tokenizer_json(data)),
+        )
 
 
 BROKEN: dict[str, dict[str, Any]] = {
@@ -439,19 +506,21 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN)
+@pytest.mark.row("L27")
 def test_a_broken_tokenizer_is_refused_and_nothing_is_written(
     make_model: Make, make_tokenizer: Tokenizer, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     if "model" in changes:
         changes = {"added_tokens": []} | changes
-    model = dataclasses.replace(make_model(), tokenizer_json=make_tokenizer(**changes))
-    with pytest.raises((ModelFileError, TokenizerError)):
-        write_gguf(tmp_path / "m.gguf", model)
+    model = make_model()
+    with pytest.raises((ModelFileError, TokenizerError)):  # noqa: PT012 - either may refuse it
+        tokenizer = parse_tokenizer_json(make_tokenizer(**changes))
+        write_gguf(tmp_path / "m.gguf", dataclasses.replace(model, tokenizer=tokenizer))
     assert list(tmp_path.iterdir()) == []
     for value in (json.dumps(json.loads(make_tokenizer(**changes))), "[]"):
         path = rewritten(tmp_path / "m.gguf", make_model(), **{"tokenizer.huggingface.json": value})
         if "decoder" not in changes or value == "[]":  # its vocabulary is the same
-            with pytest.raises(ModelFileError):
+            with pytest.raises((ModelFileError, TokenizerError)):
                 open_model(path)
 
 

@@ -16,7 +16,7 @@ from miudo.formats import ModelFile, open_model
 from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_reader import read_container
 from miudo.formats.gguf_writer import write_container
-from miudo.tensors import StoredTensor
+from miudo.tensors import DType, StoredTensor
 
 MOST_MEMORY = 64 << 20
 
@@ -97,9 +97,16 @@ HEADS = {
     "a tensor too many": head(tensors=2),
     "a tensor too few": head(tensors=0),
 }
+COUNTED = ("keys", "tensors", "many", "few")
 
 
-@pytest.mark.parametrize("start", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(h, id=n, marks=pytest.mark.row("L21" if n.endswith(COUNTED) else "L20"))
+        for n, h in HEADS.items()
+    ],
+)
 def test_a_head_that_cannot_be(tmp_path: Path, start: bytes) -> None:
     refusal(tmp_path / "x", container([NAME], [info()], FOUR, head=start))
 
@@ -124,6 +131,7 @@ BAD_KEYS = {
 
 
 @pytest.mark.parametrize("bad", BAD_KEYS.values(), ids=BAD_KEYS)
+@pytest.mark.row("L22")
 def test_a_key_that_cannot_be(tmp_path: Path, bad: bytes) -> None:
     count = 2 if bad == NAME + NAME else 1
     refusal(tmp_path / "x", container([bad], [], head=head(tensors=0, keys=count)))
@@ -135,6 +143,7 @@ def test_a_key_that_cannot_be(tmp_path: Path, bad: bytes) -> None:
     + [(10, struct.pack("<Q", 2**63)), (8, text("32")), (6, struct.pack("<f", 32)), (7, b"\1"),
        (5, struct.pack("<i", -32))],
 )  # fmt: skip
+@pytest.mark.row("L23")
 def test_an_alignment_that_cannot_be(tmp_path: Path, value: tuple[int, bytes]) -> None:
     content = container([key("general.alignment", *value)], [info()], FOUR)
     assert "general.alignment" in refusal(tmp_path / "x", content)
@@ -156,7 +165,7 @@ INFOS = {
     "a product over 2^64": [info(dims=(2**33, 2**33, 4))],
     "a product of 2^64": [info(dims=(2**32, 2**32))],
     "a row that is no block": [info(dims=(33,), kind=8)],
-    "type Q4_K": [info(kind=12)],
+    "type IQ2_S": [info(kind=22)],
     "type 99": [info(kind=99)],
     "a name twice": [info(), info(offset=32)],
     "no name": [info(name="")],
@@ -171,17 +180,28 @@ INFOS = {
 }
 
 
-@pytest.mark.parametrize("infos", INFOS.values(), ids=INFOS)
+PLACES = ("offset", "misaligned", "overlapping", "a hole", "more than")
+
+
+@pytest.mark.parametrize(
+    "infos",
+    [
+        pytest.param(i, id=n, marks=pytest.mark.row("L25" if n.startswith(PLACES) else "L24"))
+        for n, i in INFOS.items()
+    ],
+)
 def test_a_tensor_that_cannot_be(tmp_path: Path, infos: list[bytes]) -> None:
     refusal(tmp_path / "x", container([NAME], infos, FOUR + bytes(112)))
 
 
+@pytest.mark.row("L24")
 def test_an_unread_type_is_named(tmp_path: Path) -> None:
-    found = refusal(tmp_path / "x", container([], [info(kind=12)], FOUR))
-    assert "Q4_K" in found
-    assert "F32, F16, BF16 and Q8_0" in found
+    found = refusal(tmp_path / "x", container([], [info(kind=35)], FOUR))
+    assert "TQ2_0" in found
+    assert all(dtype in found for dtype in DType)
 
 
+@pytest.mark.row("L25")
 def test_trailing_bytes(tmp_path: Path) -> None:
     assert "follow the last tensor" in refusal(tmp_path / "x", VALID + bytes(16 + 32))
 
@@ -213,6 +233,7 @@ def accepted_or_refused(path: Path, content: bytes, read: Callable[[Path], Any])
     return True
 
 
+@pytest.mark.row("L29")
 def test_every_prefix_and_every_flipped_bit(tmp_path: Path) -> None:
     path = tmp_path / "x"
     assert accepted_or_refused(path, VALID, read_container)
@@ -225,6 +246,7 @@ def test_every_prefix_and_every_flipped_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite")
+@pytest.mark.row("L29")
 def test_flipped_bits_and_prefixes_of_a_whole_model(
     make_model: Callable[..., ModelFile], tmp_path: Path
 ) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +55,7 @@ def test_a_folder_holds_the_whole_model(
     assert write_folder(tmp_path / "out", any_model) == ()
     found = open_model(tmp_path / "out")
     assert found.config == any_model.config
-    assert found.tokenizer_json == any_model.tokenizer_json
+    assert found.tokenizer == any_model.tokenizer
     assert found.chat_template == any_model.chat_template
     assert found.record is not None
     assert dataclasses.replace(found.record, outputs={}) == any_model.record
@@ -93,20 +90,7 @@ def test_unequal_widths_are_padded_with_zeros(unequal_model: ModelFile, tmp_path
     assert not down[:, 33:].any()
 
 
-def test_missing_extra_and_turned_tensors_are_listed_at_once(folder: Path) -> None:
-    def edit(tensors: dict[str, np.ndarray]) -> None:
-        del tensors["model.norm.weight"]
-        tensors["model.surprise"] = np.zeros(3, dtype="<f4")
-        turned = tensors["model.layers.0.mlp.gate_proj.weight"].T
-        tensors["model.layers.0.mlp.gate_proj.weight"] = np.ascontiguousarray(turned)
-
-    retensor(folder, edit)
-    text = refusal(folder)
-    assert "model.norm.weight is missing" in text
-    assert "model.surprise is unknown" in text
-    assert "model.layers.0.mlp.gate_proj.weight is [32, 64], the config wants [64, 32]" in text
-
-
+@pytest.mark.row("L12")
 def test_the_head_decides_where_the_config_does_not_say(folder: Path, make_model: Make) -> None:
     change(folder, tie_word_embeddings=None)
     assert not open_model(folder).config.tie_embeddings
@@ -137,54 +121,7 @@ def test_bare_names_and_buffers(
     assert_same_weights(open_model(tmp_path / "out"), model)
 
 
-def shard(folder: Path, parts: int = 2) -> dict[str, str]:
-    """Cuts the weights into files with an index, as large models come."""
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    listed: dict[str, str] = {}
-    for i in range(parts):
-        file = f"model-{i + 1:05}-of-{parts:05}.safetensors"
-        part = {n: t for j, (n, t) in enumerate(sorted(tensors.items())) if j % parts == i}
-        save_file(part, folder / file)
-        listed |= dict.fromkeys(part, file)
-    index(folder, listed)
-    return listed
-
-
-def index(folder: Path, listed: object) -> None:
-    path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": listed}))
-
-
-def test_shards(folder: Path, assert_same_weights: Same) -> None:
-    whole = open_model(folder)
-    shard(folder, 3)
-    assert_same_weights(open_model(folder), whole)
-
-
-@pytest.mark.parametrize("place", ["../secret", "/etc/passwd", "link", "absent", "a\0b", "model"])
-def test_a_shard_elsewhere(folder: Path, place: str) -> None:
-    listed = shard(folder)
-    first = next(iter(listed.values()))
-    (folder.parent / "secret").write_bytes((folder / first).read_bytes())
-    (folder / "link").symlink_to(folder.parent / "secret")
-    index(folder, {n: place if f == first else f for n, f in listed.items()})
-    with pytest.raises((ModelFileError, MissingError)):
-        open_model(folder)
-
-
-def test_a_tensor_in_two_shards_or_in_the_wrong_one(folder: Path) -> None:
-    listed = shard(folder)
-    one, other = sorted(set(listed.values()))
-    name, values = next(iter(load_file(folder / other).items()))
-    save_file(load_file(folder / one) | {name: values}, folder / one)
-    assert "other tensors than the index says" in refusal(folder)
-    index(folder, dict.fromkeys(listed, other))
-    refusal(folder)
-    index(folder, ["no", "map"])
-    refusal(folder)
-
-
+@pytest.mark.row("L17")
 def test_a_shard_of_another_save_is_found_by_its_hash(folder: Path, make_model: Make) -> None:
     model = make_model("llama-untied")
     other = dict(model.weights)
@@ -218,6 +155,7 @@ CASES = [(key, value) for key, values in ABSURD.items() for value in values]
 
 
 @pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{k}={v!r:.20}" for k, v in CASES])
+@pytest.mark.row("L13")
 def test_a_config_that_cannot_be(folder: Path, key: str, value: Any) -> None:
     if (key, value) == ("hidden_act", None):
         value = ""
@@ -232,6 +170,7 @@ def test_a_config_that_cannot_be(folder: Path, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "text", [b'{"hidden_size": 1e999}', b"[]", b"", b"\xff", b"{", b'{"a":NaN}']
 )
+@pytest.mark.row("L13")
 def test_a_config_that_is_no_json(folder: Path, text: bytes) -> None:
     (folder / "config.json").write_bytes(text)
     assert "config.json" in refusal(folder)
@@ -240,24 +179,11 @@ def test_a_config_that_is_no_json(folder: Path, text: bytes) -> None:
 def test_what_is_absent_is_named(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(MissingError, match=r"config\.json"):
         open_model(tmp_path)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(MissingError, match=r"only pytorch_model\.bin, a pickle"):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(MissingError, match=r"no model\.safetensors and no pytorch_model\.bin"):
         open_model(folder)
     with pytest.raises(MissingError):
         open_model(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "record.json"])
-@pytest.mark.parametrize("kind", ["outside", "fifo"])
-def test_files_of_the_folder_are_files_inside_it(folder: Path, name: str, kind: str) -> None:
-    path = folder / name
-    if kind == "fifo":
-        path.unlink()
-        os.mkfifo(path)
-    else:
-        path.rename(folder.parent / "outside")
-        path.symlink_to(folder.parent / "outside")
-    refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +198,7 @@ def test_files_of_the_folder_are_files_inside_it(folder: Path, name: str, kind: 
         ("chat_template.jinja", b"x" * (1 << 21)),
     ],
 )
+@pytest.mark.row("L13")
 def test_files_beside_the_weights_that_cannot_be(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     refusal(folder)
@@ -295,6 +222,7 @@ def test_a_begin_that_the_tokenizer_does_not_add_is_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.row("L9")
 def test_weights_that_are_not_finite(folder: Path, tmp_path: Path, value: float) -> None:
     def edit(tensors: dict[str, np.ndarray]) -> None:
         tensors["model.norm.weight"][3] = value
@@ -307,6 +235,14 @@ def test_weights_that_are_not_finite(folder: Path, tmp_path: Path, value: float)
     with pytest.raises(ModelFileError, match=r"norm\.weight"):
         write_folder(tmp_path / "copy", model)
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.row("L9")
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 3.4e38])
+def test_weights_that_are_odd_and_finite_load(folder: Path, value: float) -> None:
+    retensor(folder, lambda tensors: tensors["model.embed_tokens.weight"].fill(value))
+    table = open_model(folder, strict_finite=True).weights["embed.weight"].data.view("<f4")
+    assert (table == np.float32(value)).all()
 
 
 def test_values_too_large_for_float16_are_not_made_infinite(folder: Path, tmp_path: Path) -> None:
@@ -335,51 +271,7 @@ def test_what_no_family_can_say_is_refused_with_every_reason(
     assert not (tmp_path / "out").exists()
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from miudo.formats import open_model
-import miudo.formats.export
-root = Path(sys.argv[1]).resolve()
-seen, armed = [], False
-def hook(event, args):
-    if not armed:
-        return
-    if event == "open" and isinstance(args[0], (str, bytes)):
-        path = Path(args[0] if isinstance(args[0], str) else args[0].decode())
-        if not path.resolve().is_relative_to(root):
-            seen.append(f"open {path}")
-    elif event.startswith(("import", "socket", "subprocess", "os.system", "exec", "pickle")):
-        seen.append(f"{event} {args[0]}")
-sys.addaudithook(hook)
-armed = True
-try:
-    open_model(root)
-finally:
-    armed = False
-    print("SEEN", seen)
-"""
-
-
-def test_opening_runs_nothing_imports_nothing_and_reads_nothing_outside(folder: Path) -> None:
-    (folder / "evil.py").write_text("raise SystemExit(9)")
-    code = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "someone/else--evil.Config"}
-    change(
-        folder,
-        auto_map=code,
-        trust_remote_code=True,
-        torch_dtype="os.system",
-        _attn_implementation_internal="someone/kernel",
-        _name_or_path="https://example.org/model",
-        transformers_version="../../x",
-    )
-    command = [sys.executable, "-c", PROGRAM, os.fspath(folder)]
-    environment = os.environ | {"PYTHONPATH": os.fspath(Path(__file__).parents[2] / "src")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "SEEN []"
-
-
+@pytest.mark.row("L29")
 def test_every_flipped_bit_of_a_config_is_a_model_or_a_typed_refusal(
     folder: Path, make_model: Make
 ) -> None:

@@ -65,3 +65,11 @@ def test_every_verb_in_the_pages_exists() -> None:
     named = set(re.findall(r"^(?:.*\| )?(?:\S*/)?miudo ([a-z]+)", "".join(blocks), re.MULTILINE))
     assert named
     assert named <= VERBS.keys()
+
+
+def test_every_row_of_bad_input_has_its_tests_and_every_mark_its_row() -> None:
+    page = (ROOT / "docs" / "bad-input.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([LJ]\d+) \|", page, re.MULTILINE)
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(rows) == len(set(rows)) > 30
+    assert set(rows) == {row for text in tests for row in re.findall(r'"([LJ]\d+)"', text)}

@@ -35,6 +35,7 @@ def test_the_default_template_frames_turns() -> None:
     assert template.render(messages[:2]) == text[: text.index("a<|end|>")]
 
 
+@pytest.mark.row("J4")
 def test_specials_come_from_the_template_alone(tokenizer: TextTokenizer) -> None:
     template = ChatTemplate(DEFAULT_TEMPLATE)
     honest = encode_chat(tokenizer, template, [Message("user", "hi")])
@@ -54,6 +55,7 @@ def test_plain_content_is_encoded_as_the_library_encodes_the_whole(
     assert ids == tokenizer.encode(text, allow_special=True)
 
 
+@pytest.mark.row("J4")
 def test_a_template_still_sees_the_content(tokenizer: TextTokenizer) -> None:
     template = ChatTemplate("{% for m in messages %}<|user|>{{ m.content | trim }}{% endfor %}")
     ids = encode_chat(tokenizer, template, [Message("user", "  <|end|> x  ")])
@@ -61,6 +63,7 @@ def test_a_template_still_sees_the_content(tokenizer: TextTokenizer) -> None:
     assert tokenizer.decode(ids) == "<|end|> x"
 
 
+@pytest.mark.row("J4")
 def test_a_token_that_is_not_marked_special_cannot_be_forged_either() -> None:
     import json
 
@@ -91,6 +94,7 @@ def test_a_token_that_is_not_marked_special_cannot_be_forged_either() -> None:
         ([*HELLO, Message("assistant", "x")], r"messages\[1\] is the assistant's"),
     ],
 )
+@pytest.mark.row("J12")
 def test_messages_that_cannot_be_are_named_by_number(messages: Any, says: str) -> None:
     with pytest.raises(RequestError, match=says):
         ChatTemplate(DEFAULT_TEMPLATE).render(messages)
@@ -141,6 +145,9 @@ ENDLESS = [
     "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{{ " + "m(" * 40 + "'aaaa'" + ")" * 40 + " }}",
     "{{ range(10**9)|list|length }}",
     "{{ messages|tojson(indent=10**9) }}",
+    "{{ messages|tojson(separators=('a' * 9999, ':')) }}",
+    "{{ strftime_now('%d' * 9999) }}",
+    "{{ strftime_now(1) }}",
 ]
 UNCOMPILED = [
     "{% if 1 %}" * 3000 + "x" + "{% endif %}" * 3000,
@@ -158,23 +165,32 @@ UNCOMPILED = [
 
 
 @pytest.mark.parametrize("source", ESCAPES, ids=range(len(ESCAPES)))
+@pytest.mark.row("J6")
 def test_a_template_cannot_get_out(source: str) -> None:
     with contextlib.suppress(MiudoError):
         assert ChatTemplate(source).render(HELLO) in ("", "[]")
 
 
 @pytest.mark.parametrize("source", ENDLESS, ids=range(len(ENDLESS)))
+@pytest.mark.row("J7")
 def test_a_template_cannot_run_or_grow_without_end(source: str) -> None:
     with pytest.raises(RequestError):
         ChatTemplate(source).render(HELLO)
 
 
-@pytest.mark.parametrize("source", UNCOMPILED, ids=range(len(UNCOMPILED)))
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(s, id=str(i), marks=pytest.mark.row("J9" if "/etc" in s else "J8"))
+        for i, s in enumerate(UNCOMPILED)
+    ],
+)
 def test_a_template_that_must_not_be_compiled_is_refused(source: str) -> None:
     with pytest.raises(TokenizerError, match="chat template"):
         ChatTemplate(source)
 
 
+@pytest.mark.row("J6")
 def test_rendering_opens_starts_and_imports_nothing() -> None:
     program = f"""
         import sys
@@ -214,6 +230,10 @@ def test_rendering_opens_starts_and_imports_nothing() -> None:
         ("{{ messages|selectattr('role', 'equalto', 'user')|list|length }}", "1"),
         ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "a1"),
         ("{{ messages|tojson }}", '[{"role": "user", "content": "hi"}]'),
+        ("{{ {'b': 1, 'a': [2]}|tojson(separators=(',', ':'), sort_keys=True) }}",
+         '{"a":[2],"b":1}'),
+        ("{% if tools is not none or documents %}x{% endif %}{{ tools is defined }}", "True"),
+        ("{{ strftime_now('%Y')|length }}", "4"),
     ],
 )  # fmt: skip
 def test_what_templates_use_works(source: str, text: str) -> None:

@@ -34,6 +34,7 @@ def test_a_chat_begins_with_one_bos_id_whoever_writes_it(tokenizer: TextTokenize
     assert ours[-1] == tokenizer.special_ids["<|assistant|>"]
 
 
+@pytest.mark.row("J4")
 def test_what_a_user_typed_is_no_special_token(tokenizer: TextTokenizer) -> None:
     ids = prompt_ids(tokenizer, TALK, CONFIG, template=DEFAULT_TEMPLATE)
     assert ids.count(0) == 1 + 3  # the beginning and three ends of turns

@@ -39,12 +39,14 @@ def run(stream: TextStream, ids: Sequence[int]) -> tuple[list[str], str]:
     return pieces, "".join(pieces) + stream.finish()
 
 
+@pytest.mark.row("J5")
 def test_a_character_comes_whole() -> None:
     pieces, text = run(TextStream(ByteTokens()), list("aé👍".encode()))
     assert pieces == ["a", "", "é", "", "", "", "👍"]
     assert text == "aé👍"
 
 
+@pytest.mark.row("J5")
 def test_an_unfinished_character_shows_only_at_the_end() -> None:
     stream = TextStream(ByteTokens())
     assert [stream.push(i) for i in "👍".encode()[:3]] == ["", "", ""]
@@ -53,6 +55,7 @@ def test_an_unfinished_character_shows_only_at_the_end() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(ids=st.lists(st.integers(0, 257), max_size=40), adds_space=st.booleans())
+@pytest.mark.row("J5")
 def test_pieces_join_to_decode_whatever_the_ids(ids: list[int], adds_space: bool) -> None:
     tokenizer = ByteTokens(adds_space=adds_space)
     assert run(TextStream(tokenizer), ids)[1] == tokenizer.decode(ids)
@@ -60,6 +63,7 @@ def test_pieces_join_to_decode_whatever_the_ids(ids: list[int], adds_space: bool
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=30), cuts=st.sets(st.integers(0, 120)))
+@pytest.mark.row("J5")
 def test_valid_text_never_shows_a_replacement_midway(text: str, cuts: set[int]) -> None:
     pieces, joined = run(TextStream(ByteTokens()), list(text.encode()))
     assert joined == text
@@ -121,6 +125,7 @@ def test_stop_strings_that_mean_nothing_are_refused(stop: Sequence[str]) -> None
         TextStream(ByteTokens(), stop)
 
 
+@pytest.mark.row("J5")
 def test_ids_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(RequestError, match="258"):
         TextStream(ByteTokens()).push(258)

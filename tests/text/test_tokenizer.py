@@ -119,6 +119,7 @@ def _pieces() -> TextTokenizer:
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "pieces"])
+@pytest.mark.row("J4")
 def test_a_special_token_that_a_user_types_stays_plain(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_special_token_that_a_user_types_stays_plain(
         assert tokenizer.encode(text, allow_special=True).count(number) == 3
 
 
+@pytest.mark.row("J4")
 def test_plain_text_stays_plain_where_the_model_itself_knows_the_token() -> None:
     # `ignore_merges` looks whole words up in the vocabulary, special ones too.
     values = json.loads(train_bpe(LINES, vocab_size=300, special=("qqq",)).to_json())
@@ -158,6 +160,7 @@ def test_bytes_of_sentencepiece_tokens(pieces: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 320, 1 << 40, np.int64(320), 1.0, "5", None])
+@pytest.mark.row("J5")
 def test_ids_outside_the_vocabulary_are_refused(byte_level: TextTokenizer, token: object) -> None:
     with pytest.raises(RequestError, match="token id"):
         byte_level.token_bytes(token)  # type: ignore[arg-type]
@@ -165,11 +168,13 @@ def test_ids_outside_the_vocabulary_are_refused(byte_level: TextTokenizer, token
         byte_level.decode([token])  # type: ignore[list-item]
 
 
+@pytest.mark.row("J5")
 def test_numpy_ids_are_ids(byte_level: TextTokenizer) -> None:
     ids = np.array(byte_level.encode("the cat"), dtype=np.int32)
     assert byte_level.decode(ids) == "the cat"  # type: ignore[arg-type]
 
 
+@pytest.mark.row("J2")
 def test_half_a_surrogate_pair_is_refused(byte_level: TextTokenizer) -> None:
     for encode in (byte_level.encode, lambda text: byte_level.encode_batch([text])):
         with pytest.raises(RequestError, match="Unicode"):
@@ -177,6 +182,7 @@ def test_half_a_surrogate_pair_is_refused(byte_level: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "pieces"])
+@pytest.mark.row("J3")
 def test_a_long_text_is_cut_without_changing_its_ids(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ def deep_normalizer(values: dict[str, Any]) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
+@pytest.mark.row("J1")
 def test_a_damaged_file_is_refused_by_name(
     damage: Callable[[dict[str, Any]], None], says: str
 ) -> None:
@@ -166,11 +167,13 @@ def test_a_damaged_file_is_refused_by_name(
     "data",
     [b"", b"\xff\xfe", b"{", b"[]", b"null", b"[" * 100_000, b'{"model": {"a": 1, "a": 2}}'],
 )
+@pytest.mark.row("J1")
 def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     with pytest.raises(TokenizerError):
         TextTokenizer.from_json(data, where="x")
 
 
+@pytest.mark.row("J2")
 def test_limits_hold() -> None:
     with pytest.raises(TokenizerError, match="tokens, allowed 1 to 100"):
         parse_tokenizer_json(GOOD, limits=SMALL)
@@ -185,6 +188,7 @@ def test_what_the_library_alone_refuses_is_a_tokenizer_error() -> None:
         TextTokenizer.from_json(json.dumps(values).encode())
 
 
+@pytest.mark.row("J1")
 def test_unigram_files_are_checked_too() -> None:
     pieces = [["<unk>", 0.0], ["▁a", -1.0], ["b", -2.0]]
     values = {

@@ -39,11 +39,11 @@ def adapted(tmp_path: Path) -> tuple[Path, np.ndarray]:
             if name.endswith("lora_up"):
                 parameter.normal_(0.0, 0.02, generator=generator)
         logits = decoder.logits(decoder(IDS)).numpy()
-    assert file.tokenizer_json is not None
+    assert file.tokenizer is not None
     adapter = to_adapter(
         decoder,
         base=base_fingerprint(file.config, file.weights),
-        tokenizer=TextTokenizer.from_json(file.tokenizer_json).fingerprint,
+        tokenizer=TextTokenizer(file.tokenizer).fingerprint,
     )
     write_peft(
         tmp_path / "adapter",
@@ -61,7 +61,7 @@ def test_the_merged_model_says_the_same(tmp_path: Path, adapted: tuple[Path, np.
     decoder = Decoder.from_weights(file.config, file.weights).eval()
     with torch.no_grad():
         found = decoder.logits(decoder(IDS)).numpy()
-    np.testing.assert_allclose(found, adapted[1], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(found, adapted[1], atol=5e-5, rtol=0)
     assert file.chat_template == "{{ messages }}"
     assert file.record is not None
     assert [parent.verb for parent in file.record.parents] == ["train", "finetune"]

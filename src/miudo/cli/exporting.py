@@ -7,12 +7,13 @@ Read next: `miudo.formats.export`.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
-from miudo.cli.options import emit, verb
+from miudo.cli.options import BLOCK_TYPES, emit, verb
 from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
 
@@ -27,7 +28,7 @@ __all__ = ["export"]
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["F32", "F16", "BF16", "Q8_0"], case_sensitive=False),
+    type=click.Choice(["F32", "F16", "BF16", *BLOCK_TYPES], case_sensitive=False),
     help="How numbers lie; default: as they are (gguf), F32 (hf).",
 )
 @click.option(
@@ -51,5 +52,12 @@ def export(
         raise UsageError("an adapter's numbers stay F32", where="--dtype", remedy="Leave it out")
     else:
         made = export_adapter(adapter, path, out, to=to)
-    text = "\n".join([f"{kind:<7} {made.path}", *(f"note    {note}" for note in made.notes)])
-    emit({"schema": 1, kind: str(made.path), "notes": made.notes}, text, as_json=as_json)
+    lines = [f"{kind:<7} {made.path}"]
+    value: dict[str, Any] = {"schema": 1, kind: str(made.path), "notes": made.notes}
+    if made.gguf is not None:
+        counts = dict(Counter(str(dtype) for dtype in made.gguf.dtypes.values()))
+        held = ", ".join(f"{count} tensors {dtype}" for dtype, count in counts.items())
+        lines.append(f"holds   {made.gguf.bits_per_weight:.3f} bits per weight: {held}")
+        value |= {"bits_per_weight": made.gguf.bits_per_weight, "dtypes": counts}
+    lines += [f"note    {note}" for note in made.notes]
+    emit(value, "\n".join(lines), as_json=as_json)

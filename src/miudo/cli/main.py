@@ -31,7 +31,12 @@ __all__ = ["VERBS", "LazyGroup", "cli", "main"]
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("miudo.cli.running:run", "Talk to a model, or continue a text"),
     "suggest": ("miudo.cli.suggesting:suggest", "The next words of a text, as a keyboard has them"),
+    "catalog": ("miudo.cli.browsing:catalog", "Models to choose from: memory, licence, uses"),
+    "pull": ("miudo.cli.pulling:pull", "Fetch a model from the Hugging Face hub"),
+    "list": ("miudo.cli.keeping:list_", "The models on this machine"),
     "show": ("miudo.cli.showing:show", "What a model is, and how it came to be"),
+    "import": ("miudo.cli.keeping:import_", "Copy a model in, under a name"),
+    "rm": ("miudo.cli.keeping:remove", "Delete a model that was pulled or imported"),
     "prepare": ("miudo.cli.making:prepare", "Turn text into packed tokens for training"),
     "train": ("miudo.cli.making:train", "Train a model from scratch"),
     "finetune": ("miudo.cli.tuning:finetune", "Teach a model from chats or text of yours"),

@@ -16,7 +16,11 @@ import click
 
 from miudo.errors import ConfigError
 
-__all__ = ["Verb", "emit", "printable", "verb"]
+__all__ = ["BLOCK_TYPES", "Verb", "emit", "printable", "verb"]
+
+BLOCK_TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q4_1", "Q4_K", "Q4_0")
+"""Types of blocks that `miudo.formats.blocks` writes, largest first; named here so that help
+needs no NumPy."""
 
 _GIVEN = "miudo.given"
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import click
 
 from miudo.cli.options import emit, printable, verb
+from miudo.cli.templates import read_template, template_option
+from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import model_path
 
 __all__ = ["show", "version"]
@@ -22,12 +24,26 @@ __all__ = ["show", "version"]
     is_flag=True,
     help="Read every byte: compare a folder's files with its record, look for NaN and infinity.",
 )
-def show(model: str, *, verify: bool, as_json: bool) -> None:
+@click.option(
+    "--template", is_flag=True, help="Print the chat template and a short conversation in it."
+)
+@template_option
+def show(
+    model: str, *, verify: bool, template: bool, chat_template: str | None, as_json: bool
+) -> None:
     """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage.
 
-    MODEL may be a LoRA adapter: its rank, its matrices, the model it was made for.
+    MODEL may be a LoRA adapter: its rank, its matrices, the model it was made for. Of a model
+    that is not here, what the catalogue says.
     """
-    path = model_path(model)
+    if chat_template is not None and not template:
+        raise UsageError("--chat-template is only shown", remedy="Give --template too")
+    try:
+        path = model_path(model)
+    except MissingError:
+        if not _show_entry(model, as_json=as_json):
+            raise
+        return
     from miudo.formats import open_model
     from miudo.formats.adapter import is_adapter
     from miudo.registry.describe import describe, description_text
@@ -46,10 +62,33 @@ def show(model: str, *, verify: bool, as_json: bool) -> None:
 
         verify_folder(path)
     found = open_model(path, strict_finite=verify)
+    if template:
+        from miudo.registry.describe_template import describe_template, template_text
+
+        source = found.chat_template if chat_template is None else read_template(chat_template)
+        told = describe_template(found, source)
+        emit(told, printable(template_text(told)), as_json=as_json)
+        return
     if as_json:
         emit(describe(found), "", as_json=True)
     else:
         click.echo(printable(description_text(found)))
+
+
+def _show_entry(model: str, *, as_json: bool) -> bool:
+    """Shows what the catalogue says of a model that is not here; False where it says nothing."""
+    from miudo.hub.catalogue import load_catalogue
+    from miudo.hub.resolve import on_hub
+    from miudo.hub.shown import entries_text, entry_json
+    from miudo.names import parse_reference
+
+    source = on_hub(parse_reference(model))
+    entry = None if source is None else load_catalogue().of_repository(source.repo_id)
+    if entry is None:
+        return False
+    click.echo(f"{model} is not on this machine; the catalogue says:", err=True)
+    emit(entry_json(entry), entries_text([entry]), as_json=as_json)
+    return True
 
 
 @verb("version")

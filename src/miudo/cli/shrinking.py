@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import emit, verb
+from miudo.cli.options import BLOCK_TYPES, emit, verb
 from miudo.cli.settings import make_settings
 from miudo.cli.training_options import (
     data_option,
@@ -141,10 +141,14 @@ def prune(  # noqa: PLR0913 - one parameter an option
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .gguf.")
 @click.option(
-    "--dtype", type=click.Choice(["Q8_0", "F16", "BF16"], case_sensitive=False), default="Q8_0"
+    "--dtype",
+    type=click.Choice([*BLOCK_TYPES, "F16", "BF16"], case_sensitive=False),
+    default="Q8_0",
+    show_default=True,
+    help="How matrices are stored.",
 )
 def quantize(model: str, *, out: Path, dtype: str, as_json: bool) -> None:
-    """Round MODEL's weights to 8 bits (or 16) and write one GGUF file."""
+    """Round MODEL's weights to 4 to 8 bits (or 16) and write one GGUF file."""
     from miudo.compress.verbs import run_quantize
     from miudo.tensors import DType
 

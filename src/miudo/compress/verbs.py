@@ -24,7 +24,7 @@ from miudo.compress.distill.student import scaled
 from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements, settings_to_json
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
-from miudo.compress.quantize.nearest import NearestRounding, stored_weights
+from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
@@ -138,7 +138,7 @@ def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk
     opened = open_decoder(model, "model")
     method = NearestRounding(dtype)
     with Meter() as meter:
-        rounded, report = method.apply(opened.decoder)
+        stored, report = method.store(opened.decoder)
     record = Record(
         verb="quantize",
         name=out.stem,
@@ -149,9 +149,9 @@ def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk
         licence=shared_licence(opened.parents),
         notes=report.notes,
     )
-    made = _model_file(opened, rounded, stored_weights(rounded, report), record)
+    made = _model_file(opened, opened.decoder, stored, record)
     write_gguf(out, made)
-    return Shrunk(out, rounded.config, record, (report,))
+    return Shrunk(out, opened.file.config, record, (report,))
 
 
 def student_config(student: float | str | ModelConfig, teacher: ModelConfig) -> ModelConfig:

@@ -125,7 +125,7 @@ class ModelConfig:
             if given.get("latent") is not None:
                 given["latent"] = _part_from_json(given["latent"], LatentAttention)
             return cls(layers=tuple(_part_from_json(v, LayerConfig) for v in layers), **given)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"not a model config ({error})", remedy="Compare it with a preset's values"
             ) from error

@@ -29,6 +29,7 @@ from miudo.engine.native_door import (
     sampling_values,
 )
 from miudo.errors import RequestError
+from miudo.formats.derived import drop_pages
 from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.tensors import Weights, check_weights, tensor_table
 
@@ -58,7 +59,7 @@ class RunnableModel(Protocol):
 
 
 class NativeEngine:
-    """Runs `model` on packed weights; the tensors' own bytes are not kept.
+    """Runs `model` on its weights in the types that they have; the file's bytes are not kept.
 
     `activations` says what Q8_0 matrices are multiplied with: "int8" rounds activations in
     groups of 32 (scale amax / 127 in float16, half to even), "float" is the reference.
@@ -96,6 +97,7 @@ class NativeEngine:
             tensor = model.weights[spec.name]
             kind, data = DTYPES.index(tensor.dtype), np.ascontiguousarray(tensor.data)
             call(self._core.set_tensor, spec.name, kind, list(tensor.shape), data)
+            drop_pages(data)  # of one tensor at a time there are two copies in memory
         call(self._core.finalize)
 
     @property

@@ -47,7 +47,7 @@ _IntArray = npt.NDArray[np.int32]
 _LayerValues = tuple[int, int, int, int, int, int, tuple[float, ...], tuple[float, ...]]
 
 # The orders below are those of the enums in native/core/miudo.h.
-DTYPES = (DType.F32, DType.F16, DType.BF16, DType.Q8_0)
+DTYPES = tuple(DType)
 _NORMS = (Norm.RMS, Norm.LAYER)
 _BLOCKS = (Block.PRE, Block.POST, Block.SANDWICH)
 _PARALLELS = (Parallel.NONE, Parallel.TWO_NORMS, Parallel.ONE_NORM)

@@ -19,6 +19,7 @@ from miudo.evaluate.bench import Bench, BenchSettings, bench_path
 from miudo.evaluate.divergence import Divergence, divergence
 from miudo.evaluate.loading import Activations, EngineKind, LoadedModel, load_model
 from miudo.evaluate.perplexity import Perplexity, default_window, document_ids, perplexity
+from miudo.formats.shards import weight_files
 from miudo.report import Table
 from miudo.tensors import parameter_count
 
@@ -158,7 +159,7 @@ def size_on_disk(path: Path) -> int:
     """Returns the bytes of a model file, or of a folder's weights and tokenizer."""
     if path.is_file():
         return path.stat().st_size
-    parts = [*path.glob("*.safetensors"), path / "tokenizer.json"]
+    parts = [*weight_files(path), path / "tokenizer.json"]
     return sum(part.stat().st_size for part in parts if part.is_file())
 
 
@@ -208,7 +209,7 @@ def _row(
     bench: Bench,
 ) -> Row:
     config, tensors = loaded.model.config, loaded.model.weights.values()
-    stored_bits = 8 * sum(tensor.data.nbytes for tensor in tensors)
+    stored_bits = 8 * sum(tensor.dtype.size_bytes(tensor.shape) for tensor in tensors)
     stored_values = sum(math.prod(tensor.shape) for tensor in tensors)
     return Row(
         name=name,

@@ -1,73 +1,130 @@
-"""Numbers as they lie in files: float32 to and from F32, F16, BF16 and Q8_0.
+"""Numbers as they lie in files: float32 to and from every type of `DType`.
 
 For: readers, writers, quantisation and the decoder, which all need one rule.
 Not for: choosing which tensor gets which type (`miudo.compress.quantize`).
-Read next: `miudo.tensors.DType`.
+Read next: `miudo.formats.blocks_32` and `miudo.formats.blocks_k`, where the bits are.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from miudo.errors import ConfigError
+from miudo.formats.block_codec import FloatArray
+from miudo.formats.blocks_32 import CODECS_32
+from miudo.formats.blocks_k import CODECS_K
 from miudo.tensors import DType, StoredTensor
 
-__all__ = ["encode", "to_f32"]
+__all__ = [
+    "WRITABLE",
+    "check_writable",
+    "encode",
+    "f32_chunks",
+    "is_finite",
+    "recode",
+    "to_f32",
+]
 
-_FloatArray = npt.NDArray[np.float32]
+_CODECS = {**CODECS_32, **CODECS_K}
+_PLAIN = {DType.F32: "<f4", DType.F16: "<f2"}
+
+WRITABLE = (
+    DType.F32, DType.F16, DType.BF16, *(t for t, codec in _CODECS.items() if codec.encode),
+)  # fmt: skip
+"""Types that `encode` knows; the others are only read."""
+
+# Values converted together: whole blocks of every type, and few enough to stay in a cache.
+_CHUNK = 1 << 16
 
 
-def to_f32(tensor: StoredTensor) -> _FloatArray:
+def to_f32(tensor: StoredTensor) -> FloatArray:
     """Returns the tensor's values in its shape; F32 shares the tensor's memory."""
+    data = tensor.data
     if tensor.dtype is DType.F32:
-        values: _FloatArray = tensor.data.view("<f4")
-    elif tensor.dtype is DType.F16:
-        values = tensor.data.view("<f2").astype(np.float32)
-    elif tensor.dtype is DType.BF16:
-        values = (tensor.data.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    else:
-        blocks = tensor.data.reshape(-1, DType.Q8_0.block_bytes)
-        scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
-        values = blocks[:, 2:].view(np.int8) * scales
-    return values.reshape(tensor.shape)
+        return data.view("<f4").reshape(tensor.shape)
+    values = np.empty(tensor.shape, dtype=np.float32)
+    flat, end = values.reshape(-1), 0
+    for chunk in _decoded(tensor.dtype, data):
+        start, end = end, end + chunk.size
+        flat[start:end] = chunk
+    return values
 
 
-def encode(array: _FloatArray, dtype: DType) -> StoredTensor:
+def f32_chunks(tensor: StoredTensor) -> Iterator[FloatArray]:
+    """Yields the tensor's values in order as flat arrays of some ten thousand."""
+    return _decoded(tensor.dtype, tensor.data)
+
+
+def encode(array: FloatArray, dtype: DType) -> StoredTensor:
     """Returns `array` stored as `dtype`, rounded to nearest, F16 and BF16 ties to even.
 
-    Q8_0, bit for bit as llama.cpp's reference: a block's scale is its greatest magnitude / 127,
-    ties go away from zero. Raises ConfigError if rows are no whole blocks.
+    Blocks of 32 values come out bit for bit as of llama.cpp's reference, those of 256 with an
+    error as small. Raises ConfigError if rows are no whole blocks, or the type is only read.
     """
-    if not dtype.fits(array.shape):
-        raise ConfigError(f"rows of {array.shape[-1:]} values do not fit {dtype}")
     if dtype is DType.F32:
         return StoredTensor.from_f32(array)
-    flat = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
-    if dtype is DType.F16:
-        data = flat.astype("<f2").view(np.uint8)
-    elif dtype is DType.BF16:
-        data = _bf16(flat).view(np.uint8)
-    else:
-        data = _q8_0(flat.reshape(-1, DType.Q8_0.block))
-    return StoredTensor(dtype, array.shape, data)
+    return recode(StoredTensor.from_f32(np.asarray(array, dtype=np.float32)), dtype)
 
 
-def _bf16(flat: _FloatArray) -> npt.NDArray[np.uint16]:
+def recode(tensor: StoredTensor, dtype: DType) -> StoredTensor:
+    """Returns `tensor` as another type, as `encode` would, never holding all of it as float32."""
+    check_writable(dtype)
+    if not dtype.fits(tensor.shape):
+        raise ConfigError(f"rows of {tensor.shape[-1:]} values do not fit {dtype}")
+    data = np.empty(dtype.size_bytes(tensor.shape), dtype=np.uint8)
+    end = 0
+    for chunk in f32_chunks(tensor):
+        part = _encoded(chunk, dtype)
+        start, end = end, end + part.size
+        data[start:end] = part
+    return StoredTensor(dtype, tensor.shape, data)
+
+
+def check_writable(dtype: DType) -> None:
+    """Raises ConfigError for a type that is only read."""
+    if dtype not in WRITABLE:
+        known = ", ".join(WRITABLE)
+        raise ConfigError(f"{dtype} is only read, not written", remedy=f"Write one of {known}")
+
+
+def is_finite(tensor: StoredTensor) -> bool:
+    """Whether no value of `tensor` is NaN or infinite."""
+    if tensor.dtype in _CODECS:
+        codec = _CODECS[tensor.dtype]
+        return codec.finite(tensor.data.view(codec.fields))
+    # min and max pass NaN and infinity on, without an array of flags.
+    return all(bool(np.isfinite([c.min(), c.max()]).all()) for c in f32_chunks(tensor))
+
+
+def _decoded(dtype: DType, data: npt.NDArray[np.uint8]) -> Iterator[FloatArray]:
+    size = _CHUNK // dtype.block * dtype.block_bytes
+    for start in range(0, data.size, size):
+        yield _values(dtype, data[start : start + size])
+
+
+def _values(dtype: DType, data: npt.NDArray[np.uint8]) -> FloatArray:
+    if dtype in _PLAIN:
+        return data.view(_PLAIN[dtype]).astype(np.float32, copy=False)
+    if dtype is DType.BF16:
+        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    # Files of other programs may hold scales that are infinite or no number.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _CODECS[dtype].to_values(data).reshape(-1)
+
+
+def _encoded(flat: FloatArray, dtype: DType) -> npt.NDArray[np.uint8]:
+    if dtype in _PLAIN:
+        return flat.astype(_PLAIN[dtype]).view(np.uint8)
+    if dtype is DType.BF16:
+        return _bf16(flat).view(np.uint8)
+    return _CODECS[dtype].to_bytes(flat.reshape(-1, dtype.block))
+
+
+def _bf16(flat: FloatArray) -> npt.NDArray[np.uint16]:
     bits = flat.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     # Rounding up the mantissa of a NaN could make an infinity of it.
     return np.where(np.isnan(flat), 0x7FC0, rounded).astype("<u2")
-
-
-def _q8_0(blocks: _FloatArray) -> npt.NDArray[np.uint8]:
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    out = np.empty((len(blocks), DType.Q8_0.block_bytes), dtype=np.uint8)
-    out[:, :2] = scale.astype("<f2").view(np.uint8)
-    scaled = blocks * inverse
-    whole = np.trunc(scaled)
-    # Adding 0.5 before cutting would round 0.49999997 up.
-    away = np.where(np.abs(scaled - whole) >= np.float32(0.5), np.sign(scaled), np.float32(0))
-    out[:, 2:] = (whole + away).astype(np.int8).view(np.uint8)
-    return out.reshape(-1)

@@ -17,11 +17,12 @@ from miudo.adapter import base_fingerprint, check_adapter
 from miudo.errors import UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.adapter import adapter_record, adapter_template, open_adapter
-from miudo.formats.gguf import write_gguf
+from miudo.formats.gguf import GgufReport, write_gguf
 from miudo.formats.gguf_adapter import write_gguf_adapter
 from miudo.formats.hf import write_folder
 from miudo.formats.opening import open_model
 from miudo.formats.peft import write_peft
+from miudo.formats.shards import weight_files
 from miudo.records import Artefact, Record
 from miudo.tensors import DType
 
@@ -32,10 +33,14 @@ Form = Literal["hf", "gguf"]
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Where it lies, and notes on what another program would not expect."""
+    """Where it lies, and notes on what another program would not expect.
+
+    `gguf` says what a model's GGUF file holds; folders and adapters have none.
+    """
 
     path: Path
     notes: tuple[str, ...]
+    gguf: GgufReport | None = None
 
 
 def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> Exported:
@@ -64,7 +69,7 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
         return Exported(out, write_folder(out, found, dtype=dtype or DType.F32))
     report = write_gguf(out, found, dtype=dtype)
     kept = tuple(f"{n} is {report.dtypes[n]}: it does not fit {dtype}" for n in report.fallbacks)
-    return Exported(out, report.notes + kept)
+    return Exported(out, report.notes + kept, report)
 
 
 def _check_name(out: Path, to: Form) -> None:
@@ -116,6 +121,6 @@ def weights_sha256(path: Path) -> str:
     if not path.is_dir():
         return sha256_file(path)
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
+    for file in weight_files(path):
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     return digest.hexdigest()

@@ -23,6 +23,7 @@ from miudo.families.family import Family
 from miudo.families.gguf_rope import rope_tensors
 from miudo.families.places import Source, sources
 from miudo.files import atomic_write
+from miudo.formats.blocks import check_writable
 from miudo.formats.gguf_config import family_config, own_config
 from miudo.formats.gguf_reader import Container, read_container
 from miudo.formats.gguf_tokenizer import (
@@ -34,13 +35,12 @@ from miudo.formats.gguf_tokenizer import (
 from miudo.formats.gguf_writer import write_container
 from miudo.formats.layout import (
     canonical_weights,
-    converted,
     join,
     pad_to_uniform,
     pair_rows,
-    stored_dtype,
 )
 from miudo.formats.model_file import ModelFile
+from miudo.formats.precision import converted, stored_dtype
 from miudo.formats.strict_json import parse_object
 from miudo.records import Record
 from miudo.tensors import (
@@ -68,7 +68,12 @@ CHAT_TEMPLATE = "tokenizer.chat_template"
 # What no family's keys can say is written under this name, so that other readers refuse it.
 _OWN = "miudo"
 _SCHEMA = 1
-_FILE_TYPES = {DType.F32: 0, DType.F16: 1, DType.Q8_0: 7, DType.BF16: 32}
+# `general.file_type`: what most of a file is. Of k-quants the names for unmixed types ("small").
+_FILE_TYPES = {
+    DType.F32: 0, DType.F16: 1, DType.Q4_0: 2, DType.Q4_1: 3, DType.Q8_0: 7, DType.Q5_0: 8,
+    DType.Q5_1: 9, DType.Q2_K: 10, DType.Q3_K: 11, DType.Q4_K: 14, DType.Q5_K: 16,
+    DType.Q6_K: 18, DType.IQ4_NL: 25, DType.IQ4_XS: 30, DType.BF16: 32, DType.MXFP4: 38,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +97,13 @@ def write_gguf(
 ) -> GgufReport:
     """Writes `model` as one GGUF file, atomically, and reports which tensor got which type.
 
-    Without `dtype` every tensor keeps the type it has. Norms and biases are F32; a matrix
-    whose rows do not fit the blocks of `dtype`, or that tolerates no such type, becomes F16,
-    one with values beyond float16's range F32.
-    Raises ModelFileError for values that are not finite.
+    Without `dtype` every tensor keeps the type it has; what does not fit `dtype` becomes what
+    `precision.stored_dtype` says. Tensors are made and written one by one, so that only the
+    largest must fit in memory. Raises ModelFileError for values that are not finite,
+    ConfigError for a type that is only read.
     """
+    if dtype is not None:
+        check_writable(dtype)
     check_weights(model.config, model.weights)
     family, config, weights, notes = _fitting(model)
     weights = {
@@ -110,10 +117,10 @@ def write_gguf(
     note = None if family is None else family.gguf_note(config)
     tensors = _file_tensors(family, config, weights)
     keys = _keys(family, config, model, languages) | {
-        "general.file_type": _FILE_TYPES[dtype or _usual_type(weights)]
+        "general.file_type": _FILE_TYPES[_usual_type(weights)]
     }
     atomic_write(path, lambda file: write_container(file, keys, tensors))
-    size = sum(t.data.size for t in weights.values())
+    size = sum(t.dtype.size_bytes(t.shape) for t in weights.values())
     return GgufReport(
         architecture=keys["general.architecture"],
         dtypes={name: t.dtype for name, t in weights.items()},
@@ -139,11 +146,11 @@ def _matrices(config: ModelConfig) -> list[str]:
 
 
 def _usual_type(weights: Weights) -> DType:
-    """The type of most bytes."""
-    sizes = dict.fromkeys(DType, 0)
+    """The type of most numbers."""
+    counts = dict.fromkeys(DType, 0)
     for tensor in weights.values():
-        sizes[tensor.dtype] += tensor.data.size
-    return max(sizes, key=lambda dtype: sizes[dtype])
+        counts[tensor.dtype] += prod(tensor.shape)
+    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def _file_tensors(
@@ -194,9 +201,9 @@ def _keys(
     else:
         keys["miudo.config"] = json.dumps(config.to_json(), separators=(",", ":"))
     keys |= special_keys(config)
-    if model.tokenizer_json is not None:
-        keys |= tokenizer_keys(model.tokenizer_json, config)
-        keys[WHOLE_TOKENIZER] = model.tokenizer_json.decode()
+    if model.tokenizer is not None:
+        keys |= tokenizer_keys(model.tokenizer, config)
+        keys[WHOLE_TOKENIZER] = model.tokenizer.to_json().decode()
     else:
         keys["tokenizer.ggml.model"] = "none"
     if model.chat_template is not None:
@@ -235,7 +242,7 @@ def read_gguf(path: Path) -> ModelFile:
     return ModelFile(
         config=config,
         weights=weights,
-        tokenizer_json=read_tokenizer(container, config.vocab_size),
+        tokenizer=read_tokenizer(container, config),
         chat_template=container.text(CHAT_TEMPLATE),
         record=stored_record(container),
         architecture=architecture,

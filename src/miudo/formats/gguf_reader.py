@@ -8,7 +8,6 @@ Read next: `miudo.formats.gguf`.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,17 +20,23 @@ import numpy.typing as npt
 
 from miudo.errors import ModelFileError
 from miudo.files import open_regular
+from miudo.formats.mapping import map_file
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
 
 __all__ = ["FLOAT32", "GGUF_TYPES", "INT32", "NUMBERS", "ArrayAt", "Container", "read_container"]
 
-GGUF_TYPES: Mapping[int, DType] = {0: DType.F32, 1: DType.F16, 8: DType.Q8_0, 30: DType.BF16}
+GGUF_TYPES: Mapping[int, DType] = {
+    0: DType.F32, 1: DType.F16, 2: DType.Q4_0, 3: DType.Q4_1, 6: DType.Q5_0, 7: DType.Q5_1,
+    8: DType.Q8_0, 10: DType.Q2_K, 11: DType.Q3_K, 12: DType.Q4_K, 13: DType.Q5_K,
+    14: DType.Q6_K, 20: DType.IQ4_NL, 23: DType.IQ4_XS, 30: DType.BF16, 39: DType.MXFP4,
+}  # fmt: skip
 """Tensor type numbers of the format."""
 
 _OTHER_TYPES = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-    14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
+    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
+    35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
@@ -179,11 +184,10 @@ def read_container(path: Path, limits: Limits = LIMITS) -> Container:
     Raises ModelFileError naming key, tensor or byte for whatever is not exactly in bounds.
     """
     with open_regular(path) as file:
-        size = file.seek(0, 2)
-        if size < 24:
-            raise ModelFileError(f"{size} bytes are too short for GGUF", where=path)
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    data = np.frombuffer(view, dtype=np.uint8)
+        data = map_file(file)
+    size = data.size
+    if size < 24:
+        raise ModelFileError(f"{size} bytes are too short for GGUF", where=path)
     cursor = _Cursor(data, path, limits)
     n_tensors, n_keys = _read_head(cursor, limits)
     keys = dict(_read_keys(cursor, n_keys))
@@ -246,7 +250,7 @@ def _read_infos(cursor: _Cursor, count: int) -> Iterator[_Info]:
             raise ModelFileError(
                 f"has type {_OTHER_TYPES.get(number, number)}",
                 where=where,
-                remedy="This miudo reads F32, F16, BF16 and Q8_0",
+                remedy=f"Take a file whose tensors are all of {', '.join(DType)}",
             )
         if not GGUF_TYPES[number].fits(shape):
             raise ModelFileError(f"rows of {shape[-1]} are no whole blocks", where=where)

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from miudo.formats.derived import drop_pages
 from miudo.formats.gguf_reader import GGUF_TYPES
 from miudo.tensors import StoredTensor
 
@@ -25,7 +26,10 @@ _NUMBER_OF = {dtype: number for number, dtype in GGUF_TYPES.items()}
 def write_container(
     file: IO[bytes], keys: Mapping[str, Any], tensors: Sequence[tuple[str, StoredTensor]]
 ) -> None:
-    """Writes a GGUF file. Python ints become uint32, floats float32, lists arrays."""
+    """Writes a GGUF file. Python ints become uint32, floats float32, lists arrays.
+
+    The data of one tensor after the other is asked for, once, and let go.
+    """
     file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys)))
     for key, value in keys.items():
         file.write(_text(key) + _tagged(value))
@@ -34,11 +38,13 @@ def write_container(
         dims = tuple(reversed(tensor.shape))  # the format names the row first
         file.write(_text(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
         file.write(struct.pack("<IQ", _NUMBER_OF[tensor.dtype], offset))
-        offset += -(-tensor.data.size // _ALIGNMENT) * _ALIGNMENT
+        offset += -(-tensor.dtype.size_bytes(tensor.shape) // _ALIGNMENT) * _ALIGNMENT
     file.write(b"\0" * (-file.tell() % _ALIGNMENT))
     for _, tensor in tensors:
-        file.write(np.ascontiguousarray(tensor.data).data)
-        file.write(b"\0" * (-tensor.data.size % _ALIGNMENT))
+        data = np.ascontiguousarray(tensor.data)
+        file.write(data.data)
+        file.write(b"\0" * (-data.size % _ALIGNMENT))
+        drop_pages(data)
 
 
 def _text(text: str) -> bytes:

@@ -1,8 +1,8 @@
-"""Hugging Face folders, both ways: config.json, safetensors, tokenizer, template, record.
+"""Hugging Face folders, both ways: config.json, weights, tokenizer, template, record.
 
 For: the working form of a model; `transformers`, vLLM and PEFT load what is written here.
-Not for: `pytorch_model.bin`, which is refused: it is a pickle.
-Read next: `miudo.families.llama` for the names, `miudo.formats.safetensors` for the bytes.
+Not for: which files hold the weights (`miudo.formats.shards`); written is safetensors alone.
+Read next: `miudo.families.llama` for the names, `miudo.formats.shards` for the bytes.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from miudo.families.family import Family
 from miudo.families.places import sources
 from miudo.files import (
     atomic_folder,
-    open_regular,
     resolve_under,
     sha256_file,
     write_json,
 )
-from miudo.formats.gguf_tokenizer import vocabulary
-from miudo.formats.layout import canonical_weights, converted, join, pad_to_uniform
+from miudo.formats.hf_text import (
+    read_chat_template,
+    read_tokenizer,
+    read_values,
+    write_text_side,
+)
+from miudo.formats.layout import canonical_weights, join, pad_to_uniform
 from miudo.formats.model_file import ModelFile
-from miudo.formats.safetensors import read_safetensors, write_safetensors
-from miudo.formats.strict_json import parse_object
-from miudo.limits import LIMITS
+from miudo.formats.precision import converted
+from miudo.formats.safetensors import write_safetensors
+from miudo.formats.shards import read_weights
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
 __all__ = ["as_folder", "read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_CONFIG_BYTES = 1 << 24
 
 
 def read_folder(folder: Path) -> ModelFile:
@@ -46,7 +48,7 @@ def read_folder(folder: Path) -> ModelFile:
     Raises MissingError or ModelFileError listing every tensor that is missing, foreign or
     misshapen. Nothing outside `folder` is read and no key that names code is followed.
     """
-    values = _object(folder, "config.json", _CONFIG_BYTES)
+    values = read_values(folder, "config.json")
     if values is None:
         raise MissingError(
             "has no config.json",
@@ -55,15 +57,16 @@ def read_folder(folder: Path) -> ModelFile:
             if (folder / "model" / "config.json").exists()
             else "Name the folder that holds the model",
         )
-    if values.get("quantization_config") is not None:
+    if (quantised := values.get("quantization_config")) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise ModelFileError(
-            f"is quantised as {str(values['quantization_config'])[:80]}",
+            f"quantization_config says {method or quantised!r:.80}: the weights are quantised",
             where=folder / "config.json",
             remedy="Open the unquantised model, or its GGUF file",
         )
     family = by_hf_config(values)
-    tokenizer = _object(folder, "tokenizer_config.json", LIMITS.json_bytes) or {}
-    stored = _named(_read_shards(folder, family.hf_ignored), family)
+    tokenizer = read_values(folder, "tokenizer_config.json") or {}
+    stored = _named(read_weights(folder, skip=family.hf_ignored), family)
     head = family.hf_names["head.weight"]
     config = _config(folder, family, values, tokenizer, has_head=head in stored)
     if config.tie_embeddings:
@@ -72,8 +75,8 @@ def read_folder(folder: Path) -> ModelFile:
     return ModelFile(
         config=config,
         weights=canonical_weights(wanted, stored, config, folder),
-        tokenizer_json=_bytes(folder, "tokenizer.json", LIMITS.json_bytes),
-        chat_template=_template(folder, tokenizer),
+        tokenizer=read_tokenizer(folder, tokenizer, config),
+        chat_template=read_chat_template(folder, tokenizer),
         record=_record(folder),
         architecture=family.architectures[0],
         path=folder,
@@ -91,7 +94,7 @@ def _config(
     given = dict(values)
     if given.get("tie_word_embeddings") is None:  # then the tensors decide
         given["tie_word_embeddings"] = not has_head
-    generation = _object(folder, "generation_config.json", _CONFIG_BYTES) or {}
+    generation = read_values(folder, "generation_config.json") or {}
     ends = [v if isinstance(v, list) else [v] for v in _both("eos_token_id", generation, values)]
     flat = [i for several in ends for i in several if i is not None]
     given["eos_token_id"] = [i for n, i in enumerate(flat) if i not in flat[:n]]
@@ -114,35 +117,6 @@ def _both(key: str, *several: Mapping[str, Any]) -> list[Any]:
     return [values.get(key) for values in several]
 
 
-def _read_shards(folder: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]:
-    if (folder / _WEIGHTS).exists():
-        return read_safetensors(resolve_under(folder, _WEIGHTS), skip=skip)
-    index = _object(folder, _INDEX, LIMITS.json_bytes)
-    if index is None:
-        pickled = next(folder.glob("*.bin"), None)
-        detail = f", only {pickled.name}, a pickle" if pickled else ""
-        raise MissingError(f"has no {_WEIGHTS}{detail}", where=folder)
-    listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
-        raise ModelFileError("weight_map is no map of names", where=folder / _INDEX)
-    wanted: dict[str, set[str]] = {}
-    for name, shard in listed.items():
-        if not name.endswith(skip or ("\0",)):
-            wanted.setdefault(shard, set()).add(name)
-    found: dict[str, StoredTensor] = {}
-    for shard, names in sorted(wanted.items()):
-        tensors = read_safetensors(resolve_under(folder, shard), skip=skip)
-        if tensors.keys() != names:
-            odd = sorted(tensors.keys() ^ names)
-            raise ModelFileError(
-                f"holds other tensors than the index says: {', '.join(odd[:5])}",
-                where=folder / shard,
-                remedy="Shards of different saves were mixed; fetch them again",
-            )
-        found |= tensors
-    return found
-
-
 def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
     """With the family's prefix, which files of the bare model leave out."""
     prefix, head = family.hf_prefix, family.hf_names["head.weight"]
@@ -151,44 +125,8 @@ def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, Stor
     return {name if name == head else prefix + name: t for name, t in stored.items()}
 
 
-def _bytes(folder: Path, name: str, limit: int) -> bytes | None:
-    """Returns the content of a file inside `folder`, None if there is none."""
-    path = folder / name
-    if not path.exists() and not path.is_symlink():
-        return None
-    with open_regular(resolve_under(folder, name)) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ModelFileError(f"larger than {limit} bytes", where=path)
-    return data
-
-
-def _object(folder: Path, name: str, limit: int) -> dict[str, Any] | None:
-    data = _bytes(folder, name, limit)
-    return None if data is None else parse_object(data, folder / name)
-
-
-def _template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:
-    where = folder / "chat_template.jinja"
-    alone = _bytes(folder, where.name, LIMITS.template_bytes)
-    text: Any = tokenizer.get("chat_template")
-    try:
-        if alone is not None:
-            text = alone.decode()
-        if isinstance(text, list):  # several named templates: the default one
-            named = {str(t.get("name")): t.get("template") for t in text if isinstance(t, dict)}
-            text = named.get("default")
-        if text is None:
-            return None
-        if not isinstance(text, str) or len(text.encode()) > LIMITS.template_bytes:
-            raise ModelFileError("chat template is no text of a sane size", where=folder)
-    except UnicodeError as error:
-        raise ModelFileError(f"is not UTF-8 ({error})", where=where) from error
-    return text
-
-
 def _record(folder: Path) -> Record | None:
-    values = _object(folder, RECORD_FILE, LIMITS.json_bytes)
+    values = read_values(folder, RECORD_FILE)
     return None if values is None else Record.from_json(values, where=folder / RECORD_FILE)
 
 
@@ -231,7 +169,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
         write_json(folder / "config.json", values)
         with (folder / _WEIGHTS).open("xb") as file:
             write_safetensors(file, _hf_tensors(family, config, weights, dtype))
-        _write_text_side(folder, model, values)
+        write_text_side(folder, model, values)
         if model.record is not None:
             outputs = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
             dataclasses.replace(model.record, outputs=outputs).write(folder)
@@ -274,27 +212,3 @@ def _hf_tensors(
 
 def _torch_name(dtype: DType) -> str:
     return {DType.F32: "float32", DType.F16: "float16", DType.BF16: "bfloat16"}[dtype]
-
-
-def _write_text_side(folder: Path, model: ModelFile, values: Mapping[str, Any]) -> None:
-    ids = {k: values[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    known = {k: v for k, v in ids.items() if v is not None}
-    write_json(folder / "generation_config.json", known)
-    if model.chat_template is not None:
-        (folder / "chat_template.jinja").write_bytes(model.chat_template.encode())
-    if model.tokenizer_json is None:
-        return
-    (folder / "tokenizer.json").write_bytes(model.tokenizer_json)
-    side: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.config.max_positions,
-        "clean_up_tokenization_spaces": False,
-    }
-    write_json(folder / "tokenizer_config.json", side | _token_texts(model.tokenizer_json, known))
-
-
-def _token_texts(tokenizer_json: bytes, ids: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token and its like, as the tokenizer spells the ids."""
-    text = vocabulary(tokenizer_json)
-    firsts = {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}
-    return {k.removesuffix("_id"): text[v] for k, v in firsts.items() if v in text}

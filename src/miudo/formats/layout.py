@@ -1,8 +1,7 @@
 """From the layouts of files to the one that miudo has, and back: stack, split, turn, pair.
 
-For: fused query-key-value matrices, `[in, out]` matrices, norms that lack 1, rows to skip,
-GGUF's rotary row order, and layers of unequal width made uniform for programs that know only
-uniform ones.
+For: fused query-key-value matrices, `[in, out]` matrices, GGUF's rotary row order, and layers
+of unequal width made uniform for programs that know only uniform ones.
 Not for: names (`miudo.families`).
 Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 """
@@ -19,21 +18,19 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.families.places import Source
 from miudo.formats.blocks import encode, to_f32
-from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
+from miudo.formats.derived import DerivedTensor
+from miudo.tensors import DType, StoredTensor, Weights, tensor_table
 
 __all__ = [
     "canonical_weights",
-    "converted",
     "file_rows",
-    "is_finite",
     "join",
     "pad_to_uniform",
     "pair_rows",
     "split",
-    "stored_dtype",
 ]
 
-_LARGEST_F16 = 65504.0
+_Bytes = npt.NDArray[np.uint8]
 
 
 def canonical_weights(
@@ -59,70 +56,6 @@ def canonical_weights(
             "; ".join(wrong), where=where, remedy="Config and weights must be of one model"
         )
     return {name: weights[name] for name in shapes}
-
-
-def is_finite(tensor: StoredTensor) -> bool:
-    """Whether no value of `tensor` is NaN or infinite."""
-    # min and max pass NaN and infinity on, without an array of flags as large as the tensor.
-    low, high = _range(tensor)
-    return bool(np.isfinite(low) and np.isfinite(high))
-
-
-def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple[DType, str]:
-    """Returns the type in which a file holds a tensor, and why it is not the wanted one.
-
-    The one rule for every writer: norms and biases are F32, rows that `wanted` does not fit or
-    that tolerate no blocks F16, and values beyond float16's range F32.
-    """
-    if spec.lowest is DType.F32:
-        return DType.F32, ""  # norms and biases: few bytes, much harm
-    dtype, why = wanted, ""
-    if wanted.block > 1 and spec.lowest is not wanted:
-        dtype, why = DType.F16, f"a {spec.role} table does not tolerate {wanted}"
-    elif not wanted.fits(spec.shape):
-        dtype = DType.F16
-        why = f"rows of {spec.shape[-1]} are no whole blocks of {wanted.block}"
-    # An F16 tensor would become infinite, and one such value leaves nothing of the rest of its
-    # block. What lies so already is kept: its values are what they are.
-    safe = (tensor.dtype, DType.F32, DType.BF16)
-    if dtype not in safe and _largest(tensor) > _LARGEST_F16:
-        return DType.F32, "it holds values beyond float16's range"
-    return dtype, why
-
-
-def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:
-    """Returns `tensor` as `dtype`. Raises ModelFileError for values that it cannot hold."""
-    low, high = _range(tensor)
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ModelFileError(
-            "is not finite", where=f"tensor {name}", remedy="Repair the model: nothing was written"
-        )
-    if tensor.dtype is dtype:
-        return tensor
-    if dtype is DType.F16 and (largest := _largest(tensor)) > _LARGEST_F16:
-        raise ModelFileError(
-            f"holds {largest}, the largest {dtype} is {_LARGEST_F16}",
-            where=f"tensor {name}",
-            remedy="Write the model as F32 or BF16",
-        )
-    return encode(to_f32(tensor), dtype)
-
-
-def _largest(tensor: StoredTensor) -> float:
-    values = to_f32(tensor)
-    return max(-float(values.min()), float(values.max())) if values.size else 0.0
-
-
-def _range(tensor: StoredTensor) -> tuple[float, float]:
-    """Bounds that are finite if all values are; for Q8_0 those of its scales."""
-    if tensor.dtype is DType.Q8_0:  # quants are finite whatever they are; scales may not be
-        scales = tensor.data.reshape(-1, tensor.dtype.block_bytes)[:, :2]
-        values: npt.NDArray[np.generic] = np.ascontiguousarray(scales).view("<f2")
-    elif tensor.dtype is DType.F16:
-        values = tensor.data.view("<f2")
-    else:
-        values = to_f32(tensor)
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
 def file_rows(source: Source, rows: Sequence[int]) -> npt.NDArray[np.intp]:
@@ -155,49 +88,79 @@ def split(
         raise ModelFileError(
             f"is {list(stored.shape)}, the config wants {held}", where=f"tensor {source.name}"
         )
+    if len(shape) == 1 and stored.dtype.block > 1:
+        raise ModelFileError(f"is a vector of {stored.dtype}: blocks are for matrices")
     if source.plus:
         stored = StoredTensor.from_f32(to_f32(stored) + np.float32(source.plus))
-    data = _rows(stored, transposed=source.transposed)[source.skipped :]
-    if source.groups > 1:
-        data = data[np.argsort(file_rows(source, rows))]
+    order = np.argsort(file_rows(source, rows)) + source.skipped if source.groups > 1 else None
     start = 0
     for target, n in zip(source.targets, rows, strict=True):
-        part = np.ascontiguousarray(data[start : start + n]).reshape(-1).view(np.uint8)
-        yield target, StoredTensor(stored.dtype, shapes[target], part)
-        start += n
+        end = start + n
+        if order is None:
+            yield target, _part(source, stored, source.skipped + start, source.skipped + end)
+        else:
+            lying = _turned(stored, 0, shape[0]) if source.transposed else stored
+            yield target, _picked(lying, order[start:end])
+        start = end
 
 
 def join(source: Source, weights: Weights) -> StoredTensor:
     """Returns the tensor that a file holds for `source`, made of canonical ones."""
     parts = [weights[t] for t in source.targets]
+    plain = {p.dtype for p in parts} != {parts[0].dtype} or source.plus
     moved = source.transposed or source.skipped or source.groups > 1
-    if len({p.dtype for p in parts}) > 1 or source.plus:
-        parts = [encode(to_f32(p) - np.float32(source.plus), DType.F32) for p in parts]
-    if len(parts) == 1 and not moved:
+    if len(parts) == 1 and not (plain or moved):
         return parts[0]
-    stacked = np.concatenate([_rows(p) for p in parts])  # rows, bytes or elements of a row
-    if source.groups > 1:
-        stacked = stacked[file_rows(source, [p.shape[0] for p in parts])]
-    if source.skipped:
-        none = np.zeros((source.skipped, *stacked.shape[1:]), stacked.dtype)
-        stacked = np.concatenate([none, stacked])
-    shape = (len(stacked), *parts[0].shape[1:])
-    whole = StoredTensor(parts[0].dtype, shape, stacked.reshape(-1).view(np.uint8))
+    dtype = DType.F32 if plain else parts[0].dtype
+    rows = [p.shape[0] for p in parts]
+    shape = (source.skipped + sum(rows), *parts[0].shape[1:])
+
+    def stacked(*parts: StoredTensor) -> _Bytes:
+        if plain:
+            parts = tuple(encode(to_f32(p) - np.float32(source.plus), dtype) for p in parts)
+        width = parts[0].dtype.size_bytes(parts[0].shape[1:])
+        lines = np.concatenate([p.data.reshape(-1, width) for p in parts])
+        if source.groups > 1:
+            lines = lines[file_rows(source, rows)]
+        if source.skipped:
+            lines = np.concatenate([np.zeros((source.skipped, width), np.uint8), lines])
+        return lines.reshape(-1)
+
+    whole = DerivedTensor(dtype, shape, stacked, *parts)
+    return _turned(whole, 0, shape[-1]) if source.transposed else whole
+
+
+def _part(source: Source, stored: StoredTensor, start: int, end: int) -> StoredTensor:
+    """Rows [start, end) of what is stored, columns of what is stored turned."""
     if source.transposed:
-        turned = np.ascontiguousarray(_rows(whole, transposed=True)).reshape(-1).view(np.uint8)
-        return StoredTensor(whole.dtype, tuple(reversed(shape)), turned)
-    return whole
+        return _turned(stored, start, end)
+    if end - start == stored.shape[0]:
+        return stored
+    row = stored.dtype.size_bytes(stored.shape[1:])
+    shape = (end - start, *stored.shape[1:])
+    return StoredTensor(stored.dtype, shape, stored.data[start * row : end * row])
 
 
-def _rows(stored: StoredTensor, *, transposed: bool = False) -> npt.NDArray[np.generic]:
-    """The tensor as an array whose first axis is the out axis; elements, or bytes of blocks."""
-    if stored.dtype.block == 1:
-        unit = np.dtype(f"<u{stored.dtype.block_bytes}")
-        elements = stored.data.view(unit).reshape(stored.shape)
-        return elements.T if transposed else elements
-    if transposed:
+def _picked(stored: StoredTensor, rows: npt.NDArray[np.intp]) -> StoredTensor:
+    """These rows of what is stored."""
+    width, shape = stored.dtype.size_bytes(stored.shape[1:]), (len(rows), *stored.shape[1:])
+
+    def picked(tensor: StoredTensor) -> _Bytes:
+        return tensor.data.reshape(-1, width)[rows].reshape(-1)
+
+    return DerivedTensor(stored.dtype, shape, picked, stored)
+
+
+def _turned(stored: StoredTensor, start: int, end: int) -> StoredTensor:
+    """Columns [start, end) of a matrix as rows."""
+    if stored.dtype.block > 1:
         raise ModelFileError(f"{stored.dtype} cannot be turned: its blocks lie along rows")
-    return stored.data.reshape(stored.shape[0], -1)
+
+    def turned(tensor: StoredTensor) -> _Bytes:
+        elements = tensor.data.view(f"<u{tensor.dtype.block_bytes}").reshape(tensor.shape)
+        return np.ascontiguousarray(elements[:, start:end].T).reshape(-1).view(np.uint8)
+
+    return DerivedTensor(stored.dtype, (end - start, stored.shape[0]), turned, stored)
 
 
 def pair_rows(stored: StoredTensor, n_heads: int, *, inverse: bool = False) -> StoredTensor:
@@ -205,11 +168,14 @@ def pair_rows(stored: StoredTensor, n_heads: int, *, inverse: bool = False) -> S
 
     There row 2i and 2i + 1 of a head are turned together; in folders row i and i + half.
     """
-    rows = stored.data.reshape(stored.shape[0], -1)  # rows, bytes of a row
-    half = stored.shape[0] // n_heads // 2
-    grid = (n_heads, half, 2) if inverse else (n_heads, 2, half)
-    moved = rows.reshape(*grid, -1).swapaxes(1, 2)
-    return StoredTensor(stored.dtype, stored.shape, np.ascontiguousarray(moved).reshape(-1))
+    row, half = stored.dtype.size_bytes(stored.shape[1:]), stored.shape[0] // n_heads // 2
+    grid = (n_heads, half, 2, row) if inverse else (n_heads, 2, half, row)
+
+    def moved(tensor: StoredTensor) -> _Bytes:
+        heads = tensor.data.reshape(grid)
+        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(-1)
+
+    return DerivedTensor(stored.dtype, stored.shape, moved, stored)
 
 
 def pad_to_uniform(
@@ -235,8 +201,12 @@ def pad_to_uniform(
 def _padded(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
     if tensor.shape == shape:
         return tensor
-    rows = tensor.data.reshape(-1, tensor.dtype.size_bytes(tensor.shape[-1:]))
-    n_rows = shape[0] if len(shape) > 1 else 1
-    grown = np.zeros((n_rows, tensor.dtype.size_bytes(shape[-1:])), dtype=np.uint8)
-    grown[: rows.shape[0], : rows.shape[1]] = rows
-    return StoredTensor(tensor.dtype, shape, grown.reshape(-1))
+    row, n_rows = tensor.dtype.size_bytes(shape[-1:]), shape[0] if len(shape) > 1 else 1
+
+    def grown(narrow: StoredTensor) -> _Bytes:
+        rows = narrow.data.reshape(-1, narrow.dtype.size_bytes(narrow.shape[-1:]))
+        wide = np.zeros((n_rows, row), dtype=np.uint8)
+        wide[: rows.shape[0], : rows.shape[1]] = rows
+        return wide.reshape(-1)
+
+    return DerivedTensor(tensor.dtype, shape, grown, tensor)

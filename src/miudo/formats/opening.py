@@ -7,16 +7,19 @@ Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
+from miudo.formats.blocks import is_finite
 from miudo.formats.gguf import read_gguf
 from miudo.formats.hf import read_folder
-from miudo.formats.layout import is_finite
+from miudo.formats.mapping import WatchedWeights
 from miudo.formats.model_file import ModelFile
 from miudo.formats.peft import PEFT_CONFIG
+from miudo.records import Record
 
 __all__ = ["open_model"]
 
@@ -41,7 +44,9 @@ def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
     anything that is no whole and exact model.
     """
     model = _open(path)
-    if strict_finite or sum(t.data.size for t in model.weights.values()) <= _CHECKED_BYTES:
+    model = dataclasses.replace(model, weights=WatchedWeights(model.weights, path))
+    tensors = model.weights.values()
+    if strict_finite or sum(t.dtype.size_bytes(t.shape) for t in tensors) <= _CHECKED_BYTES:
         odd = [name for name, tensor in model.weights.items() if not is_finite(tensor)]
         if odd and strict_finite:
             raise ModelFileError(f"not finite: {', '.join(odd)}", where=path)
@@ -63,10 +68,23 @@ def _open(path: Path) -> ModelFile:
     with open_regular(path) as file:
         magic = file.read(4)
     if magic == b"GGUF":
-        return read_gguf(path)
+        return _with_origin(read_gguf(path), path)
     foreign = next((text for start, text in _FOREIGN.items() if magic.startswith(start)), None)
     raise ModelFileError(
         f"is {foreign or 'no model that miudo knows'}",
         where=path,
-        remedy="Give a folder with config.json and model.safetensors, or a .gguf file",
+        remedy="Give a folder with config.json and weights, or a .gguf file",
     )
+
+
+def _with_origin(model: ModelFile, path: Path) -> ModelFile:
+    """With the record beside a GGUF file that says where it came from; its own is the parent."""
+    try:
+        origin = Record.read(path.parent)
+    except ModelFileError:  # of something else in that folder
+        return model
+    if origin is None or path.name not in origin.outputs:
+        return model
+    if model.record is not None and not origin.parents:
+        origin = dataclasses.replace(origin, parents=(model.record,))
+    return dataclasses.replace(model, record=origin)

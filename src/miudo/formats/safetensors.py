@@ -9,7 +9,6 @@ Read next: `miudo.formats.hf`.
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy as np
 
 from miudo.errors import ModelFileError
 from miudo.files import open_regular
+from miudo.formats.derived import drop_pages
+from miudo.formats.mapping import map_file
 from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
@@ -53,14 +54,10 @@ def read_safetensors(
                 where=path,
                 remedy="The file is damaged or not safetensors; fetch it again",
             )
-        header = parse_object(file.read(length), path)
+        header = parse_object(file.read(length), path, max_values=limits.json_values)
         start = 8 + length
         entries = _check_header(header, size - start, path, limits)
-        if size == start:
-            data = np.empty(0, dtype=np.uint8)
-        else:
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            data = np.frombuffer(view, dtype=np.uint8)[start:]
+        data = map_file(file)[start:]
     kept = {name: e for name, e in entries.items() if not (skip and name.endswith(skip))}
     return {
         name: StoredTensor(_known_type(name, dtype, path), shape, data[a:b])
@@ -135,16 +132,21 @@ def _whole_numbers(value: Any, where: str, field: str, limit: int) -> tuple[int,
 
 
 def write_safetensors(file: IO[bytes], tensors: Iterable[tuple[str, StoredTensor]]) -> None:
-    """Writes tensors in the given order. F32, F16 and BF16 only: the format has no blocks."""
+    """Writes tensors in the given order. F32, F16 and BF16 only: the format has no blocks.
+
+    The data of one tensor after the other is asked for, once, and let go.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end, data = 0, []
+    end, held = 0, []
     for name, tensor in tensors:
-        start, end = end, end + tensor.data.size
+        start, end = end, end + tensor.dtype.size_bytes(tensor.shape)
         shape = list(tensor.shape)
         header[name] = {"dtype": tensor.dtype.value, "shape": shape, "data_offsets": [start, end]}
-        data.append(tensor.data)
+        held.append(tensor)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensor data starts aligned
     file.write(len(text).to_bytes(8, "little") + text)
-    for part in data:
-        file.write(np.ascontiguousarray(part).data)
+    for tensor in held:
+        data = np.ascontiguousarray(tensor.data)
+        file.write(data.data)
+        drop_pages(data)

@@ -20,8 +20,14 @@ from miudo.limits import LIMITS
 __all__ = ["parse_object", "read_object"]
 
 
-def parse_object(text: bytes, where: object) -> dict[str, Any]:
-    """Returns the JSON object in `text`. Raises ModelFileError naming `where`."""
+def parse_object(text: bytes, where: object, *, max_values: int | None = None) -> dict[str, Any]:
+    """Returns the JSON object in `text`. Raises ModelFileError naming `where`.
+
+    `max_values` bounds how many values it holds before any is made: `[[],[],...]` takes thirty
+    times its size. Commas inside texts count as well.
+    """
+    if max_values is not None and sum(map(text.count, (b",", b"[", b"{"))) > max_values:
+        raise ModelFileError(f"more than {max_values} values", where=where)
     try:
         value = json.loads(
             text.decode(),  # left to itself, json takes UTF-16 and UTF-32 as well
@@ -39,13 +45,13 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
     return value
 
 
-def read_object(path: Path, max_bytes: int = LIMITS.json_bytes) -> dict[str, Any]:
+def read_object(path: Path, max_bytes: int = LIMITS.config_bytes) -> dict[str, Any]:
     """Returns the JSON object in the file at `path`. Raises ModelFileError, MissingError."""
     with open_regular(path) as file:
         text = file.read(max_bytes + 1)
     if len(text) > max_bytes:
         raise ModelFileError(f"larger than {max_bytes} bytes", where=path)
-    return parse_object(text, path)
+    return parse_object(text, path, max_values=LIMITS.json_values)
 
 
 def _deeper(value: Any, limit: int) -> bool:

@@ -26,7 +26,9 @@ def describe(model: ModelFile) -> dict[str, Any]:
     config, record = model.config, model.record
     values = json.loads(json.dumps(config.to_json()))  # enumerations and tuples become plain
     layers = values.pop("layers")
-    stored = [(t.dtype, math.prod(t.shape), t.data.nbytes) for t in model.weights.values()]
+    stored = [
+        (t.dtype, math.prod(t.shape), t.dtype.size_bytes(t.shape)) for t in model.weights.values()
+    ]
     total_values = sum(n for _, n, _ in stored)
     total_bytes = sum(n for _, _, n in stored)
     return {
@@ -127,12 +129,12 @@ def _dtypes(stored: list[tuple[Any, int, int]]) -> dict[str, dict[str, int]]:
 
 
 def _tokenizer(model: ModelFile) -> dict[str, Any] | None:
-    if model.tokenizer_json is None:
+    if model.tokenizer is None:
         return None
     from miudo.text.tokenizer import TextTokenizer
 
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=model.path)
-    kind = json.loads(model.tokenizer_json).get("model", {}).get("type")
+    tokenizer = TextTokenizer(model.tokenizer)
+    kind = model.tokenizer.values["model"].get("type", "BPE")
     return {
         "kind": kind,
         "vocab_size": tokenizer.vocab_size,

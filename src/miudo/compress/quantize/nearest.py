@@ -1,7 +1,7 @@
-"""Round-to-nearest weights: 8 bits in blocks of 32 (GGUF's Q8_0).
+"""Round-to-nearest weights: 4 to 8 bits in the blocks of GGUF, without calibration data.
 
-For: a file a little over a quarter of float32's size, without calibration data.
-Not for: fewer bits, which need more than rounding.
+For: a file a little over a quarter (Q8_0) or an eighth (Q4_0, Q4_K) of float32's size.
+Not for: keeping more of the quality at few bits, which takes data or training.
 Read next: `miudo.formats.blocks` for the rounding itself.
 """
 
@@ -16,19 +16,23 @@ from torch import Tensor
 from miudo.compress.method import Report, check_finite, describe
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
-from miudo.formats.blocks import encode, to_f32
-from miudo.formats.layout import stored_dtype
-from miudo.tensors import DType, StoredTensor, Weights, tensor_table
+from miudo.formats.blocks import WRITABLE, encode, to_f32
+from miudo.formats.precision import stored_dtype
+from miudo.tensors import DType, Weights, tensor_table
 
-__all__ = ["NearestRounding", "stored_weights"]
+__all__ = ["NearestRounding"]
+
+_KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
 
 
 @dataclass(frozen=True, slots=True)
 class NearestRounding:
-    """Stores every matrix whose rows fit as `dtype`, the others as F16, norms and biases F32.
+    """Stores matrices as `dtype`, those that do not fit as `precision.stored_dtype` says.
 
-    Q8_0 as in llama.cpp: per 32 values of a row one float16 scale and 32 signed bytes, 8.5
-    bits a weight. Raises ConfigError for a type without a rounding rule.
+    The rounding is llama.cpp's: Q8_0 holds per 32 values of a row one float16 scale and 32
+    signed bytes, 8.5 bits a weight; Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6, and in blocks of 256
+    Q4_K 4.5 and Q6_K 6.56. Q4_1, Q5_1 and Q4_K have offsets: zeros do not stay exactly zero.
+    Raises ConfigError for a type without a rounding rule.
     """
 
     name: ClassVar[str] = "nearest"
@@ -37,8 +41,8 @@ class NearestRounding:
     dtype: DType = DType.Q8_0
 
     def __post_init__(self) -> None:
-        if self.dtype not in (DType.Q8_0, DType.F16, DType.BF16):
-            raise ConfigError(f"dtype is {self.dtype}", remedy="Known are Q8_0, F16, BF16")
+        if self.dtype not in _KNOWN:
+            raise ConfigError(f"dtype is {self.dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
 
     def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> None:
         """Returns None: rounding needs no data."""
@@ -46,8 +50,16 @@ class NearestRounding:
     def apply(self, decoder: Decoder, statistics: None = None) -> tuple[Decoder, Report]:
         """Returns the decoder with the weights that the file will hold, and the report.
 
-        `stored_weights` then gives the file's tensors: their values are the decoder's, to
-        the last bit. Raises CheckFailedError if a tensor holds NaN.
+        Raises CheckFailedError if a tensor holds NaN.
+        """
+        stored, report = self.store(decoder)
+        return Decoder.from_weights(decoder.config, stored), report
+
+    def store(self, decoder: Decoder) -> tuple[Weights, Report]:
+        """Returns the file's tensors, whose values `apply` gives a decoder, and the report.
+
+        To encode that decoder would not do: where scales are searched for, what was rounded
+        is rounded anew. Raises CheckFailedError if a tensor holds NaN.
         """
         check_finite(decoder)
         weights = decoder.to_weights()
@@ -57,10 +69,7 @@ class NearestRounding:
             dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], self.dtype)
             if why:
                 notes.append(f"{spec.name} is {dtypes[spec.name]}: {why}")
-        rounded = {
-            name: StoredTensor.from_f32(to_f32(encode(to_f32(t), dtypes[name])))
-            for name, t in weights.items()
-        }
+        stored = {name: encode(to_f32(t), dtypes[name]) for name, t in weights.items()}
         report = describe(
             self,
             decoder.config,
@@ -69,16 +78,4 @@ class NearestRounding:
             dtypes=dtypes,
             notes=tuple(notes),
         )
-        return Decoder.from_weights(decoder.config, rounded), report
-
-
-def stored_weights(decoder: Decoder, report: Report) -> Weights:
-    """Returns the tensors of `decoder` as a file holds them, in the types `report` names.
-
-    Exact for the decoder that `apply` returned: rounding what was rounded changes nothing.
-    """
-    dtypes = report.stored_dtypes()
-    return {
-        name: encode(to_f32(tensor), dtypes.get(name, DType.F32))
-        for name, tensor in decoder.to_weights().items()
-    }
+        return stored, report

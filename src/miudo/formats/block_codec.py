@@ -1,0 +1,84 @@
+"""What every block type is made of: fields of bytes, and numbers of a few bits packed in them.
+
+For: the tables of `miudo.formats.blocks_32`, `blocks_k` and `blocks_k_fit`.
+Not for: whole tensors (`miudo.formats.blocks`).
+Read next: `miudo.formats.blocks_32`, whose blocks are the simplest.
+
+Shapes: n blocks. Within a block the packed numbers lie in planes: a run of `width` bytes holds
+the first `width` numbers in its lowest bits, the next `width` in the bits above, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ByteArray", "Codec", "Fields", "FloatArray", "as_float", "pack", "reciprocal", "unpack"]
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+Fields = npt.NDArray[Any]
+"""Blocks [n] of a structured type."""
+
+
+def _finite_scales(blocks: Fields) -> bool:
+    names = blocks.dtype.names or ()
+    return all(np.isfinite(blocks[n]).all() for n in names if blocks.dtype[n].kind == "f")
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """The fields of a block in order, and what they mean.
+
+    `encode` is None for types that are only read. `finite` says whether all values are finite,
+    by the blocks' scales: the small numbers are finite whatever their bits are.
+    """
+
+    fields: np.dtype[np.void]
+    decode: Callable[[Fields], FloatArray]
+    encode: Callable[[FloatArray], dict[str, npt.NDArray[Any]]] | None = None
+    finite: Callable[[Fields], bool] = _finite_scales
+
+    def to_values(self, data: ByteArray) -> FloatArray:
+        """Returns the values [n, block] of whole blocks."""
+        return self.decode(data.view(self.fields))
+
+    def to_bytes(self, values: FloatArray) -> ByteArray:
+        """Returns the bytes of `values` [n, block], n blocks after another."""
+        if self.encode is None:
+            raise TypeError(f"blocks of {self.fields.names} are only read")
+        blocks = np.empty(len(values), dtype=self.fields)
+        for name, column in self.encode(values).items():
+            blocks[name] = column
+        return blocks.view(np.uint8)
+
+
+def as_float(column: npt.NDArray[Any]) -> FloatArray:
+    """Returns one number a block as float32 [n, 1]."""
+    return column.astype(np.float32)[:, None]
+
+
+def unpack(packed: ByteArray, width: int, bits: int) -> ByteArray:
+    """Returns the numbers [n, m * 8 / bits] in bytes [n, m], whose planes are `width` wide."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    planes = packed.reshape(len(packed), -1, 1, width) >> shifts
+    return (planes & np.uint8((1 << bits) - 1)).reshape(len(packed), -1)
+
+
+def pack(numbers: ByteArray, width: int, bits: int) -> ByteArray:
+    """Returns the bytes that `unpack` turns into `numbers` [n, k], each below 2^bits."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    planes = numbers.reshape(len(numbers), -1, 8 // bits, width) << shifts
+    packed: ByteArray = np.bitwise_or.reduce(planes, axis=2)
+    return packed.reshape(len(numbers), -1)
+
+
+def reciprocal(scale: FloatArray) -> FloatArray:
+    """Returns 1 / scale, 0 where that is no number: such a scale is 0 in float16 too."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / scale
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))

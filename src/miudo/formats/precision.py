@@ -1,0 +1,77 @@
+"""Which type a file holds a tensor in, and what that type cannot hold.
+
+For: every writer, so that one rule says what becomes of rows that fit no blocks.
+Not for: the bits (`miudo.formats.blocks`), or which type a model should have.
+Read next: `miudo.formats.gguf`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from miudo.errors import ModelFileError
+from miudo.formats.blocks import f32_chunks, is_finite, recode
+from miudo.formats.derived import DerivedTensor, drop_pages
+from miudo.tensors import DType, StoredTensor, TensorSpec
+
+__all__ = ["converted", "stored_dtype"]
+
+_LARGEST_F16 = 65504.0
+# Where rows are no whole blocks of 256: the next larger type of 32, as llama.cpp chooses.
+_SHORTER_BLOCKS = {DType.Q4_K: DType.Q5_0, DType.Q6_K: DType.Q8_0}
+
+
+def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple[DType, str]:
+    """Returns the type in which a file holds a tensor, and why it is not the wanted one.
+
+    The one rule for every writer: norms and biases are F32; rows that are no whole blocks of
+    256 become Q5_0 for Q4_K and Q8_0 for Q6_K; what fits no blocks of 32 either, or tolerates
+    no blocks, F16; and values beyond float16's range F32.
+    """
+    if spec.lowest is DType.F32:
+        return DType.F32, ""  # norms and biases: few bytes, much harm
+    dtype, why = wanted, ""
+    if wanted.block > 1 and spec.lowest.block == 1:
+        dtype, why = DType.F16, f"a {spec.role} table does not tolerate {wanted}"
+    elif not wanted.fits(spec.shape):
+        shorter = _SHORTER_BLOCKS.get(wanted, DType.F16)
+        dtype = shorter if shorter.fits(spec.shape) else DType.F16
+        why = f"rows of {spec.shape[-1]} are no whole blocks of {wanted.block}"
+    # An F16 tensor would become infinite, and one such value leaves nothing of the rest of its
+    # block. What lies so already is kept: its values are what they are.
+    safe = (tensor.dtype, DType.F32, DType.BF16)
+    if dtype not in safe and _largest(tensor) > _LARGEST_F16:
+        return DType.F32, "it holds values beyond float16's range"
+    return dtype, why
+
+
+def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:
+    """Returns `tensor` as `dtype`, made when it is asked for.
+
+    Raises ModelFileError for values that it cannot hold.
+    """
+    held = StoredTensor(tensor.dtype, tensor.shape, tensor.data)
+    _check(name, held, dtype)
+    drop_pages(held.data)  # read again when its turn comes: the model may exceed the memory
+    if tensor.dtype is dtype:
+        return tensor
+    return DerivedTensor(dtype, tensor.shape, lambda part: recode(part, dtype).data, tensor)
+
+
+def _check(name: str, tensor: StoredTensor, dtype: DType) -> None:
+    if not is_finite(tensor):
+        raise ModelFileError(
+            "is not finite", where=f"tensor {name}", remedy="Repair the model: nothing was written"
+        )
+    if dtype is not DType.F16 or tensor.dtype is dtype:
+        return
+    if (largest := _largest(tensor)) > _LARGEST_F16:
+        raise ModelFileError(
+            f"holds {largest}, the largest {dtype} is {_LARGEST_F16}",
+            where=f"tensor {name}",
+            remedy="Write the model as F32 or BF16",
+        )
+
+
+def _largest(tensor: StoredTensor) -> float:
+    return max((float(np.abs(chunk).max()) for chunk in f32_chunks(tensor)), default=0.0)
