@@ -93,9 +93,9 @@ def arguments() -> argparse.Namespace:
 
 def windows(model: ModelFile, text: Path, context: int, positions: int) -> Iterator[list[int]]:
     """Yields windows of ids, each read from nothing, until there were `positions`."""
-    if model.tokenizer_json is None:
+    if model.tokenizer is None:
         sys.exit("the model has no tokenizer")
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json)
+    tokenizer = TextTokenizer(model.tokenizer)
     left = positions
     for document in read_texts([text], max_bytes=64 * positions):
         ids = document_ids(document, tokenizer, model.config)
@@ -227,7 +227,9 @@ def put(answer: Any, row: LogProbs) -> None:
 
 def whole_character(model: ModelFile) -> int:
     """Returns an id whose text is one letter."""
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json or b"")
+    if model.tokenizer is None:
+        raise RuntimeError("the model has no tokenizer")
+    tokenizer = TextTokenizer(model.tokenizer)
     return next(i for i in range(model.config.vocab_size) if tokenizer.token_bytes(i).isalpha())
 
 

@@ -31,7 +31,7 @@ def miudo(*arguments: object) -> Result:
 
 def made() -> Adapter:
     model = open_model(TINY)
-    assert model.tokenizer_json is not None
+    assert model.tokenizer is not None
     rng = np.random.default_rng(4)
     parts = {}
     for spec in tensor_table(model.config):
@@ -40,7 +40,7 @@ def made() -> Adapter:
             up = rng.standard_normal((spec.shape[0], 3)).astype(np.float32)
             parts[spec.name] = LowRank(down, up, 1.0)
     base = base_fingerprint(model.config, model.weights)
-    return Adapter(parts, base, TextTokenizer.from_json(model.tokenizer_json).fingerprint)
+    return Adapter(parts, base, TextTokenizer(model.tokenizer).fingerprint)
 
 
 @pytest.fixture

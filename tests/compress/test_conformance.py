@@ -213,7 +213,7 @@ def test_exported_files_run_as_the_decoder_does(
     path = tmp_path / ("model.gguf" if form == "gguf" else "model")
     model = ModelFile(
         config=made.config, weights=file_weights(EXAMPLES[example], decoder, made),
-        tokenizer_json=None, chat_template=None, record=None, architecture=kind, path=None,
+        tokenizer=None, chat_template=None, record=None, architecture=kind, path=None,
     )  # fmt: skip
     if form == "gguf":
         write_gguf(path, model)

@@ -94,7 +94,7 @@ def test_distill_writes_a_smaller_model_with_its_lineage(work: Path, tmp_path: P
     teacher, student = open_model(work / "teacher"), open_model(made.path)
     assert made.path == tmp_path / "out" / "model"
     assert student.config == made.config == student_config(0.3, teacher.config)
-    assert student.tokenizer_json == teacher.tokenizer_json
+    assert student.tokenizer == teacher.tokenizer
     record = student.record
     assert record is not None
     assert record.verb == "distill"
@@ -164,7 +164,7 @@ def test_raw_text_is_packed_with_the_teachers_tokenizer(work: Path, tmp_path: Pa
 
 def test_a_teacher_without_tokenizer_is_refused(work: Path, tmp_path: Path) -> None:
     model = open_model(work / "teacher")
-    write_folder(tmp_path / "bare", replace(model, tokenizer_json=None))
+    write_folder(tmp_path / "bare", replace(model, tokenizer=None))
     job = replace(distill_job(work, tmp_path / "out"), teacher=tmp_path / "bare")
     with pytest.raises(TokenizerError, match="no tokenizer"):
         run_distill(job)
@@ -251,7 +251,7 @@ def test_quantize_writes_one_file_with_everything(work: Path, tmp_path: Path) ->
     opened, teacher = open_model(made.path), open_model(work / "teacher")
     assert opened.weights["layers.0.mlp.up.weight"].dtype is DType.Q8_0
     assert opened.weights["norm.weight"].dtype is DType.F32
-    assert opened.tokenizer_json == teacher.tokenizer_json
+    assert opened.tokenizer == teacher.tokenizer
     assert opened.record is not None
     assert opened.record.verb == "quantize"
     assert opened.record.parents == (teacher.record,)

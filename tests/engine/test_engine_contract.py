@@ -40,7 +40,7 @@ def native_engine(decoder: Decoder) -> AdaptableEngine:
     model = ModelFile(
         config=decoder.config,
         weights=decoder.to_weights(),
-        tokenizer_json=None,
+        tokenizer=None,
         chat_template=None,
         record=None,
         architecture="LlamaForCausalLM",

@@ -269,8 +269,8 @@ def test_instruction_sets_agree_on_text(
 ) -> None:
     """A trained model and text that it is in doubt about, which random ids are not."""
     model = open_model(EMBEDDED)
-    assert model.tokenizer_json is not None
-    ids = TextTokenizer.from_json(model.tokenizer_json).encode(README.read_text("utf-8"))[:1280]
+    assert model.tokenizer is not None
+    ids = TextTokenizer(model.tokenizer).encode(README.read_text("utf-8"))[:1280]
     assert len(ids) == 1280
     best = NativeEngine(model, threads=1, activations=activations)
     monkeypatch.setenv("MIUDO_ISA", "portable")

@@ -22,7 +22,7 @@ def test_a_model_without_a_tokenizer_says_what_its_form_can_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, cure: str
 ) -> None:
     def opened(path: Path) -> Any:
-        return SimpleNamespace(tokenizer_json=None)
+        return SimpleNamespace(tokenizer=None)
 
     monkeypatch.setattr("miudo.evaluate.loading.open_model", opened)
     path = tmp_path / "model"

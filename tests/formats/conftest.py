@@ -19,6 +19,7 @@ from miudo.config import Activation, Mlp, ModelConfig, Norm, Position, QkNorm
 from miudo.formats.model_file import ModelFile
 from miudo.records import Artefact, Record
 from miudo.tensors import StoredTensor, tensor_table
+from miudo.text.tokenizer_json import parse_tokenizer_json
 
 SHAPE: dict[str, Any] = {
     "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 64, "vocab_size": 40, "max_positions": 24,
@@ -69,7 +70,7 @@ def made(name: str = "llama", **changes: Any) -> ModelFile:
             spec.name: StoredTensor.from_f32(rng.standard_normal(spec.shape).astype("<f4"))
             for spec in tensor_table(config)
         },
-        tokenizer_json=tokenizer_json(),
+        tokenizer=parse_tokenizer_json(tokenizer_json()),
         chat_template="{% for m in messages %}{{ m.content }}{% endfor %} é",
         record=Record(
             verb="train", name="tiny", licence="CC0-1.0", inputs=(Artefact("data", "x", "0" * 64),)

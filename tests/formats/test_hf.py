@@ -55,7 +55,7 @@ def test_a_folder_holds_the_whole_model(
     assert write_folder(tmp_path / "out", any_model) == ()
     found = open_model(tmp_path / "out")
     assert found.config == any_model.config
-    assert found.tokenizer_json == any_model.tokenizer_json
+    assert found.tokenizer == any_model.tokenizer
     assert found.chat_template == any_model.chat_template
     assert found.record is not None
     assert dataclasses.replace(found.record, outputs={}) == any_model.record

@@ -123,7 +123,7 @@ def near(a: Any, b: Any) -> bool:
 def test_llama_cpp_goes_on_alike(saved: Saved, dtype: DType, tmp_path: Path, note: Note) -> None:
     if not saved.case.llama_cpp:
         pytest.skip("llama.cpp knows no such model")
-    model = dataclasses.replace(saved.ours, tokenizer_json=words(VOCAB))
+    model = dataclasses.replace(saved.ours, tokenizer=words(VOCAB))
     write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
     theirs = continued(server(tmp_path / "m.gguf"), ids(PROMPT), CONTINUED)
     differences, same = beside(open_model(tmp_path / "m.gguf"), theirs)
@@ -141,7 +141,7 @@ def test_llama_cpp_knows_the_largest_gemma_by_its_depth(tmp_path: Path) -> None:
     LARGEST.save(noised(LARGEST.make()), tmp_path / "theirs")
     model = open_model(tmp_path / "theirs")
     assert model.config.attn_scale == 16**-0.5
-    named = dataclasses.replace(model, tokenizer_json=words(VOCAB))
+    named = dataclasses.replace(model, tokenizer=words(VOCAB))
     assert write_gguf(tmp_path / "m.gguf", named).architecture == "gemma2"
     theirs = continued(server(tmp_path / "m.gguf"), ids(PROMPT), CONTINUED)
     differences, same = beside(open_model(tmp_path / "m.gguf"), theirs)

@@ -23,7 +23,7 @@ def _model(record: Record | None = None) -> Any:
     return SimpleNamespace(
         config=CONFIG,
         weights=weights,
-        tokenizer_json=None,
+        tokenizer=None,
         chat_template=None,
         record=record,
         architecture="llama",

@@ -21,6 +21,7 @@ NATIVE_LINES = 600
 WRITERS: dict[str, str] = {
     "files.py": "the one place for durable writes",
     "formats/hf.py": "fills a folder that miudo.files makes whole or not at all",
+    "formats/hf_text.py": "fills a folder that miudo.files makes whole or not at all",
     "formats/peft.py": "fills a folder that miudo.files makes whole or not at all",
     "hub/download.py": "appends to what came so far; it takes its name only with the right hash",
     "train/metrics.py": "appends a line a step; a torn last line is cut off on resume",

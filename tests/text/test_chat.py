@@ -145,6 +145,9 @@ ENDLESS = [
     "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{{ " + "m(" * 40 + "'aaaa'" + ")" * 40 + " }}",
     "{{ range(10**9)|list|length }}",
     "{{ messages|tojson(indent=10**9) }}",
+    "{{ messages|tojson(separators=('a' * 9999, ':')) }}",
+    "{{ strftime_now('%d' * 9999) }}",
+    "{{ strftime_now(1) }}",
 ]
 UNCOMPILED = [
     "{% if 1 %}" * 3000 + "x" + "{% endif %}" * 3000,
@@ -227,6 +230,10 @@ def test_rendering_opens_starts_and_imports_nothing() -> None:
         ("{{ messages|selectattr('role', 'equalto', 'user')|list|length }}", "1"),
         ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "a1"),
         ("{{ messages|tojson }}", '[{"role": "user", "content": "hi"}]'),
+        ("{{ {'b': 1, 'a': [2]}|tojson(separators=(',', ':'), sort_keys=True) }}",
+         '{"a":[2],"b":1}'),
+        ("{% if tools is not none or documents %}x{% endif %}{{ tools is defined }}", "True"),
+        ("{{ strftime_now('%Y')|length }}", "4"),
     ],
 )  # fmt: skip
 def test_what_templates_use_works(source: str, text: str) -> None:

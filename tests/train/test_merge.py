@@ -39,11 +39,11 @@ def adapted(tmp_path: Path) -> tuple[Path, np.ndarray]:
             if name.endswith("lora_up"):
                 parameter.normal_(0.0, 0.02, generator=generator)
         logits = decoder.logits(decoder(IDS)).numpy()
-    assert file.tokenizer_json is not None
+    assert file.tokenizer is not None
     adapter = to_adapter(
         decoder,
         base=base_fingerprint(file.config, file.weights),
-        tokenizer=TextTokenizer.from_json(file.tokenizer_json).fingerprint,
+        tokenizer=TextTokenizer(file.tokenizer).fingerprint,
     )
     write_peft(
         tmp_path / "adapter",

@@ -59,8 +59,8 @@ def job(source: Path, out: Path, **changes: Any) -> TrainJob:
 def test_the_model_is_a_folder_with_its_record(done: Path) -> None:
     out = done / "out"
     model = open_model(out / "model")
-    assert model.tokenizer_json is not None
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json)
+    assert model.tokenizer is not None
+    tokenizer = TextTokenizer(model.tokenizer)
     assert model.config.vocab_size == tokenizer.padded_size(64)
     assert model.config.eos_ids == (tokenizer.special_ids["<|end|>"],)
     assert model.config.pad_id == tokenizer.special_ids["<|pad|>"]
@@ -204,7 +204,7 @@ def test_a_run_may_start_from_a_model(done: Path, tmp_path: Path) -> None:
     )
     before, after = open_model(start), open_model(made.folder)
     assert after.config == before.config  # the preset counts for nothing
-    assert after.tokenizer_json == before.tokenizer_json
+    assert after.tokenizer == before.tokenizer
     # A step at learning rate 0 moves nothing: these are the weights it started from.
     assert all(
         (after.weights[name].data == tensor.data).all() for name, tensor in before.weights.items()

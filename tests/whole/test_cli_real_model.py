@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer) ->
     file = ModelFile(
         config=config,
         weights=decoder.to_weights(),
-        tokenizer_json=tokenizer.to_json(),
+        tokenizer=tokenizer.spec,
         chat_template=DEFAULT_TEMPLATE,
         record=Record(verb="train", name="tiny", seed=5),
         architecture="llama",

@@ -32,8 +32,8 @@ def test_it_writes_its_story(form: str, shared: Path, tmp_path: Path) -> None:
         assert list(report.fallbacks) == narrow
         assert all(report.dtypes[name] is DType.F16 for name in narrow)
     model = open_model(path)
-    assert model.tokenizer_json is not None
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json)
+    assert model.tokenizer is not None
+    tokenizer = TextTokenizer(model.tokenizer)
     engine = NativeEngine(model, activations="float" if form != "q8_0" else "int8")
     assert model.config.bos_id is not None
     events = generate(engine, tokenizer, [model.config.bos_id], GenerateSettings(max_tokens=80))

@@ -15,14 +15,13 @@ import click
 
 from miudo.cli.options import emit, verb
 from miudo.cli.settings import check_keys, make_settings
+from miudo.cli.templates import read_template, template_option
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
-    read_template,
     require_data,
     run_options,
     run_settings,
-    template_option,
     typed,
 )
 from miudo.errors import ConfigError, UsageError
@@ -168,9 +167,9 @@ def _tokenizer(reference: str) -> Any:
     from miudo.formats import open_model
 
     model = open_model(path)
-    if model.tokenizer_json is None:
+    if model.tokenizer is None:
         raise TokenizerError("the model has no tokenizer", where=path)
-    return TextTokenizer.from_json(model.tokenizer_json, where=path)
+    return TextTokenizer(model.tokenizer)
 
 
 def _say(line: str) -> None:

@@ -18,6 +18,7 @@ import click
 
 from miudo.cli.answering import answer
 from miudo.cli.options import verb
+from miudo.cli.templates import read_template, template_option
 from miudo.errors import RequestError, UsageError
 from miudo.hub.resolve import model_path
 
@@ -42,6 +43,7 @@ __all__ = ["choose", "run"]
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stop", multiple=True, help="Stop before this text; may be repeated.")
 @click.option("--raw", is_flag=True, help="Continue the text; no chat template.")
+@template_option
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
 @click.option("--activations", type=click.Choice(["int8", "float"]), default="int8")
 @click.option(
@@ -49,17 +51,16 @@ __all__ = ["choose", "run"]
     type=click.IntRange(1),
     help="Let texts of so many tokens fit, in a longrope model more than its original ones.",
 )
-def run(  # noqa: PLR0913 - one a flag
+def run(
     model_and_prompt: tuple[str, ...],
     *,
     adapter: Path | None,
     prompt: str | None,
     raw: bool,
-    threads: int | None,
-    activations: Any,
     context: int | None,
+    chat_template: str | None,
     as_json: bool,
-    **sampling: Any,
+    **flags: Any,
 ) -> None:
     """Talk to MODEL, or continue PROMPT with it.
 
@@ -69,15 +70,21 @@ def run(  # noqa: PLR0913 - one a flag
     from miudo.evaluate.loading import load_model
 
     model, given = choose(model_and_prompt, prompt)
-    settings = _settings(**sampling)
+    engine = {flag: flags.pop(flag) for flag in ("threads", "activations")}
+    settings = _settings(**flags)
+    if raw and chat_template is not None:
+        raise UsageError("--raw takes no --chat-template", remedy="Leave one of them out")
+    template = None if chat_template is None else read_template(chat_template)
     path = model_path(model)
-    loaded = load_model(
-        path, threads=threads, activations=activations, adapter=adapter, context=context
-    )
+    loaded = load_model(path, adapter=adapter, context=context, **engine)
     if model is not None:
         from miudo.cli.licensing import state_licence_of_model
 
         state_licence_of_model(model, path, loaded.model.record)
+    if template is not None:
+        loaded = dataclasses.replace(
+            loaded, model=dataclasses.replace(loaded.model, chat_template=template)
+        )
     settings = dataclasses.replace(
         settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter
     )

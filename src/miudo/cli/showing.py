@@ -10,7 +10,8 @@ from __future__ import annotations
 import click
 
 from miudo.cli.options import emit, printable, verb
-from miudo.errors import MissingError
+from miudo.cli.templates import read_template, template_option
+from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import model_path
 
 __all__ = ["show", "version"]
@@ -23,12 +24,20 @@ __all__ = ["show", "version"]
     is_flag=True,
     help="Read every byte: compare a folder's files with its record, look for NaN and infinity.",
 )
-def show(model: str, *, verify: bool, as_json: bool) -> None:
+@click.option(
+    "--template", is_flag=True, help="Print the chat template and a short conversation in it."
+)
+@template_option
+def show(
+    model: str, *, verify: bool, template: bool, chat_template: str | None, as_json: bool
+) -> None:
     """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage.
 
     MODEL may be a LoRA adapter: its rank, its matrices, the model it was made for. Of a model
     that is not here, what the catalogue says.
     """
+    if chat_template is not None and not template:
+        raise UsageError("--chat-template is only shown", remedy="Give --template too")
     try:
         path = model_path(model)
     except MissingError:
@@ -53,6 +62,13 @@ def show(model: str, *, verify: bool, as_json: bool) -> None:
 
         verify_folder(path)
     found = open_model(path, strict_finite=verify)
+    if template:
+        from miudo.registry.describe_template import describe_template, template_text
+
+        source = found.chat_template if chat_template is None else read_template(chat_template)
+        told = describe_template(found, source)
+        emit(told, printable(template_text(told)), as_json=as_json)
+        return
     if as_json:
         emit(describe(found), "", as_json=True)
     else:

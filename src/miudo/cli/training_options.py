@@ -27,11 +27,9 @@ __all__ = [
     "data_option",
     "emit_fit",
     "length_options",
-    "read_template",
     "require_data",
     "run_options",
     "run_settings",
-    "template_option",
     "typed",
 ]
 
@@ -41,11 +39,6 @@ data_option = click.option(
     "--data", multiple=True, help="Text (file, folder, glob, -), or one data folder."
 )
 
-template_option = click.option(
-    "--chat-template",
-    metavar="default|FILE",
-    help="Put a chat template into the model: ours, or a file's.",
-)
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."
 )
@@ -112,24 +105,6 @@ def run_settings(
     fit = make_settings(FitSettings, {**rest, **given}, where="training settings")
     packing = make_settings(PrepareSettings, extra.get("prepare", {}), where="prepare")
     return fit, packing
-
-
-def read_template(choice: str) -> str:
-    """Returns the default chat template, or a file's text. Raises TokenizerError."""
-    from miudo.text.chat import DEFAULT_TEMPLATE
-
-    if choice == "default":
-        return DEFAULT_TEMPLATE
-    from miudo.errors import TokenizerError
-    from miudo.files import open_regular
-    from miudo.limits import LIMITS
-
-    with open_regular(Path(choice), TokenizerError) as file:
-        text = file.read(LIMITS.template_bytes + 1)
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"is not UTF-8 ({error})", where=choice) from error
 
 
 def emit_fit(model: Path, fit: FitResult | None, *, as_json: bool, kind: str = "model") -> None:

@@ -16,14 +16,13 @@ import click
 
 from miudo.cli.options import emit, printable, verb
 from miudo.cli.settings import check_table, make_settings
+from miudo.cli.templates import read_template, template_option
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
     length_options,
-    read_template,
     require_data,
     run_settings,
-    template_option,
     typed,
 )
 from miudo.errors import UsageError

@@ -57,13 +57,13 @@ def load_model(
     tokenizer.
     """
     model = open_model(path)
-    if model.tokenizer_json is None:
+    if model.tokenizer is None:
         if path.is_dir():
             cure = "Put its tokenizer.json into the folder"
         else:  # nothing beside a .gguf is read
             cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
         raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
+    tokenizer = TextTokenizer(model.tokenizer)
     # What the model has anyway is not taken from it: tasks may need more than was thought of.
     session = max(context or 0, model.config.with_context().max_positions)
     running = _engine(model, engine, threads, activations, session)

@@ -201,9 +201,9 @@ def _keys(
     else:
         keys["miudo.config"] = json.dumps(config.to_json(), separators=(",", ":"))
     keys |= special_keys(config)
-    if model.tokenizer_json is not None:
-        keys |= tokenizer_keys(model.tokenizer_json, config)
-        keys[WHOLE_TOKENIZER] = model.tokenizer_json.decode()
+    if model.tokenizer is not None:
+        keys |= tokenizer_keys(model.tokenizer, config)
+        keys[WHOLE_TOKENIZER] = model.tokenizer.to_json().decode()
     else:
         keys["tokenizer.ggml.model"] = "none"
     if model.chat_template is not None:
@@ -242,7 +242,7 @@ def read_gguf(path: Path) -> ModelFile:
     return ModelFile(
         config=config,
         weights=weights,
-        tokenizer_json=read_tokenizer(container, config.vocab_size),
+        tokenizer=read_tokenizer(container, config),
         chat_template=container.text(CHAT_TEMPLATE),
         record=stored_record(container),
         architecture=architecture,

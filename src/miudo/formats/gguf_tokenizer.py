@@ -1,14 +1,14 @@
-"""The tokenizer inside a GGUF file: `tokenizer.ggml.*` keys from a tokenizer.json, and back.
+"""The tokenizer inside a GGUF file: `tokenizer.ggml.*` keys from a tokenizer, and back.
 
-For: llama.cpp, which reads these keys alone; miudo reads the whole `tokenizer.huggingface.json`
-that travels beside them, and holds the two against each other.
+For: llama.cpp, which reads these keys alone, and files that others wrote, which have no more.
+Beside them miudo writes the whole tokenizer.json, and holds the two against each other.
 Not for: encoding text (`miudo.text.tokenizer`) or the container (`miudo.formats.gguf_reader`).
-Read next: `miudo.formats.gguf`.
+Read next: `miudo.text.word_rules`, `miudo.text.pieces`, `miudo.formats.gguf`.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,143 +16,89 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.formats.gguf_reader import FLOAT32, INT32, ArrayAt, Container
-from miudo.formats.strict_json import parse_object
-from miudo.text.tokenizer_json import TokenizerFacts, parse_tokenizer_json
+from miudo.text.pieces import PieceKind, Pieces, added_tokens, piece_tokenizer
+from miudo.text.special_tokens import TokenSources, role_tokens, with_special_tokens
+from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer, parse_tokenizer_json
+from miudo.text.word_rules import WORD_RULES, byte_level_tokenizer, word_rule_name
 
-__all__ = [
-    "WHOLE_TOKENIZER",
-    "read_tokenizer",
-    "rebuilt",
-    "special_keys",
-    "tokenizer_keys",
-    "vocabulary",
-]
+__all__ = ["WHOLE_TOKENIZER", "read_tokenizer", "special_keys", "tokenizer_keys"]
 
 WHOLE_TOKENIZER = "tokenizer.huggingface.json"
 """The key under which a tokenizer.json travels whole."""
 
+_IDS = "tokenizer.ggml."
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-_GPT2 = _BYTES | {"use_regex": True}
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [cut, _BYTES]}
-
-
-# llama.cpp cuts text into words by rules that it has under these names, and by no others.
-_WORD_RULES: Mapping[str, Mapping[str, Any]] = {
-    "gpt-2": _GPT2,
-    "smollm": {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2],
-    },
-    "qwen2": _split(_QWEN2),
-    "llama-bpe": _split(_LLAMA3),
-}
 # No program knows it: better refused than text cut in other places.
 _NO_RULE = "miudo-unnamed"
+_NOTHING = ("none", "no_vocab")
 
 
-def tokenizer_keys(tokenizer_json: bytes, config: ModelConfig) -> dict[str, Any]:
-    """Returns the `tokenizer.ggml.*` keys for `tokenizer_json`; ids without a text are unused.
+def tokenizer_keys(spec: TokenizerSpec, config: ModelConfig) -> dict[str, Any]:
+    """Returns the `tokenizer.ggml.*` keys for a tokenizer; ids without a text are unused.
 
     Words cut in a way that llama.cpp has no name for are marked so that it refuses the file.
-    Raises TokenizerError for a tokenizer that cannot be, ModelFileError for one that is no BPE,
-    or larger than the model's vocabulary.
+    Raises ModelFileError for a tokenizer that is no BPE, or larger than the model's vocabulary,
+    TokenizerError for merges of absent tokens.
     """
-    facts = parse_tokenizer_json(tokenizer_json, where="tokenizer.json")
-    parsed = parse_object(tokenizer_json, "tokenizer.json")
-    if parsed["model"].get("type", "BPE") != "BPE":
+    spec.check_merges()
+    if spec.values["model"].get("type", "BPE") != "BPE":
         raise ModelFileError("is no BPE, only that is written", where="tokenizer.json: model.type")
-    extra = config.vocab_size - len(facts.tokens)
+    extra = config.vocab_size - len(spec.tokens)
     if extra < 0:
         raise ModelFileError(
-            f"has id {len(facts.tokens) - 1}, the model {config.vocab_size} rows",
+            f"has id {len(spec.tokens) - 1}, the model {config.vocab_size} rows",
             where="tokenizer.json",
         )
-    padding = [f"[PAD{len(facts.tokens) + i}]" for i in range(extra)]
-    merges = _merges(parsed["model"])
+    tokens = [*spec.tokens, *_padding(len(spec.tokens), config.vocab_size)]
+    rule = word_rule_name(spec.values) or _NO_RULE
     keys: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2" if facts.byte_level else "llama",
-        "tokenizer.ggml.pre": _word_rule(parsed) if facts.byte_level else "default",
-        "tokenizer.ggml.tokens": [*facts.tokens, *padding],
-        "tokenizer.ggml.token_type": [*_types(facts), *[_UNUSED] * extra],
+        _IDS + "model": "gpt2" if spec.byte_level else "llama",
+        _IDS + "pre": rule if spec.byte_level else "default",
+        _IDS + "tokens": tokens,
+        _IDS + "token_type": [*_kinds(spec), *[int(PieceKind.UNUSED)] * extra],
     }
-    if facts.byte_level:
-        keys["tokenizer.ggml.merges"] = merges
+    if spec.byte_level:
+        keys[_IDS + "merges"] = _written(spec)
     else:
-        keys["tokenizer.ggml.scores"] = _scores([*facts.tokens, *padding], merges)
-        keys["tokenizer.ggml.add_space_prefix"] = facts.adds_space
-        keys["tokenizer.ggml.remove_extra_whitespaces"] = False
-    if facts.unk_id is not None:
-        keys["tokenizer.ggml.unknown_token_id"] = facts.unk_id
+        keys[_IDS + "scores"] = _scores(tokens, spec)
+        keys[_IDS + "add_space_prefix"] = spec.adds_space
+        keys[_IDS + "remove_extra_whitespaces"] = False
+    if spec.unk_id is not None:
+        keys[_IDS + "unknown_token_id"] = spec.unk_id
+    begin = spec.added.get(spec.named.get("bos_token", ""))
+    if config.bos_id is None and begin is not None:  # templates name it, no text begins with it
+        keys[_IDS + "bos_token_id"] = begin
     return keys
 
 
-def vocabulary(tokenizer_json: bytes, where: object = "tokenizer.json") -> dict[int, str]:
-    """Returns id to text, added tokens included. Raises ModelFileError where there is none."""
-    return _texts(parse_object(tokenizer_json, where), where)
+def _padding(begin: int, end: int) -> list[str]:
+    """What llama.cpp's own converter calls rows without a token."""
+    return [f"[PAD{i}]" for i in range(begin, end)]
 
 
-def _texts(parsed: Mapping[str, Any], where: object) -> dict[int, str]:
-    try:
-        vocab, added = parsed["model"]["vocab"], parsed.get("added_tokens") or []
-        pairs = (
-            vocab.items() if isinstance(vocab, dict) else ((p[0], i) for i, p in enumerate(vocab))
-        )
-        texts = {int(i): str(t) for t, i in pairs}
-        return texts | {int(t["id"]): str(t["content"]) for t in added}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelFileError(f"has no readable vocabulary ({error})", where=where) from error
+def _kinds(spec: TokenizerSpec) -> list[int]:
+    kinds = [int(PieceKind.NORMAL)] * len(spec.tokens)
+    if spec.byte_fallback:
+        for i, text in enumerate(spec.tokens):
+            if _BYTE_TOKEN.fullmatch(text):
+                kinds[i] = int(PieceKind.BYTE)
+    for text, i in spec.added.items():
+        kinds[i] = int(PieceKind.CONTROL if text in spec.special else PieceKind.USER_DEFINED)
+    if spec.unk_id is not None:
+        kinds[spec.unk_id] = int(PieceKind.UNKNOWN)
+    return kinds
 
 
-def _types(facts: TokenizerFacts) -> list[int]:
-    types = [_NORMAL] * len(facts.tokens)
-    for i, text in enumerate(facts.tokens):
-        if facts.byte_fallback and _BYTE_TOKEN.fullmatch(text):
-            types[i] = _BYTE
-    for text, i in facts.added.items():
-        types[i] = _CONTROL if text in facts.special else _USER_DEFINED
-    if facts.unk_id is not None:
-        types[facts.unk_id] = _UNKNOWN
-    return types
+def _written(spec: TokenizerSpec) -> list[str]:
+    return [f"{left} {right}" for left, right in spec.merges]
 
 
-def _merges(model: Mapping[str, Any]) -> list[str]:
-    try:
-        return [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
-    except TypeError as error:
-        raise ModelFileError("model.merges are no pairs", where="tokenizer.json") from error
-
-
-def _scores(tokens: list[str], merges: list[str]) -> list[float]:
+def _scores(tokens: Sequence[str], spec: TokenizerSpec) -> list[float]:
     """llama.cpp merges the pair of highest score first: minus the rank of its merge."""
     rank: dict[str, int] = {}
-    for i, merge in enumerate(merges):
-        rank.setdefault(merge.replace(" ", ""), i)
-    return [-float(rank.get(token, len(merges))) for token in tokens]
-
-
-def _word_rule(parsed: Mapping[str, Any]) -> str:
-    found = _what_counts(parsed.get("pre_tokenizer"))
-    names = (name for name, rule in _WORD_RULES.items() if _what_counts(rule) == found)
-    return next(names, _NO_RULE)
-
-
-def _what_counts(rule: Any) -> Any:
-    """A pre-tokenizer without the field that changes offsets only, never ids."""
-    if isinstance(rule, dict):
-        return {k: _what_counts(v) for k, v in rule.items() if k != "trim_offsets"}
-    return [_what_counts(v) for v in rule] if isinstance(rule, list) else rule
+    for i, (left, right) in enumerate(spec.merges):
+        rank.setdefault(left + right, i)
+    return [-float(rank.get(token, len(spec.merges))) for token in tokens]
 
 
 def special_keys(config: ModelConfig) -> dict[str, Any]:
@@ -162,31 +108,61 @@ def special_keys(config: ModelConfig) -> dict[str, Any]:
     """
     ends = dict(zip(("eos", "eot", "eom"), config.eos_ids, strict=False))
     ids = {"bos": config.bos_id, "padding": config.pad_id} | ends
-    keys: dict[str, Any] = {
-        f"tokenizer.ggml.{k}_token_id": v for k, v in ids.items() if v is not None
-    }
+    keys: dict[str, Any] = {f"{_IDS}{k}_token_id": v for k, v in ids.items() if v is not None}
     if len(config.eos_ids) > len(ends):  # the format has names for three
         keys["miudo.eos_ids"] = list(config.eos_ids)
-    keys["tokenizer.ggml.add_bos_token"] = config.bos_id is not None
-    keys["tokenizer.ggml.add_eos_token"] = False
+    keys[_IDS + "add_bos_token"] = config.bos_id is not None
+    keys[_IDS + "add_eos_token"] = False
     return keys
 
 
+def read_tokenizer(container: Container, config: ModelConfig) -> TokenizerSpec | None:
+    """Returns the file's tokenizer, rebuilt where another program wrote no whole one, or None.
+
+    Raises ModelFileError for arrays of another type or length than the model's rows, for two
+    tokenizers that disagree, and for kinds of tokenizer and names of word rules that miudo does
+    not know; TokenizerError for a vocabulary that cannot be.
+    """
+    keys, where = container.keys, f"{container.path}: {_IDS}"
+    for key, kind in (("scores", FLOAT32), ("token_type", INT32)):
+        at = keys.get(_IDS + key)
+        if at is not None and (
+            not isinstance(at, ArrayAt) or (at.kind, at.count) != (kind, config.vocab_size)
+        ):
+            raise ModelFileError(
+                f"is not {config.vocab_size} values of type {kind}", where=where + key
+            )
+    text = container.text(WHOLE_TOKENIZER)
+    source = f"{container.path}: {WHOLE_TOKENIZER}"
+    whole = None if text is None else parse_tokenizer_json(text.encode(), where=source)
+    if _IDS + "tokens" not in keys:
+        return whole
+    tokens = container.strings(_IDS + "tokens")
+    if len(tokens) != config.vocab_size:
+        raise ModelFileError(
+            f"has {len(tokens)} tokens, the model {config.vocab_size} rows", where=where + "tokens"
+        )
+    merges = container.strings(_IDS + "merges") if _IDS + "merges" in keys else None
+    if whole is not None:
+        _check_agreement(whole, tokens, merges)
+        return dataclasses.replace(whole, named=_named(container, whole.tokens))
+    if keys.get(_IDS + "model") in _NOTHING:
+        return None
+    found = _rebuilt(container, tokens, merges, config)
+    return dataclasses.replace(found, named=_named(container, found.tokens))
+
+
 def _check_agreement(
-    tokenizer_json: bytes, tokens: Sequence[str], merges: Sequence[str] | None, where: object
+    whole: TokenizerSpec, tokens: Sequence[str], merges: Sequence[str] | None
 ) -> None:
     """Raises ModelFileError if tokenizer.json and the `tokenizer.ggml` arrays map differently."""
-    where = f"{where}: {WHOLE_TOKENIZER}"
-    parsed = parse_object(tokenizer_json, where)
-    texts = _texts(parsed, where)
-    for i, text in texts.items():
-        if not 0 <= i < len(tokens) or tokens[i] != text:
-            raise _disagree(f"id {i}", where)
-    odd = (i for i, token in enumerate(tokens) if i not in texts and token != f"[PAD{i}]")
-    if (extra := next(odd, None)) is not None:
-        raise _disagree(f"id {extra}", where)
-    if merges is not None and _merges(parsed["model"]) != list(merges):
-        raise _disagree("the merges", where)
+    n = len(whole.tokens)
+    expected = [*whole.tokens, *_padding(n, len(tokens))]
+    if expected != tokens:
+        differ = (i for i, (a, b) in enumerate(zip(expected, tokens, strict=False)) if a != b)
+        raise _disagree(f"id {next(differ, len(tokens))}", whole.where)
+    if merges is not None and _written(whole) != merges:
+        raise _disagree("the merges", whole.where)
 
 
 def _disagree(what: str, where: object) -> ModelFileError:
@@ -197,70 +173,77 @@ def _disagree(what: str, where: object) -> ModelFileError:
     )
 
 
-def read_tokenizer(container: Container, vocab_size: int) -> bytes | None:
-    """Returns the file's tokenizer.json, rebuilt where another program wrote none, or None.
-
-    Raises ModelFileError for arrays of another type or length than `vocab_size`, and for two
-    tokenizers that disagree.
-    """
-    ids, keys = "tokenizer.ggml.", container.keys
-    whole = container.text(WHOLE_TOKENIZER)
-    for key, kind in (("scores", FLOAT32), ("token_type", INT32)):
-        at = keys.get(ids + key)
-        if at is not None and (
-            not isinstance(at, ArrayAt) or (at.kind, at.count) != (kind, vocab_size)
-        ):
-            raise ModelFileError(
-                f"is not {vocab_size} values of type {kind}",
-                where=f"{container.path}: {ids}{key}",
-            )
-    if ids + "tokens" not in keys:
-        return None if whole is None else whole.encode()
-    tokens = container.strings(ids + "tokens")
-    if len(tokens) != vocab_size:
+def _rebuilt(
+    container: Container, tokens: list[str], merges: list[str] | None, config: ModelConfig
+) -> TokenizerSpec:
+    """Returns a tokenizer made of another program's keys."""
+    keys, where = container.keys, f"{container.path}: {_IDS}"
+    if _IDS + "token_type" not in keys:
+        raise ModelFileError("is missing", where=where + "token_type")
+    kinds = container.numbers(_IDS + "token_type", {INT32}).tolist()
+    while tokens and kinds[-1] == PieceKind.UNUSED and tokens[-1] == f"[PAD{len(tokens) - 1}]":
+        tokens.pop()
+        kinds.pop()
+    ids = {token: i for i, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
+        raise ModelFileError(f"token {twice[:60]!r} stands twice", where=where + "tokens")
+    model = keys.get(_IDS + "model")
+    if model == "gpt2":
+        values = _byte_level(keys.get(_IDS + "pre"), ids, kinds, merges, where)
+    elif model == "llama":
+        values = _pieces(container, tokens, kinds, where)
+    else:
         raise ModelFileError(
-            f"has {len(tokens)} tokens, the model {vocab_size} rows",
-            where=f"{container.path}: {ids}tokens",
+            f"is {str(model)[:40]!r}, which this miudo cannot rebuild",
+            where=where + "model",
+            remedy="Open the model's folder, with its tokenizer.json",
         )
-    merges = container.strings(ids + "merges") if ids + "merges" in keys else None
-    if whole is not None:
-        _check_agreement(whole.encode(), tokens, merges, container.path)
-        return whole.encode()
-    if keys.get(ids + "model") != "gpt2" or merges is None or ids + "token_type" not in keys:
-        return None
-    types = container.numbers(ids + "token_type", {INT32}).tolist()
-    return rebuilt(keys.get(ids + "pre"), tokens, merges, types)
+    sources = TokenSources(roles=role_tokens(config, tokens))
+    values = with_special_tokens(values, sources, container.path)
+    return check_tokenizer(values, where=container.path)
 
 
-def rebuilt(
-    rule: object, tokens: Sequence[str], merges: Sequence[str], types: Sequence[int]
-) -> bytes | None:
-    """Returns a byte-level tokenizer.json made of another program's keys, None if unknown.
+def _named(container: Container, tokens: Sequence[str]) -> dict[str, str]:
+    """Tokens by the names that templates have for them, whether or not one begins a text."""
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: container.keys.get(f"{_IDS}{key}_token_id") for name, key in names.items()}
+    return {name: tokens[i] for name, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
 
-    `rule` is `tokenizer.ggml.pre`, the name of how words are cut.
-    """
-    if rule not in _WORD_RULES or len(types) != len(tokens):
-        return None
-    special = {_CONTROL: True, _UNKNOWN: True, _USER_DEFINED: False, _UNUSED: True}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [
-        {"id": i, "content": token, **plain, "special": special[kind]}
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in special
-    ]
-    model = {
-        "type": "BPE",
-        "vocab": {token: i for i, token in enumerate(tokens)},
-        "merges": list(merges),
-        "ignore_merges": rule == "llama-bpe",
-    }
-    values = {
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"} if rule == "qwen2" else None,
-        "pre_tokenizer": _WORD_RULES[str(rule)],
-        "post_processor": None,
-        "decoder": _GPT2,
-        "model": model,
-    }
-    return json.dumps(values, ensure_ascii=False).encode()
+
+def _byte_level(
+    name: object,
+    ids: Mapping[str, int],
+    kinds: Sequence[int],
+    merges: list[str] | None,
+    where: str,
+) -> dict[str, Any]:
+    rule = WORD_RULES.get(str(name))
+    if rule is None or merges is None:
+        what = "merges" if rule is not None else "pre"
+        raise ModelFileError(
+            "is missing" if name is None or rule is not None else f"is {str(name)[:40]!r}",
+            where=where + what,
+            remedy=f"Open the model's folder instead; known are {', '.join(WORD_RULES)}",
+        )
+    return byte_level_tokenizer(rule, ids, merges, added_tokens(ids, kinds))
+
+
+def _pieces(
+    container: Container, tokens: Sequence[str], kinds: Sequence[int], where: str
+) -> dict[str, Any]:
+    if _IDS + "scores" not in container.keys:
+        raise ModelFileError("is missing", where=where + "scores")
+    scores = container.numbers(_IDS + "scores", {FLOAT32}).tolist()[: len(tokens)]
+    if any(score != score for score in scores):
+        raise ModelFileError("holds something that is no number", where=where + "scores")
+    adds_space = container.keys.get(_IDS + "add_space_prefix") is not False
+    values = piece_tokenizer(
+        Pieces(tokens, scores, kinds, adds_space=adds_space, where=container.path)
+    )
+    if container.keys.get("general.architecture") == "phi3":
+        # Its turns' tokens take the white space after them along, which GGUF has no field for.
+        bare = ("<unk>", "<s>", "<|endoftext|>")
+        for token in values["added_tokens"]:
+            token["rstrip"] = token["content"] not in bare
+    return values

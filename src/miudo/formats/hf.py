@@ -19,19 +19,21 @@ from miudo.families.family import Family
 from miudo.families.places import sources
 from miudo.files import (
     atomic_folder,
-    open_regular,
     resolve_under,
     sha256_file,
     write_json,
 )
-from miudo.formats.gguf_tokenizer import vocabulary
+from miudo.formats.hf_text import (
+    read_chat_template,
+    read_tokenizer,
+    read_values,
+    write_text_side,
+)
 from miudo.formats.layout import canonical_weights, join, pad_to_uniform
 from miudo.formats.model_file import ModelFile
 from miudo.formats.precision import converted
 from miudo.formats.safetensors import write_safetensors
 from miudo.formats.shards import read_weights
-from miudo.formats.strict_json import parse_object
-from miudo.limits import LIMITS
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
@@ -46,7 +48,7 @@ def read_folder(folder: Path) -> ModelFile:
     Raises MissingError or ModelFileError listing every tensor that is missing, foreign or
     misshapen. Nothing outside `folder` is read and no key that names code is followed.
     """
-    values = _object(folder, "config.json")
+    values = read_values(folder, "config.json")
     if values is None:
         raise MissingError(
             "has no config.json",
@@ -63,7 +65,7 @@ def read_folder(folder: Path) -> ModelFile:
             remedy="Open the unquantised model, or its GGUF file",
         )
     family = by_hf_config(values)
-    tokenizer = _object(folder, "tokenizer_config.json") or {}
+    tokenizer = read_values(folder, "tokenizer_config.json") or {}
     stored = _named(read_weights(folder, skip=family.hf_ignored), family)
     head = family.hf_names["head.weight"]
     config = _config(folder, family, values, tokenizer, has_head=head in stored)
@@ -73,8 +75,8 @@ def read_folder(folder: Path) -> ModelFile:
     return ModelFile(
         config=config,
         weights=canonical_weights(wanted, stored, config, folder),
-        tokenizer_json=_bytes(folder, "tokenizer.json", LIMITS.json_bytes),
-        chat_template=_template(folder, tokenizer),
+        tokenizer=read_tokenizer(folder, tokenizer, config),
+        chat_template=read_chat_template(folder, tokenizer),
         record=_record(folder),
         architecture=family.architectures[0],
         path=folder,
@@ -92,7 +94,7 @@ def _config(
     given = dict(values)
     if given.get("tie_word_embeddings") is None:  # then the tensors decide
         given["tie_word_embeddings"] = not has_head
-    generation = _object(folder, "generation_config.json") or {}
+    generation = read_values(folder, "generation_config.json") or {}
     ends = [v if isinstance(v, list) else [v] for v in _both("eos_token_id", generation, values)]
     flat = [i for several in ends for i in several if i is not None]
     given["eos_token_id"] = [i for n, i in enumerate(flat) if i not in flat[:n]]
@@ -123,46 +125,8 @@ def _named(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, Stor
     return {name if name == head else prefix + name: t for name, t in stored.items()}
 
 
-def _bytes(folder: Path, name: str, limit: int) -> bytes | None:
-    """Returns the content of a file inside `folder`, None if there is none."""
-    path = folder / name
-    if not path.exists() and not path.is_symlink():
-        return None
-    with open_regular(resolve_under(folder, name)) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ModelFileError(f"larger than {limit} bytes", where=path)
-    return data
-
-
-def _object(folder: Path, name: str) -> dict[str, Any] | None:
-    data = _bytes(folder, name, LIMITS.config_bytes)
-    if data is None:
-        return None
-    return parse_object(data, folder / name, max_values=LIMITS.json_values)
-
-
-def _template(folder: Path, tokenizer: Mapping[str, Any]) -> str | None:
-    where = folder / "chat_template.jinja"
-    alone = _bytes(folder, where.name, LIMITS.template_bytes)
-    text: Any = tokenizer.get("chat_template")
-    try:
-        if alone is not None:
-            text = alone.decode()
-        if isinstance(text, list):  # several named templates: the default one
-            named = {str(t.get("name")): t.get("template") for t in text if isinstance(t, dict)}
-            text = named.get("default")
-        if text is None:
-            return None
-        if not isinstance(text, str) or len(text.encode()) > LIMITS.template_bytes:
-            raise ModelFileError("chat template is no text of a sane size", where=folder)
-    except UnicodeError as error:
-        raise ModelFileError(f"is not UTF-8 ({error})", where=where) from error
-    return text
-
-
 def _record(folder: Path) -> Record | None:
-    values = _object(folder, RECORD_FILE)
+    values = read_values(folder, RECORD_FILE)
     return None if values is None else Record.from_json(values, where=folder / RECORD_FILE)
 
 
@@ -205,7 +169,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
         write_json(folder / "config.json", values)
         with (folder / _WEIGHTS).open("xb") as file:
             write_safetensors(file, _hf_tensors(family, config, weights, dtype))
-        _write_text_side(folder, model, values)
+        write_text_side(folder, model, values)
         if model.record is not None:
             outputs = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
             dataclasses.replace(model.record, outputs=outputs).write(folder)
@@ -248,27 +212,3 @@ def _hf_tensors(
 
 def _torch_name(dtype: DType) -> str:
     return {DType.F32: "float32", DType.F16: "float16", DType.BF16: "bfloat16"}[dtype]
-
-
-def _write_text_side(folder: Path, model: ModelFile, values: Mapping[str, Any]) -> None:
-    ids = {k: values[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    known = {k: v for k, v in ids.items() if v is not None}
-    write_json(folder / "generation_config.json", known)
-    if model.chat_template is not None:
-        (folder / "chat_template.jinja").write_bytes(model.chat_template.encode())
-    if model.tokenizer_json is None:
-        return
-    (folder / "tokenizer.json").write_bytes(model.tokenizer_json)
-    side: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.config.max_positions,
-        "clean_up_tokenization_spaces": False,
-    }
-    write_json(folder / "tokenizer_config.json", side | _token_texts(model.tokenizer_json, known))
-
-
-def _token_texts(tokenizer_json: bytes, ids: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token and its like, as the tokenizer spells the ids."""
-    text = vocabulary(tokenizer_json)
-    firsts = {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}
-    return {k.removesuffix("_id"): text[v] for k, v in firsts.items() if v in text}

@@ -13,6 +13,7 @@ from pathlib import Path
 from miudo.config import ModelConfig
 from miudo.records import Record
 from miudo.tensors import Weights
+from miudo.text.tokenizer_json import TokenizerSpec
 
 __all__ = ["ModelFile"]
 
@@ -23,7 +24,7 @@ class ModelFile:
 
     config: ModelConfig
     weights: Weights
-    tokenizer_json: bytes | None
+    tokenizer: TokenizerSpec | None
     chat_template: str | None
     record: Record | None
     architecture: str

@@ -129,12 +129,12 @@ def _dtypes(stored: list[tuple[Any, int, int]]) -> dict[str, dict[str, int]]:
 
 
 def _tokenizer(model: ModelFile) -> dict[str, Any] | None:
-    if model.tokenizer_json is None:
+    if model.tokenizer is None:
         return None
     from miudo.text.tokenizer import TextTokenizer
 
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=model.path)
-    kind = json.loads(model.tokenizer_json).get("model", {}).get("type")
+    tokenizer = TextTokenizer(model.tokenizer)
+    kind = model.tokenizer.values["model"].get("type", "BPE")
     return {
         "kind": kind,
         "vocab_size": tokenizer.vocab_size,

@@ -14,7 +14,8 @@ from typing import Any
 from miudo.errors import RequestError, TokenizerError
 from miudo.limits import LIMITS, Limits
 from miudo.protocol import Message
-from miudo.text.sandbox import Budget, bind_template, compile_template
+from miudo.text.budget import Budget
+from miudo.text.sandbox import bind_template, compile_template
 from miudo.text.tokenizer import TextTokenizer
 
 __all__ = ["DEFAULT_TEMPLATE", "ROLES", "ChatTemplate", "encode_chat", "parse_messages"]
@@ -76,6 +77,8 @@ class ChatTemplate:
             **self.variables,
             "messages": [{"role": m.role, "content": m.content} for m in turns],
             "add_generation_prompt": add_generation_prompt,
+            "tools": None,  # templates ask whether there are any
+            "documents": None,
         }
         try:
             return template.render(values)

@@ -57,7 +57,12 @@ def begun(ids: list[int], config: ModelConfig) -> list[int]:
 
 
 def _special_texts(tokenizer: TextTokenizer, config: ModelConfig) -> dict[str, str]:
-    """Returns the tokens that templates of other makers name."""
+    """Returns the tokens that templates of other makers name.
+
+    What the tokenizer's files call so counts: a token called bos_token may begin no text.
+    """
     ids = {"bos_token": config.bos_id, "eos_token": next(iter(config.eos_ids), None)}
     texts = {number: text for text, number in tokenizer.special_ids.items()}
-    return {name: texts[number] for name, number in ids.items() if number in texts}
+    by_role = {name: texts[number] for name, number in ids.items() if number in texts}
+    named = tokenizer.spec.named.items()
+    return by_role | {name: text for name, text in named if text in tokenizer.special_ids}

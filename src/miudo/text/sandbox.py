@@ -9,8 +9,8 @@ Read next: `miudo.text.chat`.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from types import CodeType
 from typing import Any, NoReturn, cast
 
@@ -22,8 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from miudo.errors import RequestError, TokenizerError
+from miudo.text.budget import Budget, refuse
 
-__all__ = ["BoundedEnvironment", "Budget", "bind_template", "compile_template"]
+__all__ = ["BoundedEnvironment", "bind_template", "compile_template"]
 
 _FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items",
@@ -44,33 +45,7 @@ _LARGEST_INT = 1 << 62
 _UNCOMPILED = (
     TemplateError, RecursionError, SyntaxError, MemoryError, ValueError, RequestError,
 )  # fmt: skip
-
-
-class Budget:
-    """What one rendering may still use: steps, seconds of processor time, characters at once."""
-
-    def __init__(self, *, steps: int, seconds: float, chars: int) -> None:
-        self.chars = chars
-        self._steps = steps
-        self._written = 0
-        self._deadline = time.thread_time() + seconds
-
-    def step(self) -> None:
-        """Counts one loop turn or call. Raises RequestError when steps or time are used up."""
-        self._steps -= 1
-        if self._steps < 0 or time.thread_time() > self._deadline:
-            _refuse("the chat template runs too long")
-
-    def fits(self, size: int) -> None:
-        """Raises RequestError for a string or list larger than the budget."""
-        self.step()
-        if size > self.chars:
-            _refuse(f"the chat template makes more than {self.chars} characters")
-
-    def write(self, size: int) -> None:
-        """Counts printed characters, those inside macros too: nested macros double them."""
-        self._written += size
-        self.fits(self._written)
+_DATE_CHARS = 64
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -104,6 +79,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "range": self._range,
             "namespace": Namespace,
             "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
         }
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -137,19 +113,19 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.budget.step()
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator in ("**", "%") and not numbers:
-            _refuse(f"the chat template uses {operator} on something that is no number")
+            refuse(f"the chat template uses {operator} on something that is no number")
         if operator == "**" and (abs(right) > 64 or abs(left) > _LARGEST_INT):
-            _refuse("the chat template computes too large a power")
+            refuse("the chat template computes too large a power")
         if operator == "*" and not numbers:
             sequence, times = (right, left) if isinstance(left, int) else (left, right)
             if not isinstance(times, int) or not isinstance(sequence, str | list | tuple):
-                _refuse("the chat template multiplies things that are no numbers")
+                refuse("the chat template multiplies things that are no numbers")
             self.budget.fits(len(sequence) * max(times, 0))
         if operator == "+" and not numbers:
             self.budget.fits(sum(len(v) for v in (left, right) if hasattr(v, "__len__")))
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, int) and abs(result) > _LARGEST_INT:
-            _refuse("the chat template computes too large a number")
+            refuse("the chat template computes too large a number")
         return self._weighed(result) if isinstance(result, list | tuple) else result
 
     def _printable(self, value: Any) -> Any:
@@ -157,14 +133,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.budget.write(len(value) if isinstance(value, str) else 1)
         if value is None or isinstance(value, str | int | float | bool | Undefined):
             return value
-        return _refuse(f"the chat template prints a {type(value).__name__}")
+        return refuse(f"the chat template prints a {type(value).__name__}")
 
     def _printable_str(self, value: Any) -> str:
         return str(self._printable(value))
 
     def _counted(self, values: Any) -> Iterator[Any]:
         if not isinstance(values, Iterable):
-            _refuse(f"the chat template loops over a {type(values).__name__}")
+            refuse(f"the chat template loops over a {type(values).__name__}")
         for value in values:
             self.budget.step()
             yield value
@@ -195,15 +171,28 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def _tojson(
-        self, value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
     ) -> str:
         if indent is not None and not 0 <= indent <= 8:
-            _refuse("the chat template indents JSON by more than 8")
+            refuse("the chat template indents JSON by more than 8")
+        if separators is not None and not all(len(self._printable_str(s)) <= 8 for s in separators):
+            refuse("the chat template separates JSON by more than 8 characters")
         self._weighed(value)
         try:
-            return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+            return json.dumps(
+                value,
+                ensure_ascii=ensure_ascii,
+                indent=indent,
+                separators=separators,
+                sort_keys=sort_keys,
+            )
         except (TypeError, ValueError) as error:
-            return _refuse(f"the chat template writes something as JSON that is none ({error})")
+            return refuse(f"the chat template writes something as JSON that is none ({error})")
 
 
 class _Generation(Extension):
@@ -293,5 +282,8 @@ def _raise_exception(message: object = "") -> NoReturn:
     raise RequestError(f"the chat template refuses these messages: {str(message)[:200]}")
 
 
-def _refuse(what: str) -> NoReturn:
-    raise RequestError(what, where="chat template")
+def _strftime_now(form: object) -> str:
+    """The text of this moment: Llama 3's templates tell the model the date."""
+    if not isinstance(form, str) or len(form) > _DATE_CHARS:
+        refuse("the chat template writes the date in no form that dates have")
+    return datetime.now().strftime(form)

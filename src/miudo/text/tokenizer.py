@@ -12,15 +12,16 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from miudo.errors import ConfigError, RequestError, TokenizerError
 from miudo.limits import LIMITS, Limits
-from miudo.text.tokenizer_json import SPACE, parse_tokenizer_json
+from miudo.text.backend import build_backend, translated, written
+from miudo.text.special_tokens import TOKEN_FLAGS
+from miudo.text.tokenizer_json import SPACE, TokenizerSpec, parse_tokenizer_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -36,63 +37,61 @@ _BYTE_TOKENS = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
 
 
 class TextTokenizer:
-    """A tokenizer.json at work; implements `miudo.protocol.Tokenizer`.
+    """A checked tokenizer at work; implements `miudo.protocol.Tokenizer`.
 
-    Build one with `from_json` or `train_bpe`.
+    Raises TokenizerError for what the `tokenizers` library refuses. `spec` is what it was
+    built from. `from_json` and `train_bpe` build one too.
     """
 
-    def __init__(self, data: bytes, *, where: object = None, limits: Limits = LIMITS) -> None:
-        self._facts = parse_tokenizer_json(data, where=where, limits=limits)
-        self._plain = _backend(data, where)
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self.spec = spec
+        self._plain = build_backend(spec)
         self._plain.encode_special_tokens = True  # the library's name for "as plain text"
-        self._data = data
-        facts = self._facts
-        for token, number in facts.added.items():
+        for token, number in spec.added.items():
             # The library numbers added tokens itself and only warns where the file disagrees.
             if self._plain.token_to_id(token) != number:
                 raise TokenizerError(
                     f"added token {token[:60]!r} cannot have id {number}",
-                    where=where,
+                    where=spec.where,
                     remedy="Number added tokens from the end of the vocabulary on",
                 )
-        self._special_ids = frozenset(facts.special.values())
+        self._special_ids = frozenset(spec.special.values())
         # An unknown character may become <unk>; no other special may come out of plain text.
-        self._control = self._special_ids - {facts.unk_id}
+        self._control = self._special_ids - {spec.unk_id}
         self._byte_of = {c: b for b, c in enumerate(_byte_alphabet())}
 
     @classmethod
     def from_json(cls, data: bytes, *, where: object = None, limits: Limits = LIMITS) -> Self:
         """Returns the tokenizer in `data`, the content of a tokenizer.json.
 
-        Raises TokenizerError, naming field and value, for ids with gaps or twice, merges of
-        absent tokens, sizes above `limits`, and kinds whose bytes are not known.
+        Raises TokenizerError as `miudo.text.tokenizer_json.check_tokenizer` does.
         """
-        return cls(data, where=where, limits=limits)
+        return cls(parse_tokenizer_json(data, where=where, limits=limits))
 
     @property
     def vocab_size(self) -> int:
         """One more than the highest id."""
-        return len(self._facts.tokens)
+        return len(self.spec.tokens)
 
     @property
     def special_ids(self) -> Mapping[str, int]:
         """Special tokens and their ids."""
-        return self._facts.special
+        return self.spec.special
 
     @property
     def added_ids(self) -> Mapping[str, int]:
         """Every token matched in raw text, special or not, and its id."""
-        return self._facts.added
+        return self.spec.added
 
     @property
     def adds_space(self) -> bool:
         """Whether encoding puts a space before the text, which decoding takes away."""
-        return self._facts.adds_space
+        return self.spec.adds_space
 
     @property
     def tokens(self) -> Sequence[str]:
         """The tokens as the file writes them, by id."""
-        return self._facts.tokens
+        return self.spec.tokens
 
     def padded_size(self, multiple: int) -> int:
         """Returns `vocab_size` rounded up to a multiple: rows a model's table may have."""
@@ -129,7 +128,7 @@ class TextTokenizer:
         """Returns `encode` of each text, on all cores."""
         pieces = [self._pieces(text) for text in texts]
         flat = [piece for several in pieces for piece in several]
-        with _translated(RequestError, "the text is not valid Unicode"):
+        with translated(RequestError, "the text is not valid Unicode"):
             found = self._plain.encode_batch_fast(flat, add_special_tokens=False)
         safe = self._control.isdisjoint
         ids = iter(
@@ -144,34 +143,34 @@ class TextTokenizer:
         Raises RequestError for ids outside the vocabulary.
         """
         text = b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._facts.adds_space else text
+        return text.removeprefix(" ") if self.spec.adds_space else text
 
     def token_bytes(self, token: int) -> bytes:
         """Returns the exact bytes an id stands for; special tokens give none."""
-        facts = self._facts
+        spec = self.spec
         try:
             number = operator.index(token)
         except TypeError as error:
             raise RequestError(f"token id is {token!r:.40}, not a whole number") from error
-        if not 0 <= number < len(facts.tokens):
-            raise RequestError(f"token id is {number}, allowed 0 to {len(facts.tokens) - 1}")
+        if not 0 <= number < len(spec.tokens):
+            raise RequestError(f"token id is {number}, allowed 0 to {len(spec.tokens) - 1}")
         if number in self._special_ids:
             return b""
-        text = facts.tokens[number]
-        if facts.byte_level:
+        text = spec.tokens[number]
+        if spec.byte_level:
             try:
                 return bytes([self._byte_of[c] for c in text])
             except KeyError:  # an added token outside the byte alphabet stands for itself
                 return text.encode()
-        if facts.byte_fallback and text in _BYTE_TOKENS:
+        if spec.byte_fallback and text in _BYTE_TOKENS:
             return _BYTE_TOKENS[text]
         return text.replace(SPACE, " ").encode()
 
     @cached_property
     def _special(self) -> Backend:
         # A second instance, because the library keeps the switch as state: two threads that
-        # want different answers must not flip it under each other.
-        return _backend(self._data, None)
+        # want different answers must not flip it under each other. The vocabulary is shared.
+        return build_backend(self.spec, self._plain.model)
 
     def _pieces(self, text: str) -> list[str]:
         """Cuts a long text where no token can lie across: the library needs 200 bytes a token.
@@ -181,7 +180,7 @@ class TextTokenizer:
         """
         if len(text) <= _LONG or self._words_join:
             return [text]
-        skip = 1 if self._facts.adds_space else 0
+        skip = 1 if self.spec.adds_space else 0
         pieces, start = [], 0
         while (found := _BETWEEN_WORDS.search(text, start + _LONG // 2)) is not None:
             pieces.append(text[start : found.start() + 1])
@@ -190,7 +189,9 @@ class TextTokenizer:
 
     @cached_property
     def _words_join(self) -> bool:
-        """Whether some token holds a letter and a space after it."""
+        """Whether a token holds a letter and a space after it, or a text's first space is lost."""
+        if not self.spec.adds_space and self.encode(" a") == self.encode("a"):
+            return True
         return any(_LETTER_SPACE.search(self.token_bytes(i)) for i in range(self.vocab_size))
 
     def _encode_around(self, text: str) -> list[int]:
@@ -209,12 +210,21 @@ class TextTokenizer:
         return [number for piece in pieces for number in self.encode(piece)]
 
     def _canonical(self) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(self._plain.to_str())
+        """As the library writes it; it takes six times as long over the vocabulary itself."""
+        model = self.spec.values["model"]
+        if isinstance(model["vocab"], dict):
+            values = written(self.spec)
+            vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+            values["model"] |= {"vocab": vocab, "merges": list(map(list, self.spec.merges))}
+        else:
+            values = json.loads(self._plain.to_str())
         values["truncation"] = values["padding"] = None
-        vocab = values["model"]["vocab"]
-        if isinstance(vocab, dict):
-            values["model"]["vocab"] = dict(sorted(vocab.items(), key=lambda item: item[1]))
-        values["added_tokens"].sort(key=lambda token: token["id"])
+        found = self._plain.get_added_tokens_decoder()
+        values["added_tokens"] = [
+            {"id": number, "content": token.content}
+            | {flag: getattr(token, flag) for flag in TOKEN_FLAGS}
+            for number, token in sorted(found.items())
+        ]
         return values
 
 
@@ -244,42 +254,14 @@ def train_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with _translated(TokenizerError, "the tokenizer cannot be trained"):
+    with translated(TokenizerError, "the tokenizer cannot be trained"):
         backend.train_from_iterator(texts, trainer)
     return TextTokenizer.from_json(backend.to_str().encode(), where="trained tokenizer")
 
 
-def _backend(data: bytes, where: object) -> Backend:
-    from tokenizers import Tokenizer
-
-    with _translated(TokenizerError, "the tokenizers library refuses it", where):
-        backend: Backend = Tokenizer.from_buffer(data)
-        backend.no_truncation()
-        backend.no_padding()
-    return backend
-
-
 def _run(backend: Backend, text: str) -> Any:
-    with _translated(RequestError, "the text is not valid Unicode"):
+    with translated(RequestError, "the text is not valid Unicode"):
         return backend.encode(text, add_special_tokens=False)
-
-
-@contextmanager
-def _translated(
-    error: type[RequestError] | type[TokenizerError], what: str, where: object = None
-) -> Iterator[None]:
-    """A panic in Rust arrives as a BaseException of a class that cannot be imported."""
-    try:
-        yield
-    except BaseException as cause:
-        if type(cause).__name__ != "PanicException" and type(cause) not in (
-            Exception,
-            TypeError,
-            ValueError,
-            UnicodeEncodeError,
-        ):
-            raise
-        raise error(f"{what} ({str(cause)[:200]})", where=where) from cause
 
 
 def _byte_alphabet() -> list[str]:

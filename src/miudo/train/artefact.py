@@ -38,13 +38,13 @@ class Opened:
 
     def tokenizer(self) -> TextTokenizer:
         """Returns the model's tokenizer. Raises TokenizerError where it has none."""
-        if self.file.tokenizer_json is None:
+        if self.file.tokenizer is None:
             raise TokenizerError(
                 "the model has no tokenizer",
                 where=self.file.path,
                 remedy="Put its tokenizer.json into the folder",
             )
-        return TextTokenizer.from_json(self.file.tokenizer_json, where=self.file.path)
+        return TextTokenizer(self.file.tokenizer)
 
 
 def open_decoder(path: Path, role: str) -> Opened:

@@ -162,7 +162,7 @@ def _write(path: Path, job: FinetuneJob, base: Opened, lesson: Lesson, record: R
         )
         write_folder(path, made)
         return
-    tokenizer = None if file.tokenizer_json is None else base.tokenizer().fingerprint
+    tokenizer = None if file.tokenizer is None else base.tokenizer().fingerprint
     adapter = to_adapter(
         base.decoder, base=base_fingerprint(file.config, file.weights), tokenizer=tokenizer
     )

@@ -54,8 +54,8 @@ def merge_adapter(
     base = open_decoder(model, "model")
     found = open_adapter(adapter, base.file.config)
     tokenizer = None
-    if base.file.tokenizer_json is not None:
-        tokenizer = TextTokenizer.from_json(base.file.tokenizer_json, where=model).fingerprint
+    if base.file.tokenizer is not None:
+        tokenizer = TextTokenizer(base.file.tokenizer).fingerprint
     check_adapter(
         base.file.config,
         found,

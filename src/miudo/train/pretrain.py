@@ -267,7 +267,7 @@ def _run(
     model = ModelFile(
         config=config,
         weights=decoder.to_weights(),
-        tokenizer_json=tokenizer.to_json(),
+        tokenizer=tokenizer.spec,
         chat_template=order.chat_template,
         record=record,
         architecture=_family(config).architectures[0],

@@ -78,9 +78,9 @@ def open_start(path: Path, length: int) -> tuple[Start, TextTokenizer, str | Non
     Raises ConfigError for a model without a tokenizer, or too few learned positions.
     """
     model = open_model(path)
-    if model.tokenizer_json is None:
+    if model.tokenizer is None:
         raise ConfigError("the model to start from has no tokenizer", where=path)
-    tokenizer = TextTokenizer.from_json(model.tokenizer_json, where=path)
+    tokenizer = TextTokenizer(model.tokenizer)
     config = model.config
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(

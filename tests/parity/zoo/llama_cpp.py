@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer
 
 __all__ = ["continued", "prompt_length", "server", "words"]
 
 
-def words(n: int) -> bytes:
+def words(n: int) -> TokenizerSpec:
     """Returns a tokenizer of `n` ids that are all whole text: no half characters are reported."""
     vocab = {f"w{i}": i for i in range(n)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     model = {"type": "BPE", "vocab": vocab, "merges": []}
-    return json.dumps({"model": model, "pre_tokenizer": level, "decoder": level}).encode()
+    return check_tokenizer({"model": model, "pre_tokenizer": level, "decoder": level})
 
 
 def server(path: Path, adapter: Path | None = None, *, context: int = 512) -> Any:
