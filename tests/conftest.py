@@ -120,7 +120,7 @@ def _scaled(kind: RopeKind, **numbers: Any) -> ModelConfig:
 
 
 def _longrope(short: tuple[float, ...], long: tuple[float, ...]) -> RopeScaling:
-    """Of as many original positions as sessions have: tests of stretched ones ask for more."""
+    """Of as many original positions as there are: longer sessions are test_session's."""
     return RopeScaling(
         RopeKind.LONGROPE, 160, attention_factor=1.2, short_factors=short, long_factors=long
     )
