@@ -24,7 +24,6 @@ from miudo.protocol import SeqWork
 from miudo.records import Record
 from miudo.tensors import DType, Role, StoredTensor, tensor_table
 from miudo.text.tokenizer import TextTokenizer, train_bpe
-from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer
 
 xllamacpp = pytest.importorskip("xllamacpp")
 gguf = pytest.importorskip("gguf")
