@@ -65,5 +65,5 @@ def longrope() -> ModelFile:
         spec.name: StoredTensor.from_f32(np.zeros(spec.shape, dtype=np.float32))
         for spec in tensor_table(config)
     }
-    tokenizer = train_bpe(["once upon a time"], vocab_size=300).to_json()
+    tokenizer = train_bpe(["once upon a time"], vocab_size=300).spec
     return ModelFile(config, weights, tokenizer, None, None, "", None)
