@@ -14,6 +14,7 @@ from miudo.cli.running import choose
 from miudo.config import ModelConfig
 from miudo.errors import UsageError
 from miudo.protocol import SamplingSettings, SeqWork, StepOut
+from miudo.tensors import DType
 from miudo.text.tokenizer import train_bpe
 
 END = 0
@@ -103,8 +104,11 @@ def test_one_argument_with_white_space_is_a_prompt_for_the_embedded_model(run: R
 
 
 def test_two_arguments_are_model_and_prompt(run: Runner) -> None:
-    how = {"threads": 2, "activations": "int8", "adapter": None, "context": 99}
-    assert run(str(run.model), "once", "--threads", "2", "--context", "99").stdout == "olá!\n"
+    how = {
+        "threads": 2, "activations": "int8", "adapter": None, "context": 99, "dtype": DType.Q4_K,
+    }  # fmt: skip
+    flags = ("--threads", "2", "--context", "99", "--dtype", "q4_k")
+    assert run(str(run.model), "once", *flags).stdout == "olá!\n"
     assert run.loaded == [(run.model, how)]
     assert run.prompt == [END, *_ids("once")]
 

@@ -11,7 +11,7 @@ from miudo.config import ModelConfig, RopeKind, RopeScaling
 from miudo.errors import ConfigError, TokenizerError
 from miudo.evaluate.loading import load_model
 from miudo.formats import ModelFile
-from miudo.tensors import StoredTensor, tensor_table
+from miudo.tensors import DType, StoredTensor, tensor_table
 from miudo.text.tokenizer import train_bpe
 
 
@@ -49,6 +49,19 @@ def test_a_session_longer_than_the_model_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("miudo.evaluate.loading.open_model", lambda _: longrope())
     with pytest.raises(ConfigError, match="context is 65, allowed a whole number from 1 to 64"):
         load_model(Path("model"), context=65)
+
+
+def test_matrices_are_held_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miudo.evaluate.loading.open_model", lambda _: longrope())
+    as_is, held = (load_model(Path("model"), threads=1, dtype=d) for d in (None, DType.Q8_0))
+    assert {t.dtype for t in as_is.model.weights.values()} == {DType.F32}
+    kinds = {name: t.dtype for name, t in held.model.weights.items()}
+    assert kinds["layers.0.mlp.down.weight"] is DType.Q8_0
+    assert kinds["norm.weight"] is DType.F32
+    ids = [1, 2, 3, 4]
+    assert as_is.engine.score(ids).logprobs == pytest.approx(held.engine.score(ids).logprobs, 0.2)
+    with pytest.raises(ConfigError, match="Q2_K is only read"):
+        load_model(Path("model"), dtype=DType.Q2_K)
 
 
 def longrope() -> ModelFile:

@@ -12,7 +12,7 @@ import pytest
 from miudo.cli.options import BLOCK_TYPES
 from miudo.errors import ConfigError
 from miudo.formats.block_codec import pack, unpack
-from miudo.formats.blocks import WRITABLE, encode, f32_chunks, is_finite, recode, to_f32
+from miudo.formats.blocks import WRITABLE, encode, f32_chunks, is_finite, largest, recode, to_f32
 from miudo.tensors import DType, StoredTensor
 
 BLOCKS = tuple(dtype for dtype in DType if dtype.block > 1)
@@ -100,6 +100,31 @@ def test_a_tensor_of_chunks_is_encoded_as_in_one_go() -> None:
         parts = [encode(row[None], dtype).data for row in values[[0, 1, 350, 699]]]
         whole = encode(values, dtype).data.reshape(700, -1)
         np.testing.assert_array_equal(whole[[0, 1, 350, 699]], np.stack(parts))
+
+
+def test_threads_give_the_bytes_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = normal(4100, 512)  # some chunks for each of three, the last one short
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    alone = {dtype: encode(values, dtype).data for dtype in (DType.BF16, DType.Q8_0)}
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    for dtype, data in alone.items():
+        np.testing.assert_array_equal(encode(values, dtype).data, data)
+
+
+def test_halves_go_away_from_zero_at_8_bits() -> None:
+    values = np.zeros((1, 32), dtype=np.float32)
+    values[0, :9] = [127, 0.5, -0.5, 1.5, -2.5, 0.49999997, -126.5, 3.49, -1.5]
+    q = encode(values, DType.Q8_0).data[2:].view(np.int8)
+    assert q[:9].tolist() == [127, 1, -1, 2, -3, 0, -127, 3, -2]
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16, DType.Q8_0])
+def test_the_greatest_magnitude_is_found_whatever_its_sign(dtype: DType) -> None:
+    values = normal(300, 320)
+    for sign in (1, -1):
+        values[299, 7] = 64 * sign
+        assert largest(encode(values, dtype)) == pytest.approx(64, rel=1e-2)
+    assert largest(encode(np.zeros((0, 32), np.float32), dtype)) == 0
 
 
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.Q4_0, DType.Q6_K])

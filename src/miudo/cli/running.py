@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.answering import answer
-from miudo.cli.options import verb
+from miudo.cli.options import BLOCK_TYPES, verb
 from miudo.cli.templates import read_template, template_option
 from miudo.errors import RequestError, UsageError
 from miudo.hub.resolve import model_path
@@ -47,6 +47,11 @@ __all__ = ["choose", "run"]
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
 @click.option("--activations", type=click.Choice(["int8", "float"]), default="int8")
 @click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16", *BLOCK_TYPES], case_sensitive=False),
+    help="Hold matrices as this type; default: as they are.",
+)
+@click.option(
     "--context",
     type=click.IntRange(1),
     help="Let texts of so many tokens fit, in a longrope model more than its original ones.",
@@ -57,7 +62,7 @@ def run(
     adapter: Path | None,
     prompt: str | None,
     raw: bool,
-    context: int | None,
+    dtype: str | None,
     chat_template: str | None,
     as_json: bool,
     **flags: Any,
@@ -68,15 +73,17 @@ def run(
     is a prompt. Without a prompt: what is piped in, or a conversation on a terminal.
     """
     from miudo.evaluate.loading import load_model
+    from miudo.tensors import DType
 
     model, given = choose(model_and_prompt, prompt)
-    engine = {flag: flags.pop(flag) for flag in ("threads", "activations")}
+    engine = {flag: flags.pop(flag) for flag in ("threads", "activations", "context")}
     settings = _settings(**flags)
     if raw and chat_template is not None:
         raise UsageError("--raw takes no --chat-template", remedy="Leave one of them out")
     template = None if chat_template is None else read_template(chat_template)
     path = model_path(model)
-    loaded = load_model(path, adapter=adapter, context=context, **engine)
+    held = None if dtype is None else DType(dtype)
+    loaded = load_model(path, adapter=adapter, dtype=held, **engine)
     if model is not None:
         from miudo.cli.licensing import state_licence_of_model
 

@@ -15,7 +15,9 @@ from miudo.adapter import AdaptableEngine, base_fingerprint, check_adapter
 from miudo.errors import TokenizerError, UsageError
 from miudo.formats import ModelFile, open_model
 from miudo.formats.adapter import adapter_template, open_adapter
+from miudo.formats.precision import held_as
 from miudo.protocol import Engine
+from miudo.tensors import DType
 from miudo.text.tokenizer import TextTokenizer
 
 __all__ = ["Activations", "EngineKind", "LoadedModel", "load_model"]
@@ -48,15 +50,19 @@ def load_model(
     activations: Activations = "int8",
     adapter: Path | None = None,
     context: int | None = None,
+    dtype: DType | None = None,
 ) -> LoadedModel:
     """Returns the model at `path` on the native engine, or on PyTorch as its twin.
 
+    With `dtype` matrices are held as that type, as a GGUF file of it would hold them.
     Texts of `context` tokens must fit, see `ModelConfig.with_context`, and of fewer. Raises
     ConfigError for one beyond the model's, TokenizerError for a model without a tokenizer,
     ModelFileError for a damaged one, or an `adapter` that was made for another model or
     tokenizer.
     """
     model = open_model(path)
+    if dtype is not None:
+        model = replace(model, weights=held_as(model.config, model.weights, dtype))
     if model.tokenizer is None:
         if path.is_dir():
             cure = "Put its tokenizer.json into the folder"

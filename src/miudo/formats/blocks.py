@@ -7,7 +7,10 @@ Read next: `miudo.formats.blocks_32` and `miudo.formats.blocks_k`, where the bit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +27,7 @@ __all__ = [
     "encode",
     "f32_chunks",
     "is_finite",
+    "largest",
     "recode",
     "to_f32",
 ]
@@ -38,6 +42,7 @@ WRITABLE = (
 
 # Values converted together: whole blocks of every type, and few enough to stay in a cache.
 _CHUNK = 1 << 16
+_CHUNKS_A_THREAD = 8  # fewer are done before a thread is there
 
 
 def to_f32(tensor: StoredTensor) -> FloatArray:
@@ -70,16 +75,28 @@ def encode(array: FloatArray, dtype: DType) -> StoredTensor:
 
 
 def recode(tensor: StoredTensor, dtype: DType) -> StoredTensor:
-    """Returns `tensor` as another type, as `encode` would, never holding all of it as float32."""
+    """Returns `tensor` as another type, as `encode` would, never holding all of it as float32.
+
+    Large tensors are shared out over the cores that this process may use.
+    """
     check_writable(dtype)
     if not dtype.fits(tensor.shape):
         raise ConfigError(f"rows of {tensor.shape[-1:]} values do not fit {dtype}")
-    data = np.empty(dtype.size_bytes(tensor.shape), dtype=np.uint8)
-    end = 0
-    for chunk in f32_chunks(tensor):
-        part = _encoded(chunk, dtype)
-        start, end = end, end + part.size
-        data[start:end] = part
+    given, data = tensor.data, np.empty(dtype.size_bytes(tensor.shape), dtype=np.uint8)
+    taken, made = (_CHUNK // t.block * t.block_bytes for t in (tensor.dtype, dtype))
+
+    def fill(chunks: range) -> None:
+        for i in chunks:
+            values = _values(tensor.dtype, given[i * taken : (i + 1) * taken])
+            data[i * made : (i + 1) * made] = _encoded(values, dtype)
+
+    n = -(-given.size // taken)
+    workers = min(len(os.sched_getaffinity(0)), n // _CHUNKS_A_THREAD)
+    if workers < 2:
+        fill(range(n))
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(fill, (range(i, n, workers) for i in range(workers))))
     return StoredTensor(dtype, tensor.shape, data)
 
 
@@ -95,8 +112,21 @@ def is_finite(tensor: StoredTensor) -> bool:
     if tensor.dtype in _CODECS:
         codec = _CODECS[tensor.dtype]
         return codec.finite(tensor.data.view(codec.fields))
-    # min and max pass NaN and infinity on, without an array of flags.
-    return all(bool(np.isfinite([c.min(), c.max()]).all()) for c in f32_chunks(tensor))
+    return bool(np.isfinite(largest(tensor)))
+
+
+def largest(tensor: StoredTensor) -> float:
+    """Returns the greatest magnitude in `tensor`; NaN if it holds one, 0 if it is empty."""
+    if tensor.dtype in _CODECS:
+        return max((float(np.abs(c).max()) for c in f32_chunks(tensor)), default=0.0)
+    unit = np.uint32 if tensor.dtype is DType.F32 else np.uint16
+    bits: npt.NDArray[Any] = tensor.data.view(unit)
+    # Without the sign bit floats are ordered as whole numbers are, NaN above infinity.
+    rest, greatest = unit(np.iinfo(unit).max >> 1), unit(0)
+    for start in range(0, bits.size, _CHUNK):
+        greatest = max(greatest, (bits[start : start + _CHUNK] & rest).max())
+    one = np.array([greatest]).view(np.uint8)
+    return float(_values(tensor.dtype, one)[0])
 
 
 def _decoded(dtype: DType, data: npt.NDArray[np.uint8]) -> Iterator[FloatArray]:

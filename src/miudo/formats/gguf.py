@@ -23,7 +23,6 @@ from miudo.families.family import Family
 from miudo.families.gguf_rope import rope_tensors
 from miudo.families.places import Source, sources
 from miudo.files import atomic_write
-from miudo.formats.blocks import check_writable
 from miudo.formats.gguf_config import family_config, own_config
 from miudo.formats.gguf_reader import Container, read_container
 from miudo.formats.gguf_tokenizer import (
@@ -40,7 +39,7 @@ from miudo.formats.layout import (
     pair_rows,
 )
 from miudo.formats.model_file import ModelFile
-from miudo.formats.precision import converted, stored_dtype
+from miudo.formats.precision import held_as
 from miudo.formats.strict_json import parse_object
 from miudo.records import Record
 from miudo.tensors import (
@@ -102,18 +101,9 @@ def write_gguf(
     largest must fit in memory. Raises ModelFileError for values that are not finite,
     ConfigError for a type that is only read.
     """
-    if dtype is not None:
-        check_writable(dtype)
     check_weights(model.config, model.weights)
     family, config, weights, notes = _fitting(model)
-    weights = {
-        spec.name: converted(
-            spec.name,
-            weights[spec.name],
-            stored_dtype(spec, weights[spec.name], dtype or weights[spec.name].dtype)[0],
-        )
-        for spec in tensor_table(config)
-    }
+    weights = held_as(config, weights, dtype)
     note = None if family is None else family.gguf_note(config)
     tensors = _file_tensors(family, config, weights)
     keys = _keys(family, config, model, languages) | {

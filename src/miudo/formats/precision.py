@@ -7,14 +7,13 @@ Read next: `miudo.formats.gguf`.
 
 from __future__ import annotations
 
-import numpy as np
-
+from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
-from miudo.formats.blocks import f32_chunks, is_finite, recode
+from miudo.formats.blocks import check_writable, is_finite, largest, recode
 from miudo.formats.derived import DerivedTensor, drop_pages
-from miudo.tensors import DType, StoredTensor, TensorSpec
+from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
 
-__all__ = ["converted", "stored_dtype"]
+__all__ = ["converted", "held_as", "stored_dtype"]
 
 _LARGEST_F16 = 65504.0
 # Where rows are no whole blocks of 256: the next larger type of 32, as llama.cpp chooses.
@@ -40,9 +39,25 @@ def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple
     # An F16 tensor would become infinite, and one such value leaves nothing of the rest of its
     # block. What lies so already is kept: its values are what they are.
     safe = (tensor.dtype, DType.F32, DType.BF16)
-    if dtype not in safe and _largest(tensor) > _LARGEST_F16:
+    if dtype not in safe and largest(tensor) > _LARGEST_F16:
         return DType.F32, "it holds values beyond float16's range"
     return dtype, why
+
+
+def held_as(config: ModelConfig, weights: Weights, dtype: DType | None) -> Weights:
+    """Returns `weights` with every tensor as `stored_dtype` says, made when it is asked for.
+
+    Without `dtype` each keeps its type. Raises ModelFileError for values that a type cannot
+    hold, ConfigError for a type that is only read.
+    """
+    if dtype is not None:
+        check_writable(dtype)
+    held = {}
+    for spec in tensor_table(config):
+        tensor = weights[spec.name]
+        kind, _ = stored_dtype(spec, tensor, dtype or tensor.dtype)
+        held[spec.name] = converted(spec.name, tensor, kind)
+    return held
 
 
 def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:
@@ -65,13 +80,9 @@ def _check(name: str, tensor: StoredTensor, dtype: DType) -> None:
         )
     if dtype is not DType.F16 or tensor.dtype is dtype:
         return
-    if (largest := _largest(tensor)) > _LARGEST_F16:
+    if (found := largest(tensor)) > _LARGEST_F16:
         raise ModelFileError(
-            f"holds {largest}, the largest {dtype} is {_LARGEST_F16}",
+            f"holds {found}, the largest {dtype} is {_LARGEST_F16}",
             where=f"tensor {name}",
             remedy="Write the model as F32 or BF16",
         )
-
-
-def _largest(tensor: StoredTensor) -> float:
-    return max((float(np.abs(chunk).max()) for chunk in f32_chunks(tensor)), default=0.0)
