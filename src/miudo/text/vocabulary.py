@@ -172,6 +172,10 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
     if not texts <= {str} or not set(map(len, pairs)) <= {2}:
         wrong = (i for i, p in enumerate(pairs) if len(p) != 2 or {*map(type, p)} != {str})
         raise TokenizerError(f"model.merges[{next(wrong)}] is no pair of tokens", where=where)
+    # A token may be empty, but then joining would never end: nothing grows by it.
+    if not all(itertools.chain.from_iterable(pairs)):
+        i = next(i for i, pair in enumerate(pairs) if not all(pair))
+        raise TokenizerError(f"model.merges[{i}] joins an empty token", where=where)
     return pairs
 
 
