@@ -44,6 +44,8 @@ from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer
 
 PROMPT, TOKENS = list(range(1, 17)), 16
 NOISE = np.random.default_rng(1).standard_normal(1_000_003, dtype=np.float32)
+GROUPS = [4] * 3 + [5] * 7 + [6] * 8 + [7] * 6 + [8] * 4  # OpenELM's keys and values a layer
+WIDTHS = [*range(4, 17), 18, 18, *range(20, 33)]  # and its feed-forward, in units of 256
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2-0.5b": {
         "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "num_hidden_layers": 24,
@@ -58,9 +60,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "openelm-1.1b": {
         "architectures": ["OpenELMForCausalLM"], "model_dim": 2048, "num_transformer_layers": 28,
-        "num_query_heads": [16 + 4 * (i * 5 // 28) for i in range(28)],
-        "num_kv_heads": [4 + i * 5 // 28 for i in range(28)],
-        "ffn_multipliers": [round(0.5 + 3.5 * i / 27, 2) for i in range(28)],
+        "num_query_heads": [4 * n for n in GROUPS],
+        "num_kv_heads": GROUPS,
+        "ffn_multipliers": [256 * n / 2048 for n in WIDTHS],
         "head_dim": 64, "ffn_dim_divisor": 256, "vocab_size": 32000, "max_context_length": 2048,
         "rope_freq_constant": 10000, "rope_max_length": 4096, "normalize_qk_projections": True,
         "share_input_output_layers": True, "ffn_with_glu": True, "activation_fn_name": "swish",
