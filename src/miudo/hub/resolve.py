@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _EMBEDDED = Path(__file__).parent / "embedded"
-_CURE = "Give the path of a model folder or a .gguf file; `miudo demo` makes one"
+_CURE = "Give a model folder, a .gguf file, or a name of `miudo list` or `miudo catalog`"
 
 
 def resolve(reference: ModelRef) -> Path:
