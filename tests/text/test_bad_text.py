@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from miudo.errors import MiudoError, RequestError, TokenizerError
@@ -47,6 +47,7 @@ def test_ids_that_do_not_run_from_0_without_a_gap_are_refused(moved: dict[str, A
 
 @pytest.mark.row("J1")
 @settings(max_examples=60)
+@example(at=0, merge=["", ""])
 @given(
     at=st.integers(0, len(PLAIN["model"]["merges"])),
     merge=st.one_of(
