@@ -91,12 +91,12 @@ def parse_reference(text: str) -> ModelRef:
 
 
 def _parse_hub(text: str) -> HubRef:
-    rest, _, revision = text.removeprefix("hf://").partition("@")
-    path, _, file = rest.partition(":")
+    rest, at, revision = text.removeprefix("hf://").partition("@")
+    path, colon, file = rest.partition(":")
     organisation, _, repository = path.partition("/")
-    parts = (organisation, repository, *(revision or "main").split("/"), *file.split("/"))
-    if not file:
-        parts = parts[:-1]
+    parts = [organisation, repository]
+    parts += revision.split("/") if at else []
+    parts += file.split("/") if colon else []
     # Every part becomes a folder's or file's name in the store: none may be empty or `..`.
     if not all(_HUB_PART.fullmatch(part) for part in parts):
         raise _refused(text)

@@ -143,6 +143,11 @@ def test_show_tells_what_the_catalogue_says_of_a_model_that_is_not_here() -> Non
     assert "A policy of prohibited uses" in result.stdout
     assert told("show", "hf://google/gemma-2-2b")["name"] == "gemma2:2b"
     assert call("show", "hf://no/body").exit_code == 4
+    for asked in ("--verify", "--template"):
+        result = call("show", "gemma2:2b", asked)
+        assert result.exit_code == 4
+        assert not result.stdout
+        assert "Fetch it: miudo pull gemma2:2b" in result.stderr
 
 
 def test_list_names_every_model_and_where_it_came_from(cached: Path) -> None:
@@ -184,6 +189,9 @@ def test_an_imported_folder_goes_by_its_name_everywhere(tmp_path: Path) -> None:
     assert call("run", "tiny-model", "hello", "--max-tokens", "1").exit_code == 0
     assert call("export", "tiny-model", "--to", "gguf", "--out", "x.gguf").exit_code == 0
     assert "is there already" in call("import", str(path), "--name", "tiny-model").stderr
+    Path("text.txt").write_text("Once upon a time there was a cat.")
+    options = ("--data", "text.txt", "--repeats", "1", "--threads", "1")
+    assert told("compare", "tiny-model", *options)["models"][0]["name"] == "tiny-model"
 
 
 def test_an_imported_file_keeps_its_lineage(tmp_path: Path) -> None:
@@ -228,6 +236,19 @@ def test_what_does_not_open_is_not_imported(tmp_path: Path) -> None:
     assert call("import", "bad.gguf").exit_code == 1
     assert call("import", "absent").exit_code == 4
     assert not list(Path(os.environ["XDG_DATA_HOME"]).rglob("*.gguf"))
+
+
+def test_export_says_what_other_types_a_file_holds_and_what_it_lacks(tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    shutil.copytree(TINY, silent, ignore=shutil.ignore_patterns("tokenizer*", "record.json"))
+    made = told("export", str(silent), "--to", "gguf", "--out", str(tmp_path / "silent.gguf"))
+    assert made["notes"] == ["has no tokenizer: MODEL has none that miudo reads"]
+    result = call(
+        "export", str(TINY), "--to", "hf", "--dtype", "q8_0", "--out", str(tmp_path / "x")
+    )
+    assert result.exit_code == 2
+    assert "a folder cannot hold Q8_0" in result.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_rm_takes_away_what_was_imported_once() -> None:
@@ -293,6 +314,7 @@ def test_catalog_filters_and_shows() -> None:
     assert "no model of the catalogue is so" in call("catalog", "--fits", "1kB").stdout
     assert call("catalog", "--fits", "much").exit_code == 2
     assert call("catalog", "--task", "cooking").exit_code == 2
+    assert told("catalog", "--task", "Chat") == told("catalog", "--task", "chat")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_run_puts_the_prompt_into_the_chosen_template(tmp_path: Path) -> None:
         (("run", TINY, "hi there", "--chat-template", "zephir"), "'zephir' is no template"),
         (("run", TINY, "hi there", "--raw", "--chat-template", "zephyr"), "--raw takes no"),
         (("show", TINY, "--chat-template", "zephyr"), "Give --template too"),
+        (("show", TINY, "--template", "--verify"), "two questions"),
     ],
 )
 def test_choices_that_mean_nothing_are_refused(arguments: tuple[str, ...], says: str) -> None:

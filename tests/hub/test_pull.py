@@ -220,6 +220,27 @@ def test_a_pickle_comes_only_where_there_is_nothing_better(hub: Any, tiny: Any) 
     assert (fetch().path / "pytorch_model.bin").read_bytes() == b"a pickle"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["FalconForCausalLM"]}, "config.json: architecture 'FalconForCausalLM'"),
+        ({"architectures": ["MixtralForCausalLM"]}, "is a mixture of experts"),
+        ({"quantization_config": {"quant_method": "awq"}}, "the weights are quantised"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_before_its_weights_come(
+    hub: Any, tiny: Any, cache: Path, changes: dict[str, Any], said: str
+) -> None:
+    config = json.loads(tiny.files["config.json"]) | changes
+    tiny.files["config.json"] = json.dumps(config).encode()
+    hub.repositories["org/tiny"] = tiny
+    with pytest.raises(ModelFileError, match=r"hf://org/tiny: config\.json") as caught:
+        fetch()
+    assert said in str(caught.value)
+    assert not hub.fetched("model.safetensors")
+    assert nothing_linked(cache)
+
+
 @pytest.mark.parametrize("name", ["tiny.gguf", "files/q8/tiny.gguf"])
 def test_one_named_gguf_file_comes_alone(hub: Any, tiny: Any, name: str) -> None:
     tiny.files |= {"tiny.gguf": b"GGUF one", "files/q8/tiny.gguf": b"GGUF two"}
@@ -645,6 +666,7 @@ def test_the_card_decides_the_licence(
     assert [(t.id, t.commercial) for t in told] == [(licence, commercial)]
     assert pulled.record.licence == licence
     assert bool(pulled.record.notes) == (commercial != "yes")
+    assert not any("NOASSERTION" in note for note in pulled.record.notes)
 
 
 def test_a_card_without_a_licence_leaves_it_to_the_catalogue(hub: Any, tiny: Any) -> None:

@@ -28,6 +28,13 @@ def test_what_is_not_here_is_missing_with_a_remedy(
     assert caught.value.remedy
 
 
+def test_a_missing_file_is_not_taken_for_a_repository() -> None:
+    for path, hinted in (("out/model", True), ("out/model.gguf", False)):
+        with pytest.raises(MissingError) as caught:
+            resolve(LocalRef(Path(path)))
+        assert ("hf://" in str(caught.value)) == hinted
+
+
 def test_models_inside_the_package_go_by_their_file_name(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").touch()
     (tmp_path / "a.gguf").touch()

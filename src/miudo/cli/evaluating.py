@@ -295,14 +295,18 @@ def compare(
     from miudo.evaluate.compare import compare as compare_models
     from miudo.evaluate.texts import read_texts
     from miudo.files import check_output
+    from miudo.names import LocalRef, parse_reference
     from miudo.report import Section, html_report, text_table
 
     if html is not None:
         check_output(html)
+    named = any(not isinstance(parse_reference(model), LocalRef) for model in models)
     rows = compare_models(
         [model_path(model) for model in models],
         list(read_texts(data, max_bytes=max_bytes)),
         make_settings(CompareSettings, {**options, "bench": {"repeats": repeats}}),
+        # The end of a path in the store or the cache is a tag or a commit.
+        names=models if named else (),
         progress=lambda line: click.echo(line, err=True),
     )
     table = comparison_table(rows)

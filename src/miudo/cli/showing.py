@@ -38,10 +38,13 @@ def show(
     """
     if chat_template is not None and not template:
         raise UsageError("--chat-template is only shown", remedy="Give --template too")
+    if verify and template:
+        raise UsageError("--verify and --template are two questions", remedy="Ask one at a time")
     try:
         path = model_path(model)
     except MissingError:
-        if not _show_entry(model, as_json=as_json):
+        # The catalogue has neither files to verify nor templates.
+        if verify or template or not _show_entry(model, as_json=as_json):
             raise
         return
     from miudo.formats import open_model
@@ -87,7 +90,7 @@ def _show_entry(model: str, *, as_json: bool) -> bool:
     if entry is None:
         return False
     click.echo(f"{model} is not on this machine; the catalogue says:", err=True)
-    emit(entry_json(entry), entries_text([entry]), as_json=as_json)
+    emit({"schema": 1, **entry_json(entry)}, entries_text([entry]), as_json=as_json)
     return True
 
 

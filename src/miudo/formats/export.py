@@ -22,6 +22,7 @@ from miudo.formats.gguf_adapter import write_gguf_adapter
 from miudo.formats.hf import write_folder
 from miudo.formats.opening import open_model
 from miudo.formats.peft import write_peft
+from miudo.formats.precision import type_notes
 from miudo.formats.shards import weight_files
 from miudo.records import Artefact, Record
 from miudo.tensors import DType
@@ -47,10 +48,16 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
     """Writes the model at `model` to `out` as a folder ("hf") or one file ("gguf").
 
     Without `dtype` a GGUF file keeps each tensor's type, a folder holds float32. Raises
-    UsageError for a name that does not fit the form or an `out` that is `model` itself, and
-    what the readers and writers raise.
+    UsageError for a name or type that does not fit the form or an `out` that is `model` itself,
+    and what the readers and writers raise.
     """
     _check_name(out, to)
+    if to == "hf" and dtype is not None and dtype.block != 1:
+        raise UsageError(
+            f"a folder cannot hold {dtype}",
+            where="--dtype",
+            remedy="Give --to gguf, or F32, F16 or BF16",
+        )
     refuse_inputs(out, model)
     if to == "hf" and out.exists() and not (out / "config.json").is_file():
         raise UsageError("is there and holds no model", where=out, remedy="Give another name")
@@ -65,11 +72,12 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
     )
     found = dataclasses.replace(found, record=record)
     out.parent.mkdir(parents=True, exist_ok=True)
+    silent = () if found.tokenizer else ("has no tokenizer: MODEL has none that miudo reads",)
     if to == "hf":
-        return Exported(out, write_folder(out, found, dtype=dtype or DType.F32))
+        return Exported(out, write_folder(out, found, dtype=dtype or DType.F32) + silent)
     report = write_gguf(out, found, dtype=dtype)
-    kept = tuple(f"{n} is {report.dtypes[n]}: it does not fit {dtype}" for n in report.fallbacks)
-    return Exported(out, report.notes + kept, report)
+    kept = type_notes((n, report.dtypes[n], f"it does not fit {dtype}") for n in report.fallbacks)
+    return Exported(out, report.notes + silent + kept, report)
 
 
 def _check_name(out: Path, to: Form) -> None:

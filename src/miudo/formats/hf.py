@@ -37,7 +37,7 @@ from miudo.formats.shards import read_weights
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["as_folder", "read_folder", "verify_folder", "write_folder"]
+__all__ = ["as_folder", "family_of", "read_folder", "verify_folder", "write_folder"]
 
 _WEIGHTS = "model.safetensors"
 
@@ -57,14 +57,7 @@ def read_folder(folder: Path) -> ModelFile:
             if (folder / "model" / "config.json").exists()
             else "Name the folder that holds the model",
         )
-    if (quantised := values.get("quantization_config")) is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise ModelFileError(
-            f"quantization_config says {method or quantised!r:.80}: the weights are quantised",
-            where=folder / "config.json",
-            remedy="Open the unquantised model, or its GGUF file",
-        )
-    family = by_hf_config(values)
+    family = family_of(values, folder / "config.json")
     tokenizer = read_values(folder, "tokenizer_config.json") or {}
     stored = _named(read_weights(folder, skip=family.hf_ignored), family)
     head = family.hf_names["head.weight"]
@@ -81,6 +74,24 @@ def read_folder(folder: Path) -> ModelFile:
         architecture=family.architectures[0],
         path=folder,
     )
+
+
+def family_of(values: Mapping[str, Any], where: object) -> Family:
+    """Returns the family of a folder whose config.json, at `where`, holds `values`.
+
+    Raises ModelFileError for architectures that are not read, and for quantised weights.
+    """
+    if (quantised := values.get("quantization_config")) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise ModelFileError(
+            f"quantization_config says {method or quantised!r:.80}: the weights are quantised",
+            where=where,
+            remedy="Open the unquantised model, or its GGUF file",
+        )
+    try:
+        return by_hf_config(values)
+    except ModelFileError as error:  # which knows no path
+        raise ModelFileError(error.what, where=where, remedy=error.remedy) from error
 
 
 def _config(

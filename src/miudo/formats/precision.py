@@ -7,15 +7,19 @@ Read next: `miudo.formats.gguf`.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.formats.blocks import check_writable, is_finite, largest, recode
 from miudo.formats.derived import DerivedTensor, drop_pages
 from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
 
-__all__ = ["converted", "held_as", "stored_dtype"]
+__all__ = ["converted", "held_as", "stored_dtype", "type_notes"]
 
 _LARGEST_F16 = 65504.0
+_LAYER = re.compile(r"layers\.(\d+)\.")
 # Where rows are no whole blocks of 256: the next larger type of 32, as llama.cpp chooses.
 _SHORTER_BLOCKS = {DType.Q4_K: DType.Q5_0, DType.Q6_K: DType.Q8_0}
 
@@ -58,6 +62,29 @@ def held_as(config: ModelConfig, weights: Weights, dtype: DType | None) -> Weigh
         kind, _ = stored_dtype(spec, tensor, dtype or tensor.dtype)
         held[spec.name] = converted(spec.name, tensor, kind)
     return held
+
+
+def type_notes(held: Iterable[tuple[str, DType, str]]) -> tuple[str, ...]:
+    """Returns a note on tensors of another type than the wanted one: name, type, why.
+
+    Those that differ in the number of their layer alone are one: `layers.0-3,5.mlp.up.weight`.
+    """
+    layers: dict[tuple[str, DType, str], list[int]] = {}
+    for name, dtype, why in held:
+        number = _LAYER.match(name)
+        several = layers.setdefault((_LAYER.sub("layers.{}.", name), dtype, why), [])
+        several += [int(number[1])] if number else []
+    return tuple(
+        f"{name.format(_runs(numbers))} is {dtype}: {why}"
+        for (name, dtype, why), numbers in layers.items()
+    )
+
+
+def _runs(numbers: list[int]) -> str:
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    runs = zip(starts, ends, strict=True)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def converted(name: str, tensor: StoredTensor, dtype: DType) -> StoredTensor:

@@ -164,6 +164,7 @@ class Catalogue:
         `licence` is "commercial", "permissive" or an identifier. Raises UsageError for a task or
         licence that no entry has.
         """
+        task = None if task is None else task.lower()
         if task is not None and task not in self.tasks():
             known = ", ".join(self.tasks())
             raise UsageError(f"no model is listed for {task!r}", remedy=f"Say one of {known}")

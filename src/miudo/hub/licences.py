@@ -21,6 +21,7 @@ from miudo.files import write_json
 
 __all__ = ["Licence", "licence_from_card", "parse_licences", "restriction_of", "state_once"]
 
+_UNSTATED = "NOASSERTION"  # SPDX's word
 _UNKNOWN = "miudo does not know its terms: read them before use."
 _NONE = "The repository states no licence, so nothing is permitted beyond what the law grants."
 
@@ -56,7 +57,7 @@ def licence_from_card(known: Iterable[Licence], tag: object, name: object) -> Li
     if stated in ([], ["other"], ["unknown"]) and isinstance(name, str):
         stated = [name]
     if not stated:
-        return Licence("NOASSERTION", "unknown", _NONE)
+        return Licence(_UNSTATED, "unknown", _NONE)
     by_tag = {text: licence for licence in known for text in licence.tags}
     found = [by_tag.get(text.lower()) for text in stated]
     if len(found) == 1 and found[0] is not None:
@@ -70,7 +71,8 @@ def restriction_of(licence: Licence, about: str) -> str | None:
     if licence.restriction is None:
         return None
     terms = f" Terms: {licence.url}" if licence.url else ""
-    return f"{about} is under {licence.id}. {licence.restriction}{terms}"
+    under = "" if licence.id == _UNSTATED else f" is under {licence.id}."
+    return f"{about}{under or ':'} {licence.restriction}{terms}"
 
 
 def state_once(book: Path, licence: Licence, about: str) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from miudo.errors import MissingError, ModelFileError, ResourceError, UsageError
+from miudo.formats.hf import family_of
 from miudo.formats.strict_json import read_object
 from miudo.hub.cache import (
     cache_folder,
@@ -28,7 +29,7 @@ from miudo.hub.cache import (
 from miudo.hub.catalogue import load_catalogue
 from miudo.hub.download import CACHE, fetch_blob
 from miudo.hub.licences import Licence, licence_from_card, restriction_of
-from miudo.hub.needed import INDEX_SUFFIX, needed_files, shards
+from miudo.hub.needed import CONFIG_FILE, INDEX_SUFFIX, needed_files, shards
 from miudo.hub.remote import Listing, RemoteFile, file_url, list_repository, translated
 from miudo.limits import LIMITS
 from miudo.names import HubRef
@@ -187,6 +188,8 @@ def _fetch_folder(job: _Job) -> None:
             size = f"{files[name].size:,} bytes"
             raise ModelFileError(f"{name} has {size}, no model's has", where=str(job.reference))
     job.fetch(files[name] for name in small)
+    # What cannot be opened is known before its gigabytes come.
+    family_of(read_object(job.blob(files[CONFIG_FILE])), f"{job.reference}: {CONFIG_FILE}")
     if not weights.endswith(INDEX_SUFFIX):
         job.fetch([files[weights]])
         return

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _EMBEDDED = Path(__file__).parent / "embedded"
-_CURE = "Give the path of a model folder or a .gguf file; `miudo demo` makes one"
+_CURE = "Give a model folder, a .gguf file, or a name of `miudo list` or `miudo catalog`"
 
 
 def resolve(reference: ModelRef) -> Path:
@@ -127,6 +127,8 @@ def _nearest(name: str, known: set[str]) -> str:
 def _as_hub_name(reference: LocalRef) -> str | None:
     """What to do about `org/repo`, which other programs take for a repository on the hub."""
     text = str(reference.path)
+    if text.endswith(".gguf"):  # a file that is not there, no repository
+        return None
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII):
         return f"For the repository on the hub write hf://{text}"
     return None

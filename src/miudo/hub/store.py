@@ -80,7 +80,9 @@ def import_model(path: Path, reference: StoreRef, *, licence: str | None = None)
     target = _folder(reference)
     if target.exists():
         raise UsageError(
-            "is there already", where=str(reference), remedy=f"Give --name, or rm {reference}"
+            "is there already",
+            where=str(reference),
+            remedy=f"Give another --name, or delete it: miudo rm {reference}",
         )
     model = open_model(path)
     source = path if path.is_dir() else path.parent

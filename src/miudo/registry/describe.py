@@ -105,10 +105,11 @@ def _config_lines(config: ModelConfig) -> list[str]:
     shape = f"{config.n_layers} layers, d_model {config.d_model}, vocabulary {config.vocab_size:,}"
     lines = [_line("shape", shape), _line("kind", kind)]
     lines += [_line("layers", f"{count} x {_layer(layer)}") for layer, count in groups]
+    begin, pad = ("none" if i is None else i for i in (config.bos_id, config.pad_id))
     ends = ", ".join(map(str, config.eos_ids)) or "none"
     tied = "tied" if config.tie_embeddings else "own"
     lines.append(_line("positions", f"{config.max_positions:,}"))
-    lines.append(_line("ids", f"bos {config.bos_id}, eos {ends}, pad {config.pad_id}; head {tied}"))
+    lines.append(_line("ids", f"bos {begin}, eos {ends}, pad {pad}; head {tied}"))
     return lines
 
 

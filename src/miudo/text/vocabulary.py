@@ -169,8 +169,13 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
         i = next((i for i, merge in enumerate(merges) if type(merge) is not type(merges[0])), 0)
         raise TokenizerError(f"model.merges[{i}] is no pair of tokens", where=where)
     texts = set(map(type, itertools.chain.from_iterable(pairs)))
-    if not texts <= {str} or not set(map(len, pairs)) <= {2}:
-        wrong = (i for i, p in enumerate(pairs) if len(p) != 2 or {*map(type, p)} != {str})
+    # An empty token would join without end.
+    if not texts <= {str} or not set(map(len, pairs)) <= {2} or not all(map(all, pairs)):
+        wrong = (
+            i
+            for i, pair in enumerate(pairs)
+            if len(pair) != 2 or {*map(type, pair)} != {str} or not all(pair)
+        )
         raise TokenizerError(f"model.merges[{next(wrong)}] is no pair of tokens", where=where)
     # A token may be empty, but then joining would never end: nothing grows by it.
     if not all(itertools.chain.from_iterable(pairs)):

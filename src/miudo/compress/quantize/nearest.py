@@ -17,7 +17,7 @@ from miudo.compress.method import Report, check_finite, describe
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
 from miudo.formats.blocks import WRITABLE, encode, to_f32
-from miudo.formats.precision import stored_dtype
+from miudo.formats.precision import stored_dtype, type_notes
 from miudo.tensors import DType, Weights, tensor_table
 
 __all__ = ["NearestRounding"]
@@ -64,11 +64,11 @@ class NearestRounding:
         check_finite(decoder)
         weights = decoder.to_weights()
         dtypes: dict[str, DType] = {}
-        notes = []
+        others = []
         for spec in tensor_table(decoder.config):
             dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], self.dtype)
             if why:
-                notes.append(f"{spec.name} is {dtypes[spec.name]}: {why}")
+                others.append((spec.name, dtypes[spec.name], why))
         stored = {name: encode(to_f32(t), dtypes[name]) for name, t in weights.items()}
         report = describe(
             self,
@@ -76,6 +76,6 @@ class NearestRounding:
             decoder.config,
             reasons={"": "rounded to nearest"},
             dtypes=dtypes,
-            notes=tuple(notes),
+            notes=type_notes(others),
         )
         return stored, report
