@@ -16,6 +16,7 @@ import errno
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from importlib import import_module
@@ -137,8 +138,14 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Runs the command line of this process; never returns."""
+    warnings.showwarning = _say
     cli.main(prog_name="miudo")
     raise AssertionError("a command line ends in an exit code")
+
+
+def _say(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a user reads it, without the place in the program where it arose."""
+    click.echo(f"warning: {message}", err=True)
 
 
 def _guarded(body: Callable[[], Any]) -> int:

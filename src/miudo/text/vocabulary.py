@@ -177,10 +177,6 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
             if len(pair) != 2 or {*map(type, pair)} != {str} or not all(pair)
         )
         raise TokenizerError(f"model.merges[{next(wrong)}] is no pair of tokens", where=where)
-    # A token may be empty, but then joining would never end: nothing grows by it.
-    if not all(itertools.chain.from_iterable(pairs)):
-        i = next(i for i, pair in enumerate(pairs) if not all(pair))
-        raise TokenizerError(f"model.merges[{i}] joins an empty token", where=where)
     return pairs
 
 
