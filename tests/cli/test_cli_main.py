@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from miudo import __version__
 from miudo import errors as miudo_errors
-from miudo.cli.main import VERBS, cli
+from miudo.cli.main import VERBS, _say, cli
 
 
 def _command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -178,3 +178,8 @@ def test_a_settings_file_that_is_none(
     result = CliRunner().invoke(cli, ["version", "--config", str(path)])
     assert result.exit_code == code
     assert message in result.stderr
+
+
+def test_a_warning_is_a_sentence_without_a_place(capsys: pytest.CaptureFixture[str]) -> None:
+    _say(UserWarning("weights that are not finite"), UserWarning, "loading.py", 59)
+    assert capsys.readouterr().err == "warning: weights that are not finite\n"
