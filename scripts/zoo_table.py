@@ -13,6 +13,8 @@ from typing import Any
 
 from generated import ROOT, keep
 
+from miudo.hub.catalogue import load_catalogue
+
 HEAD = """\
 # The zoo
 
@@ -37,6 +39,8 @@ contexts of 12, 16, 17 and 33.
   four of five at Q8_0 with activations rounded as it rounds them. The number is the difference of
   log-probabilities. Its GELU is a table of float16 values. Where a family has models that the
   GGUF of other programs cannot say, they are written under the architecture `miudo`.
+
+Licences are those of the family's models in the [catalogue](models.md).
 
 """
 SLIPS = """
@@ -82,23 +86,23 @@ sound like one of these (`miudo.families.refused`).
   model came from, and an adapter its names for matrices.
 """
 
-FAMILIES: dict[str, tuple[str, str]] = {
-    "llama": ("Llama 3.1, 3.2, TinyLlama, MobileLLaMA, Fox-1, SmolLM2", "Llama: own terms of use"),
-    "mistral": ("Mistral 7B, Mistral Nemo", "Apache-2.0"),
-    "qwen": ("Qwen 2, 2.5, 3", "Apache-2.0; Qwen2.5-3B not commercial"),
-    "phi": ("Phi-3, Phi-3.5-mini, Phi-4-mini", "MIT"),
-    "gemma": ("Gemma 2, Gemma 3 (text)", "Gemma: own terms of use"),
-    "granite": ("Granite 3", "Apache-2.0"),
-    "minicpm": ("MiniCPM 1B, 2B, MiniCPM3", "weights of 1 and 2: own licence"),
-    "smollm3": ("SmolLM3", "Apache-2.0"),
-    "olmo2": ("OLMo 2", "Apache-2.0"),
-    "stablelm": ("StableLM-zephyr 3B, StableLM 2 1.6B", "zephyr not commercial"),
-    "gpt2": ("GPT-2, Cerebras-GPT, LaMini-GPT", "LaMini not commercial"),
-    "neox": ("Pythia, RedPajama", "Apache-2.0"),
-    "bloom": ("BLOOM, BLOOMZ", "RAIL: restricts uses"),
-    "opt": ("Galactica, OPT", "not commercial"),
-    "openelm": ("OpenELM", "Apple: own terms of use"),
-    "dclm": ("DCLM-1B", "Apache-2.0"),
+FAMILIES: dict[str, str] = {
+    "llama": "Llama 3.1, 3.2, TinyLlama, MobileLLaMA, Fox-1, SmolLM2",
+    "mistral": "Mistral 7B, Mistral Nemo",
+    "qwen": "Qwen 2, 2.5, 3",
+    "phi": "Phi-3, Phi-3.5-mini, Phi-4-mini",
+    "gemma": "Gemma 2, Gemma 3 (text)",
+    "granite": "Granite 3",
+    "minicpm": "MiniCPM 1B, 2B, MiniCPM3",
+    "smollm3": "SmolLM3",
+    "olmo2": "OLMo 2",
+    "stablelm": "StableLM-zephyr 3B, StableLM 2 1.6B",
+    "gpt2": "GPT-2, Cerebras-GPT, LaMini-GPT",
+    "neox": "Pythia, RedPajama",
+    "bloom": "BLOOM, BLOOMZ",
+    "opt": "Galactica, OPT",
+    "openelm": "OpenELM",
+    "dclm": "DCLM-1B",
 }
 COLUMNS = {
     "decoder": ("decoder prefill", "decoder cached"),
@@ -108,6 +112,7 @@ COLUMNS = {
     "llama.cpp F32": ("llama.cpp F32",),
     "llama.cpp Q8_0": ("llama.cpp Q8_0",),
 }
+COMMERCIAL = {"yes": "", "conditions": " (conditions)", "no": " (not commercial)"}
 Measured = dict[str, dict[str, Any]]
 
 
@@ -128,12 +133,26 @@ def table(cases: Measured) -> str:
     """Returns one row a family: the worst of its models in each column."""
     lines = [line(("family", "models", "licence", "tried", "largest logit", *COLUMNS))]
     lines.append(line(["---", "---", "---"] + ["---:"] * (len(COLUMNS) + 2)))
-    for name, (models, licence) in FAMILIES.items():
+    for name, models in FAMILIES.items():
         rows = [row for row in cases.values() if row.get("family") == name]
         largest = max((row["largest logit"] for row in rows if "largest logit" in row), default=0)
         cells = [worst(rows, keys) for keys in COLUMNS.values()]
-        lines.append(line((f"`{name}`", models, licence, str(len(rows)), f"{largest:.0f}", *cells)))
+        lines.append(
+            line((f"`{name}`", models, licences(name), str(len(rows)), f"{largest:.0f}", *cells))
+        )
     return "\n".join(lines) + "\n"
+
+
+def licences(family: str) -> str:
+    """Returns the licences of the catalogue's models of `family`, each with their names."""
+    names: dict[str, dict[str, None]] = {}
+    for entry in load_catalogue().entries:
+        if entry.family.rstrip("0123456789") == family.rstrip("0123456789"):
+            limit = COMMERCIAL[entry.licence.commercial]
+            names.setdefault(entry.licence.id + limit, {})[entry.name] = None
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{licence}: {', '.join(held)}" for licence, held in names.items())
 
 
 def worst(rows: Iterable[dict[str, Any]], keys: Iterable[str]) -> str:

@@ -33,6 +33,7 @@ class Limits:
     json_bytes: int = 256 << 20
     json_depth: int = 64
     json_values: int = 1 << 18
+    tokenizer_values: int = 1 << 22
     gguf_keys: int = 1 << 16
     gguf_array_items: int = 1 << 23
     gguf_string_bytes: int = 256 << 20

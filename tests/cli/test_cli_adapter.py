@@ -168,6 +168,13 @@ def test_show_tells_rank_matrices_and_base(adapter: Path) -> None:
     assert facts["parameters"] == sum(p.up.size + p.down.size for p in made().parts.values())
 
 
+@pytest.mark.parametrize("flag", ["--verify", "--template"])
+def test_show_passes_no_flag_of_models_over(adapter: Path, flag: str) -> None:
+    result = miudo("show", adapter, flag)
+    assert result.exit_code == 2
+    assert f"error: {flag}: is for models, this is an adapter" in result.stderr
+
+
 def test_show_tells_of_a_peft_folder(tmp_path: Path) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
 from miudo.compress.distill.student import scaled
-from miudo.config import ModelConfig
+from miudo.config import ModelConfig, RopeKind, RopeScaling
 from miudo.errors import ConfigError
 from miudo.tensors import parameter_count
 
@@ -37,6 +40,29 @@ def test_share_and_shape(config: ModelConfig, ratio: float) -> None:
         assert layer.head_dim >= 8
         assert layer.n_heads * layer.head_dim == student.d_model
         assert layer.rope_theta == 5000.0
+
+
+@pytest.mark.parametrize("changes", [
+    {"rotary_dim": 24},
+    {"rope_scaling": RopeScaling(
+        RopeKind.LONGROPE, 16, attention_factor=1.25,
+        short_factors=(1.0,) * 16, long_factors=(2.0,) * 16,
+    )},
+])  # fmt: skip
+def test_heads_too_narrow_for_their_rotation_are_passed_over(changes: dict[str, Any]) -> None:
+    config = ModelConfig.uniform(
+        n_layers=4, d_model=128, n_heads=4, d_ff=384, vocab_size=64, max_positions=64, **changes
+    )
+    assert scaled(config, 0.5).layers[0].head_dim == 32
+
+
+def test_embeddings_stay_scaled_by_the_root_of_their_width() -> None:
+    root = dataclasses.replace(TEACHERS[1], embed_scale=16.0)
+    student = scaled(root, 0.25)
+    assert student.d_model < 256
+    assert student.embed_scale == student.d_model**0.5
+    other = dataclasses.replace(TEACHERS[1], embed_scale=12.0)
+    assert scaled(other, 0.25).embed_scale == 12.0
 
 
 def test_a_ratio_too_small_is_refused_with_the_value() -> None:

@@ -15,15 +15,17 @@ from miudo.compress.jobs import DistillJob, PruneJob
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.width import WidthPruning
 from miudo.compress.verbs import run_distill, run_prune, run_quantize, student_config
-from miudo.config import ModelConfig
+from miudo.config import Activation, Mlp, ModelConfig, Norm, Position
 from miudo.data.pack import PackSettings
 from miudo.data.packed import DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
+from miudo.decoder.decoder import Decoder
 from miudo.errors import (
     CheckFailedError,
     CheckpointError,
     ConfigError,
     DataError,
+    ModelFileError,
     TokenizerError,
     TrainingError,
     UsageError,
@@ -201,6 +203,39 @@ def test_prune_with_recovery_learns(work: Path, tmp_path: Path) -> None:
     assert made.fit is not None
     assert made.fit.steps == 3
     assert "held_out_loss" in measured(made.record)
+
+
+def test_what_no_folder_holds_is_refused_before_it_learns(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLOOM's files know no other width than four times d_model."""
+    made = open_model(work / "teacher")
+    config = ModelConfig.uniform(
+        n_layers=2, d_model=32, n_heads=2, d_ff=128, vocab_size=made.config.vocab_size,
+        max_positions=32, norm=Norm.LAYER, norm_bias=True, position=Position.ALIBI,
+        embed_norm=True, mlp=Mlp.PLAIN, activation=Activation.GELU_TANH,
+        qkv_bias=True, o_bias=True, mlp_bias=True, eos_ids=made.config.eos_ids,
+    )  # fmt: skip
+    decoder = Decoder(config)
+    decoder.initialise(1)
+    bloom = replace(made, config=config, weights=decoder.to_weights(), record=None)
+    write_folder(tmp_path / "bloom", bloom)
+    monkeypatch.setattr("miudo.compress.prune.recover.distill", never)
+    monkeypatch.setattr("miudo.compress.verbs.distill", never)
+    job = replace(prune_job(work, tmp_path / "pruned"), model=tmp_path / "bloom", fit=FIT)
+    with pytest.raises(ModelFileError, match="no Hugging Face folder holds such"):
+        run_prune(job)
+    narrow = replace(config, layers=(replace(config.layers[0], d_ff=96),))
+    task = DistillJob(
+        tmp_path / "bloom", (str(work / "data"),), tmp_path / "small", FIT, student=narrow
+    )
+    with pytest.raises(ModelFileError, match="no Hugging Face folder holds such"):
+        run_distill(task)
+    assert not (tmp_path / "small").exists()
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("it began to learn")
 
 
 def test_pruning_all_layers_or_nothing_is_refused(work: Path, tmp_path: Path) -> None:

@@ -57,8 +57,18 @@ def test_a_fresh_side_path_changes_nothing(targets: tuple[str, ...]) -> None:
     adapted = add_lora(make(), LoraSettings(rank=4, targets=targets), 0)
     assert torch.equal(logits(adapted), before)
     sides = [n for n, m in adapted.named_modules() if isinstance(m, LowRankLinear)]
-    assert {n.rpartition(".")[2] for n in sides} == set(targets or TARGETS)
-    assert len(sides) == 2 * len(targets or TARGETS)
+    wanted = set(targets) or {"q", "k", "v", "o", "gate", "up", "down"}
+    assert {n.rpartition(".")[2] for n in sides} == wanted
+    assert len(sides) == 2 * len(wanted)
+
+
+def test_every_matrix_that_a_model_has_can_be_a_target(config: ModelConfig) -> None:
+    for name, _ in make(config).layers.named_modules():
+        part = name.rpartition(".")[2]
+        if isinstance(make(config).layers.get_submodule(name), torch.nn.Linear):
+            assert part in TARGETS
+            adapted = add_lora(make(config), LoraSettings(rank=1, targets=(part,)), 0)
+            assert isinstance(adapted.layers.get_submodule(name), LowRankLinear)
 
 
 def test_it_computes_what_the_paper_says() -> None:

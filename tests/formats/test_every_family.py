@@ -11,7 +11,8 @@ import pytest
 from family_examples import EXAMPLES, IDS, LAYERS, SHAPE
 
 from miudo.adapter import Adapter, LowRank
-from miudo.config import ModelConfig
+from miudo.config import ModelConfig, Position
+from miudo.errors import ModelFileError
 from miudo.families import FAMILIES, by_hf_config, for_gguf
 from miudo.families.family import Family
 from miudo.families.fit import gguf_misfit, hf_misfit
@@ -19,6 +20,8 @@ from miudo.formats import ModelFile, open_model
 from miudo.formats.blocks import to_f32
 from miudo.formats.gguf import write_gguf
 from miudo.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
+from miudo.formats.gguf_reader import ArrayAt, read_container
+from miudo.formats.gguf_writer import write_container
 from miudo.formats.hf import write_folder
 from miudo.formats.peft import read_peft, write_peft
 from miudo.formats.safetensors import read_safetensors, write_safetensors
@@ -99,6 +102,27 @@ def test_a_gguf_file_and_back(model: ModelFile, tmp_path: Path) -> None:
     assert report.architecture == (known.gguf_architecture if known else "miudo")
     assert known is not None or gguf_misfit(family_of(model), model.config) is not None
     same(open_model(tmp_path / "m.gguf"), model)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["block_count", "attention.key_length", "attention.value_length", "rope.dimension_count"],
+)
+def test_a_size_that_the_file_s_other_keys_deny(model: ModelFile, key: str, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", model)
+    found = read_container(tmp_path / "m.gguf")
+    architecture = found.keys["general.architecture"]
+    if architecture == "miudo" or (model.config.position is not Position.ROPE and "rope" in key):
+        pytest.skip("has no such key")
+    keys = {
+        k: found.numbers(k, {v.kind}).tolist() if isinstance(v, ArrayAt) else v
+        for k, v in found.keys.items()
+        if not k.startswith("tokenizer.")
+    }
+    with (tmp_path / "odd.gguf").open("wb") as file:
+        write_container(file, keys | {f"{architecture}.{key}": 10}, [*found.tensors.items()])
+    with pytest.raises(ModelFileError):
+        open_model(tmp_path / "odd.gguf")
 
 
 def noise_beside(model: ModelFile) -> Adapter:

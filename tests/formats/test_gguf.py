@@ -391,6 +391,7 @@ KEYS: dict[str, tuple[str, Any, str]] = {
     "a missing key": ("llama.block_count", None, "llama.block_count"),
     "experts": ("llama.expert_count", 8, "llama.expert_count = 8"),
     "scaled rotation": ("llama.rope.scaling.type", "spiral", "scaling"),
+    "a factor on all rotations": ("llama.rope.scaling.attn_factor", 1.5, "attn_factor is 1.5"),
     "a window": ("llama.attention.sliding_window", 128, "sliding_window"),
     "part of a head turned": ("llama.rope.dimension_count", 4, "dimension_count"),
     "values of another size": ("llama.attention.value_length", 4, "value_length"),

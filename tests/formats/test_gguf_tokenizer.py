@@ -15,6 +15,7 @@ from miudo.formats import ModelFile
 from miudo.formats.gguf_reader import Container, read_container
 from miudo.formats.gguf_tokenizer import WHOLE_TOKENIZER, read_tokenizer, tokenizer_keys
 from miudo.formats.gguf_writer import write_container
+from miudo.limits import LIMITS
 from miudo.text.pieces import Pieces, piece_tokenizer
 from miudo.text.tokenizer import TextTokenizer, train_bpe
 from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer
@@ -143,6 +144,20 @@ def test_what_cannot_be_rebuilt_is_refused_by_name(
     with pytest.raises((ModelFileError, TokenizerError), match=says) as caught:
         read_tokenizer(written, shape())
     assert str(tmp_path / "x.gguf") in str(caught.value)
+
+
+def test_texts_that_are_too_many_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight million of them would be."""
+    file = container(tmp_path / "m", byte_level("gpt-2"), token_type=None)
+    limits = dataclasses.replace(LIMITS, vocab_size=3)
+    monkeypatch.setattr("miudo.formats.gguf_tokenizer.LIMITS", limits)
+    monkeypatch.setattr(Container, "strings", lambda *_: pytest.fail("was read"))
+    with pytest.raises(ModelFileError, match=f"{ROWS} tokens, the model 40 rows"):
+        read_tokenizer(file, shape(40))
+    with pytest.raises(ModelFileError, match=r"merges, allowed 3"):
+        read_tokenizer(file, shape())
 
 
 def test_a_file_that_says_it_has_none(tmp_path: Path) -> None:

@@ -57,6 +57,22 @@ def test_vocabulary_and_merges(folder: Path) -> None:
     assert found.special_ids == {"<e>": 0}
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab__json": '{"a":[' + "[]," * (1 << 21) + "[]]}"}, "values"),
+        ({"merges__txt": "\n" * ((1 << 21) + 1)}, "merges"),
+        ({"tokenizer__json": "[" + "[]," * (1 << 21) + "[]]"}, "values"),
+    ],
+)
+def test_more_than_any_vocabulary_holds(
+    changes: dict[str, Any], message: str, folder: Path
+) -> None:
+    put(folder, **{"vocab__json": VOCAB, "merges__txt": MERGES, **changes})
+    with pytest.raises((ModelFileError, TokenizerError), match=f"more than .* {message}"):
+        open_model(folder)
+
+
 def test_the_reader_s_name_says_how_words_are_cut(folder: Path) -> None:
     put(folder, vocab__json=VOCAB, merges__txt=MERGES)
     put(folder, tokenizer_config__json={"tokenizer_class": "Qwen2TokenizerFast"})

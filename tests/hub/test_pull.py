@@ -433,16 +433,21 @@ def test_an_endless_file_is_left_at_its_size(hub: Any, tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.safetensors", "/etc/passwd", "a/../../b", "..", "model\n.safetensors", ""]
-)
+    "name",
+    [
+        "../evil.safetensors", "/etc/passwd", "a/../../b", "..", "model\n.safetensors", "",
+        "modeling_tiny.py", "below/model.safetensors", 7,
+    ],
+)  # fmt: skip
 def test_an_index_that_leads_elsewhere_is_refused(
-    hub: Any, tiny: Any, cache: Path, name: str
+    hub: Any, tiny: Any, cache: Path, name: Any
 ) -> None:
+    """Elsewhere, or to what is no weights."""
     sharded(tiny)
     tiny.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": name}}).encode()
-    tiny.files[name] = b"evil"
+    tiny.files[str(name)] = b"evil"
     hub.repositories["org/tiny"] = tiny
-    with pytest.raises(ModelFileError, match="names the file"):
+    with pytest.raises(ModelFileError, match="shard"):
         fetch()
     assert nothing_linked(cache)
 

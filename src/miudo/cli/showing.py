@@ -54,6 +54,9 @@ def show(
     if is_adapter(path):
         from miudo.registry.describe_adapter import adapter_text, describe_adapter
 
+        if verify or template:
+            flag = "--verify" if verify else "--template"
+            raise UsageError("is for models, this is an adapter", where=flag, remedy="Leave it out")
         if as_json:
             emit(describe_adapter(path), "", as_json=True)
         else:

@@ -42,7 +42,7 @@ __all__ = ["finetune", "merge"]
 @click.option("--rank", type=int, help="Directions of a side path; default 8.")
 @click.option("--alpha", type=float, help="A side path is scaled by alpha / rank; default 16.")
 @click.option("--dropout", type=float, help="On what goes into a side path; default 0.")
-@click.option("--targets", help="Matrices, by comma: q,k,v,o,gate,up,down; default all.")
+@click.option("--targets", help="Matrices, by comma: q,v,o,up,...; default all.")
 @template_option
 @click.option("--epochs", type=float, help="Length of the run in passes over the data,")
 @length_options

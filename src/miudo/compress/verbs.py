@@ -31,7 +31,7 @@ from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
-from miudo.formats.hf import write_folder
+from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
 from miudo.meter import Meter
 from miudo.presets import load_preset
@@ -51,13 +51,15 @@ def run_distill(
 ) -> Shrunk:
     """Trains a student on the teacher's distributions and writes OUT/model.
 
-    Raises ConfigError for vocabularies or tokenizers that differ, UsageError where OUT holds
-    a run and `resume` is not set, and what `prepare`, `open_model` and `fit` raise.
+    Raises ConfigError for vocabularies or tokenizers that differ, ModelFileError for a student
+    that no folder could hold, UsageError where OUT holds a run and `resume` is not set, and
+    what `prepare`, `open_model` and `fit` raise.
     """
     progress = progress or Silent()
     refuse_inputs(job.out / "model", job.teacher, job.start)
     teacher = open_decoder(job.teacher, "teacher")
     start, student = _student(job, teacher)
+    _check_folder(job.teacher, teacher, student, "Give another --student, or --start from a model")
     models = [teacher] if start is None else [teacher, start]
     settings = {
         "response": settings_to_json(job.response),
@@ -112,7 +114,13 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
             batches = calibration_batches(
                 data.open_split("train"), tokens=job.calibration_tokens, length=length
             )
-            made = prune_and_recover(model.decoder, job.methods, batches, recovery)
+            made = prune_and_recover(
+                model.decoder,
+                job.methods,
+                batches,
+                recovery,
+                check=lambda rest: _check_folder(job.model, model, rest, "Prune otherwise"),
+            )
         found = report_measurements(made.reports)
         if made.fit is not None and job.fit is not None:
             found += made.fit.measurements(job.fit)
@@ -254,6 +262,14 @@ def _model_file(opened: Opened, decoder: Decoder, weights: Weights, record: Reco
     return dataclasses.replace(
         opened.file, config=decoder.config, weights=weights, record=record, path=None
     )
+
+
+def _check_folder(where: Path, opened: Opened, decoder: Decoder, remedy: str) -> None:
+    """Raises ModelFileError if what becomes of `decoder` could not be written in the end."""
+    file = dataclasses.replace(
+        opened.file, config=decoder.config, weights=decoder.to_weights(), path=None
+    )
+    check_folder(file, where, remedy)
 
 
 def _write(path: Path, opened: Opened, decoder: Decoder, record: Record) -> Path:

@@ -32,8 +32,9 @@ __all__ = [
     "to_adapter",
 ]
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-"""The matrices of a block by their canonical names; a plain feed-forward has no gate."""
+TARGETS = ("q", "k", "v", "o", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down")
+"""The matrices of a block by their canonical names. Latent attention has q_a, q_b, kv_a and kv_b
+for q, k and v; a plain feed-forward has no gate."""
 
 
 @dataclass(frozen=True, slots=True)

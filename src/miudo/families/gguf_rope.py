@@ -72,6 +72,8 @@ def read_gguf_rope(keys: Values, a: str, head_dim: int, *, partial: bool = False
     original = keys.get(a + "rope.scaling.original_context_length", rope["max_positions"])
     factors = keys.get(ROPE_TENSORS, {})
     scaling: RopeScaling | None
+    if factors:
+        _refuse_beside(keys, a + "rope.scaling.factor", "the tensors of factors")
     if _FREQS in factors:
         scaling = _from_freqs(keys, factors[_FREQS], original, rope, width)
     elif factors:
@@ -86,7 +88,15 @@ def read_gguf_rope(keys: Values, a: str, head_dim: int, *, partial: bool = False
         )
     else:
         scaling = _from_keys(keys, a + "rope.scaling.", original)
+    if _FREQS in factors or (not factors and (scaling is None or scaling.kind is RopeKind.LINEAR)):
+        _refuse_beside(keys, a + "rope.scaling.attn_factor", "that kind of scaling")
     return {**rope, "rope_scaling": scaling}
+
+
+def _refuse_beside(keys: Values, key: str, what: str) -> None:
+    """Raises ModelFileError for a number that llama.cpp multiplies by whatever the kind."""
+    if (number := plain_float(keys.get(key, 1.0))) not in (0.0, 1.0):
+        raise ModelFileError(f"{key} is {number} beside {what}, which is not computed")
 
 
 def _from_keys(keys: Values, at: str, original: int) -> RopeScaling | None:

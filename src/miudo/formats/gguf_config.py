@@ -7,10 +7,11 @@ Read next: `miudo.formats.gguf`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from miudo.config import ModelConfig
+from miudo.config import ModelConfig, Position
 from miudo.errors import ConfigError, ModelFileError
 from miudo.families.family import Family, plain_float
 from miudo.families.gguf_rope import ROPE_NAMES, ROPE_TENSORS
@@ -67,11 +68,33 @@ def family_config(container: Container, family: Family) -> ModelConfig:
     }
     given = {**keys, **lists, **_common(container)}
     try:
-        return family.config_from_gguf(given, frozenset(container.tensors))
+        config = family.config_from_gguf(given, frozenset(container.tensors))
     except KeyError as error:
         raise ModelFileError(f"key {error} is missing") from error
     except (ConfigError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelFileError(f"keys describe no model ({error})") from error
+    _check_agreement(config, keys, prefix)
+    return config
+
+
+def _check_agreement(config: ModelConfig, keys: Mapping[str, Any], prefix: str) -> None:
+    """Raises ModelFileError for sizes that a family takes from other keys and the file denies."""
+    layers = config.layers
+    rotated = {x.rotated for x in layers if x.rotary} if config.position is Position.ROPE else set()
+    for key, sizes in (
+        ("block_count", {config.n_layers}),
+        ("attention.key_length", {x.head_dim for x in layers}),
+        ("attention.value_length", {x.v_head_dim for x in layers}),
+        ("rope.dimension_count", rotated),
+    ):
+        said = keys.get(prefix + key)
+        if said is not None and sizes and sizes != {said}:
+            meant = ", ".join(map(str, sorted(sizes)))
+            raise ModelFileError(
+                f"is {said!r:.40}, the other keys mean {meant}",
+                where=prefix + key,
+                remedy="The file is damaged, or of a variant that is not supported",
+            )
 
 
 def _common(container: Container) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError
 from miudo.formats.gguf_reader import FLOAT32, INT32, ArrayAt, Container
+from miudo.limits import LIMITS
 from miudo.text.pieces import PieceKind, Pieces, added_tokens, piece_tokenizer
 from miudo.text.special_tokens import TokenSources, role_tokens, with_special_tokens
 from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer, parse_tokenizer_json
@@ -137,11 +138,8 @@ def read_tokenizer(container: Container, config: ModelConfig) -> TokenizerSpec |
     whole = None if text is None else parse_tokenizer_json(text.encode(), where=source)
     if _IDS + "tokens" not in keys:
         return whole
+    _check_counts(container, config)
     tokens = container.strings(_IDS + "tokens")
-    if len(tokens) != config.vocab_size:
-        raise ModelFileError(
-            f"has {len(tokens)} tokens, the model {config.vocab_size} rows", where=where + "tokens"
-        )
     merges = container.strings(_IDS + "merges") if _IDS + "merges" in keys else None
     if whole is not None:
         _check_agreement(whole, tokens, merges)
@@ -150,6 +148,21 @@ def read_tokenizer(container: Container, config: ModelConfig) -> TokenizerSpec |
         return None
     found = _rebuilt(container, tokens, merges, config)
     return dataclasses.replace(found, named=_named(container, found.tokens))
+
+
+def _check_counts(container: Container, config: ModelConfig) -> None:
+    """Raises ModelFileError for more texts than the model can have, before they are read."""
+    tokens, merges = (container.keys.get(_IDS + key) for key in ("tokens", "merges"))
+    if isinstance(tokens, ArrayAt) and tokens.count != config.vocab_size:
+        raise ModelFileError(
+            f"has {tokens.count} tokens, the model {config.vocab_size} rows",
+            where=f"{container.path}: {_IDS}tokens",
+        )
+    if isinstance(merges, ArrayAt) and merges.count > LIMITS.vocab_size:
+        raise ModelFileError(
+            f"has {merges.count} merges, allowed {LIMITS.vocab_size}",
+            where=f"{container.path}: {_IDS}merges",
+        )
 
 
 def _check_agreement(

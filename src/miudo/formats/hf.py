@@ -37,7 +37,14 @@ from miudo.formats.shards import read_weights
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["as_folder", "family_of", "read_folder", "verify_folder", "write_folder"]
+__all__ = [
+    "as_folder",
+    "check_folder",
+    "family_of",
+    "read_folder",
+    "verify_folder",
+    "write_folder",
+]
 
 _WEIGHTS = "model.safetensors"
 
@@ -170,11 +177,7 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
         raise ModelFileError(f"a folder cannot hold {dtype}", where=path, remedy="Export to GGUF")
     family, config, weights, notes = as_folder(model)
     if family is None:
-        raise ModelFileError(
-            f"no family's config.json can describe this model ({misfits(config)})",
-            where=path,
-            remedy="Export to GGUF: miudo reads it under the architecture 'miudo'",
-        )
+        raise _indescribable(config, path, "Export to GGUF: miudo reads it as its own architecture")
     with atomic_folder(path) as folder:
         values = family.config_to_hf(config) | {"torch_dtype": _torch_name(dtype)}
         write_json(folder / "config.json", values)
@@ -185,6 +188,21 @@ def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> t
             outputs = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
             dataclasses.replace(model.record, outputs=outputs).write(folder)
     return notes
+
+
+def check_folder(model: ModelFile, where: object, remedy: str) -> None:
+    """Raises ModelFileError with `remedy` if `write_folder` could not write `model`.
+
+    For verbs that write it hours later.
+    """
+    family, config, _, _ = as_folder(model)
+    if family is None:
+        raise _indescribable(config, where, remedy)
+
+
+def _indescribable(config: ModelConfig, where: object, remedy: str) -> ModelFileError:
+    why = f"no Hugging Face folder holds such a model ({misfits(config)})"
+    return ModelFileError(why, where=where, remedy=remedy)
 
 
 def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:

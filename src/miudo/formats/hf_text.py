@@ -72,7 +72,7 @@ def _read_vocabulary(folder: Path, settings: Mapping[str, Any]) -> TokenizerSpec
     merges = read_bytes(folder, "merges.txt", LIMITS.json_bytes)
     if listed is None or merges is None:
         return None
-    vocab = parse_object(listed, folder / "vocab.json")
+    vocab = parse_object(listed, folder / "vocab.json", max_values=LIMITS.tokenizer_values)
     name = str(settings.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
     if name not in _RULE_OF_CLASS or settings.get("add_prefix_space"):
         raise TokenizerError(
@@ -87,6 +87,8 @@ def _read_vocabulary(folder: Path, settings: Mapping[str, Any]) -> TokenizerSpec
 
 
 def _merge_lines(data: bytes, where: Path) -> list[str]:
+    if data.count(b"\n") > LIMITS.vocab_size:  # each makes a token of its own
+        raise TokenizerError(f"has more than {LIMITS.vocab_size} merges", where=where)
     try:
         lines = data.decode().split("\n")
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import resolve_under
@@ -19,7 +20,9 @@ from miudo.formats.tensor_pickle import read_tensor_pickle
 from miudo.limits import LIMITS
 from miudo.tensors import StoredTensor
 
-__all__ = ["read_weights", "weight_files"]
+__all__ = ["INDEX_SUFFIX", "WEIGHT_FILES", "read_weights", "shard_names", "weight_files"]
+
+INDEX_SUFFIX = ".index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class _Form:
 
     @property
     def index(self) -> str:
-        return self.whole + ".index.json"
+        return self.whole + INDEX_SUFFIX
 
 
 # The first that is there counts, as for `transformers`.
@@ -39,6 +42,8 @@ _FORMS = (
     _Form("model.safetensors", read_safetensors),
     _Form("pytorch_model.bin", read_tensor_pickle),
 )
+WEIGHT_FILES = tuple(name for form in _FORMS for name in (form.whole, form.index))
+"""Of these the first that a folder has holds its weights, or is an index that names files."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -69,10 +74,9 @@ def _is_there(path: Path) -> bool:
 
 def _read_shards(folder: Path, form: _Form, skip: tuple[str, ...]) -> dict[str, StoredTensor]:
     where = folder / form.index
-    listed = read_object(resolve_under(folder, form.index)).get("weight_map")
-    if not isinstance(listed, dict) or not listed or len(listed) > LIMITS.tensors:
-        raise ModelFileError("weight_map is no map of names", where=where)
-    shards = sorted({_plain_name(shard, form, where) for shard in listed.values()})
+    index = read_object(resolve_under(folder, form.index))
+    shards = shard_names(index, form.index, where)
+    listed = index["weight_map"]
     if absent := [shard for shard in shards if not _is_there(folder / shard)]:
         raise MissingError(
             f"lacks {len(absent)} of {len(shards)} shards: {', '.join(absent[:20])}",
@@ -90,9 +94,22 @@ def _read_shards(folder: Path, form: _Form, skip: tuple[str, ...]) -> dict[str, 
     return {name: held[shard][name] for name, shard in wanted.items()}
 
 
-def _plain_name(shard: object, form: _Form, where: Path) -> str:
+def shard_names(index: Mapping[str, Any], name: str, where: object) -> list[str]:
+    """Returns the files that `index`, the content of the one of WEIGHT_FILES called `name`, names.
+
+    Raises ModelFileError for an index without a map, and for names that lead elsewhere or to
+    files of another kind.
+    """
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed or len(listed) > LIMITS.tensors:
+        raise ModelFileError("weight_map is no map of names", where=where)
+    suffix = Path(name.removesuffix(INDEX_SUFFIX)).suffix
+    return sorted({_plain_name(shard, suffix, where) for shard in listed.values()})
+
+
+def _plain_name(shard: object, suffix: str, where: object) -> str:
     """A shard's name, which an index may not make a path or a file of another kind."""
-    if not isinstance(shard, str) or not shard.endswith(Path(form.whole).suffix):
+    if not isinstance(shard, str) or not shard.endswith(suffix):
         raise ModelFileError(f"names the shard {shard!r:.100}", where=where)
     if len(shard) > 255 or not shard.isprintable() or set(shard) & set("/\\"):
         raise ModelFileError(

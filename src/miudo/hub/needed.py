@@ -13,14 +13,13 @@ from typing import Any
 
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import resolve_under
+from miudo.formats.shards import INDEX_SUFFIX, WEIGHT_FILES, shard_names
 from miudo.formats.strict_json import read_object
-from miudo.names import is_plain_file_name
 from miudo.records import RECORD_FILE
 
-__all__ = ["CONFIG_FILE", "INDEX_SUFFIX", "folder_files", "needed_files", "shards"]
+__all__ = ["CONFIG_FILE", "folder_files", "needed_files", "shards"]
 
 CONFIG_FILE = "config.json"
-INDEX_SUFFIX = ".index.json"
 _BESIDE = (
     "generation_config.json",
     "tokenizer.json",
@@ -33,9 +32,6 @@ _BESIDE = (
     "chat_template.jinja",
     RECORD_FILE,
 )
-# The first of these that is there holds the weights; an index names files that do.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
-            "pytorch_model.bin", "pytorch_model.bin.index.json")  # fmt: skip
 
 
 def needed_files(names: Collection[str], where: object) -> tuple[tuple[str, ...], str]:
@@ -44,7 +40,7 @@ def needed_files(names: Collection[str], where: object) -> tuple[tuple[str, ...]
     The latter is one file, or ends in INDEX_SUFFIX and names several: see `shards`. Raises
     MissingError for a folder without a config or weights, naming GGUF files that it has.
     """
-    weights = next((name for name in _WEIGHTS if name in names), None)
+    weights = next((name for name in WEIGHT_FILES if name in names), None)
     if CONFIG_FILE in names and weights is not None:
         small = (CONFIG_FILE, *(name for name in _BESIDE if name in names))
         return small, weights
@@ -69,22 +65,18 @@ def folder_files(folder: Path) -> tuple[str, ...]:
     if not weights.endswith(INDEX_SUFFIX):
         return (*small, weights)
     index = read_object(resolve_under(folder, weights))
-    return (*small, weights, *shards(index, names, folder / weights))
+    return (*small, weights, *shards(index, weights, names, folder / weights))
 
 
-def shards(index: Mapping[str, Any], names: Collection[str], where: object) -> tuple[str, ...]:
-    """Returns the files of weights that `index` names.
+def shards(
+    index: Mapping[str, Any], weights: str, names: Collection[str], where: object
+) -> tuple[str, ...]:
+    """Returns the files that `index`, the content of `weights`, names.
 
-    Raises ModelFileError for an index without a map, with names that lead elsewhere, or that
-    are not among `names`.
+    Raises what `shard_names` raises, and ModelFileError for names that are not among `names`.
     """
-    listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise ModelFileError("weight_map is no map of names", where=where)
-    found = sorted({str(name) for name in listed.values()})
+    found = shard_names(index, weights, where)
     for name in found:
-        if not is_plain_file_name(name):
-            raise ModelFileError(f"names the file {name[:100]!r}", where=where)
         if name not in names:
             raise ModelFileError(
                 f"names {name[:100]!r}, which is not there",

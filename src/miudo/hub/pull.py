@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from miudo.errors import MissingError, ModelFileError, ResourceError, UsageError
 from miudo.formats.hf import family_of
+from miudo.formats.shards import INDEX_SUFFIX
 from miudo.formats.strict_json import read_object
 from miudo.hub.cache import (
     cache_folder,
@@ -29,7 +30,7 @@ from miudo.hub.cache import (
 from miudo.hub.catalogue import load_catalogue
 from miudo.hub.download import CACHE, fetch_blob
 from miudo.hub.licences import Licence, licence_from_card, restriction_of
-from miudo.hub.needed import CONFIG_FILE, INDEX_SUFFIX, needed_files, shards
+from miudo.hub.needed import CONFIG_FILE, needed_files, shards
 from miudo.hub.remote import Listing, RemoteFile, file_url, list_repository, translated
 from miudo.limits import LIMITS
 from miudo.names import HubRef
@@ -194,7 +195,7 @@ def _fetch_folder(job: _Job) -> None:
         job.fetch([files[weights]])
         return
     where = f"{job.reference}: {weights}"
-    named = shards(read_object(job.blob(files[weights])), files.keys(), where)
+    named = shards(read_object(job.blob(files[weights])), weights, files.keys(), where)
     job.fetch(files[name] for name in named)
 
 

@@ -125,6 +125,9 @@ def _load(data: bytes, where: object, limits: Limits) -> dict[str, Any]:
         raise TokenizerError(
             f"has {len(data)} bytes, the limit is {limits.json_bytes}", where=where
         )
+    most = limits.tokenizer_values
+    if sum(map(data.count, (b",", b"[", b"{"))) > most:  # `[[],[],...]` takes thirty times its size
+        raise TokenizerError(f"holds more than {most} values", where=where)
     try:
         values = json.loads(data, object_pairs_hook=_unique_keys)
     except TokenizerError as error:

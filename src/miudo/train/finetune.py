@@ -20,10 +20,8 @@ from typing import Any
 
 from miudo.adapter import base_fingerprint
 from miudo.decoder.lora import add_lora, to_adapter
-from miudo.errors import ModelFileError
-from miudo.families import misfits
 from miudo.files import refuse_inputs
-from miudo.formats.hf import as_folder, write_folder
+from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.peft import family_of_base, write_peft
 from miudo.meter import Meter
 from miudo.records import Artefact, Measurement, Record, shared_licence
@@ -107,11 +105,7 @@ def open_base(job: FinetuneJob) -> Opened:
         family_of_base(base.file.config, job.model, base.file.architecture)
         add_lora(base.decoder, job.lora, job.fit.seed)
         return base
-    if as_folder(base.file)[0] is None:
-        raise ModelFileError(
-            f"no Hugging Face folder holds such a model ({misfits(base.file.config)})",
-            where=job.model,
-        )
+    check_folder(base.file, job.model, "Take a model that a folder can hold")
     return base
 
 

@@ -8,6 +8,7 @@ Read next: `miudo.compress.distill.response`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from fractions import Fraction
 
 from miudo.compress.method import in_range
@@ -25,7 +26,8 @@ def scaled(config: ModelConfig, ratio: float) -> ModelConfig:
     """Returns a config with about `ratio` of the non-embedding parameters, and the same kind.
 
     Depth and width shrink together; vocabulary and positions stay. Widths are multiples of
-    32. Raises ConfigError if no smaller shape comes within a quarter of what was asked.
+    32. Embeddings that are scaled by the root of d_model are so again. Raises ConfigError if no
+    smaller shape comes within a quarter of what was asked.
     """
     in_range("ratio", ratio, 1e-4, 1.0)
     wanted = ratio * parameter_count(config, embeddings=False)
@@ -58,13 +60,18 @@ def _distance(candidate: ModelConfig, config: ModelConfig, wanted: float) -> flo
 
 
 def _shape(config: ModelConfig, n_layers: int, d_model: int) -> ModelConfig | None:
-    """Returns the candidate, None if its heads do not come out even."""
+    """Returns the candidate, None if its heads do not come out even or cannot rotate as they do."""
     picked = [config.layers[(i * config.n_layers) // n_layers] for i in range(n_layers)]
     layers = [_layer(layer, Fraction(d_model, config.d_model)) for layer in picked]
     if not all(layers):
         return None
     kept = tuple(layer for layer in layers if layer is not None)
-    return dataclasses.replace(config, d_model=d_model, layers=kept)
+    rooted = math.isclose(config.embed_scale, config.d_model**0.5)
+    scale = d_model**0.5 if rooted else config.embed_scale
+    try:
+        return dataclasses.replace(config, d_model=d_model, layers=kept, embed_scale=scale)
+    except ConfigError:  # narrower heads, of which more numbers are rotated than there are
+        return None
 
 
 def _layer(layer: LayerConfig, share: Fraction) -> LayerConfig | None:

@@ -10,7 +10,7 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +73,13 @@ def prune_and_recover(
     methods: Sequence[Method],
     batches: Sequence[Tensor],
     recovery: Recovery | None = None,
+    *,
+    check: Callable[[Decoder], None] = lambda _: None,
 ) -> Recovered:
     """Prunes by `methods` in order, then distils from `decoder` itself, which stays as it was.
 
-    Without `recovery` nothing is learned again. Raises what the methods and `distill` raise.
+    Without `recovery` nothing is learned again. `check` is given what was pruned before that.
+    Raises what the methods, `check` and `distill` raise.
     """
     pruned, reports = decoder, []
     for method in methods:
@@ -85,6 +88,7 @@ def prune_and_recover(
         reports.append(report)
         if recovery is not None and recovery.progress is not None:
             recovery.progress.note(f"{report.method}: " + "; ".join(report.notes))
+    check(pruned)
     if recovery is None:
         return Recovered(pruned, tuple(reports))
     result = distill(
