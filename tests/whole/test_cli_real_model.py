@@ -192,7 +192,7 @@ def test_a_damaged_file_is_one_line_and_exit_1(model: Path, tmp_path: Path, dama
         (["--to", "hf", "--out", "m.gguf"], 2, "a folder's name"),
         (["--to", "hf", "--out", "{model}"], 2, "overwrite what it is made from"),
         (["--to", "hf", "--out", "{full}"], 2, "holds no model"),
-        (["--to", "hf", "--out", "new", "--dtype", "Q8_0"], 1, "Export to GGUF"),
+        (["--to", "hf", "--out", "new", "--dtype", "Q8_0"], 2, "Give --to gguf"),
     ],
 )
 def test_export_refuses_what_would_be_wrong(

@@ -22,12 +22,21 @@ class Budget:
         self.chars = chars
         self._steps = steps
         self._written = 0
+        self._seconds = seconds
         self._deadline = time.thread_time() + seconds
+        self._paused = False
 
     def step(self) -> None:
-        """Counts one loop turn or call. Raises RequestError when steps or time are used up."""
+        """Counts one loop turn or call. Raises RequestError when steps or time are used up.
+
+        Time is given a second time, once: Python's collector may have taken the first, in a
+        process with many objects, and counts as ours.
+        """
         self._steps -= 1
-        if self._steps < 0 or time.thread_time() > self._deadline:
+        now = time.thread_time()
+        if self._steps >= 0 and now > self._deadline and not self._paused:
+            self._paused, self._deadline = True, now + self._seconds
+        if self._steps < 0 or now > self._deadline:
             refuse("the chat template runs too long")
 
     def fits(self, size: int) -> None:
