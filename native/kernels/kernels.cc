@@ -3,13 +3,14 @@
 namespace miudo {
 
 extern const Kernels kPortableKernels;
-#if defined(MIUDO_HAVE_AVX2)
-extern const Kernels kAvx2Kernels;
+#if defined(MIUDO_HAVE_X86)
+extern const Kernels kAvx2Kernels, kAvx512Kernels;
 #endif
 
 const Kernels& kernels_for(Isa isa) {
-#if defined(MIUDO_HAVE_AVX2)
+#if defined(MIUDO_HAVE_X86)
   if (isa == Isa::kAvx2) return kAvx2Kernels;
+  if (isa == Isa::kAvx512) return kAvx512Kernels;
 #endif
   static_cast<void>(isa);
   return kPortableKernels;

@@ -13,8 +13,10 @@ namespace {
 using test::Noise;
 
 std::vector<const Kernels*> all_kernels() {
-  std::vector<const Kernels*> all = {&kernels_for(Isa::kPortable)};
-  if (isa_available(Isa::kAvx2)) all.push_back(&kernels_for(Isa::kAvx2));
+  std::vector<const Kernels*> all;
+  for (const Isa isa : kIsas) {
+    if (isa_available(isa)) all.push_back(&kernels_for(isa));
+  }
   return all;
 }
 

@@ -28,28 +28,41 @@ int available_cores() {
 }  // namespace
 
 bool isa_available(Isa isa) {
-  if (isa == Isa::kPortable) return true;
-#if defined(MIUDO_HAVE_AVX2)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-#else
-  return false;
+#if defined(MIUDO_HAVE_X86)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (isa == Isa::kAvx2) return avx2;
+  if (isa == Isa::kAvx512) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+  }
 #endif
+  return isa == Isa::kPortable;
 }
 
-const char* isa_name(Isa isa) { return isa == Isa::kAvx2 ? "avx2" : "portable"; }
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512: return "avx512";
+    case Isa::kAvx2: return "avx2";
+    case Isa::kPortable: return "portable";
+  }
+  return "portable";
+}
 
 Isa choose_isa() {
   const char* forced = std::getenv("MIUDO_ISA");
-  if (forced == nullptr || *forced == '\0') {
-    return isa_available(Isa::kAvx2) ? Isa::kAvx2 : Isa::kPortable;
+  const std::string name = forced == nullptr ? "" : forced;
+  Isa best = Isa::kPortable;
+  std::string here;
+  for (const Isa isa : kIsas) {
+    if (!isa_available(isa)) continue;
+    if (name == isa_name(isa)) return isa;
+    best = isa;
+    here += (here.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  const std::string name = forced;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2}) {
-    if (name == isa_name(isa) && isa_available(isa)) return isa;
-  }
-  fail(Code::kRequest, "MIUDO_ISA is '" + name + "', this machine and build have portable" +
-                           (isa_available(Isa::kAvx2) ? " and avx2" : ""));
+  if (name.empty()) return best;
+  fail(Code::kRequest, "MIUDO_ISA is '" + name + "', this machine and build have " + here);
 }
 
 int choose_threads(int wanted) {

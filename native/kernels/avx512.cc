@@ -1,0 +1,16 @@
+// The kernels for x86-64 with AVX-512 (F, BW, VL, DQ, VNNI); only this file is compiled for it. Read next: kernels/kernels.h.
+// The order of these includes matters: the kernels stand on the lanes.
+#include "kernels/simd_avx512.h"
+//
+#include "kernels/matmul_inl.h"
+//
+#include "kernels/rows_inl.h"
+//
+#include "kernels/attention_inl.h"
+
+namespace miudo {
+
+extern const Kernels kAvx512Kernels;
+const Kernels kAvx512Kernels = table_for(Isa::kAvx512);
+
+}  // namespace miudo
