@@ -13,7 +13,8 @@ namespace miudo {
 Engine::Engine(ModelConfig config, const miudo_options& options)
     : options_(options),
       model_(std::move(config), choose_isa(), options.int8_activations != 0),
-      pool_(choose_threads(options.threads)),
+      team_(choose_threads(options.threads)),
+      stop_(options.interrupt, options.interrupt_context),
       pages_(model_.layout.page_floats(), options.cache_bytes) {}
 
 void Engine::set_tensor(const std::string& name, DType type,
@@ -21,7 +22,7 @@ void Engine::set_tensor(const std::string& name, DType type,
                         std::size_t size_bytes) {
   const std::lock_guard lock(mutex_);
   if (complete_) fail(Code::kModelFile, "the model is complete, tensor " + name + " is too late");
-  model_.weights.set(name, type, shape, bytes, size_bytes);
+  model_.weights.set(name, type, shape, bytes, size_bytes, team_);
 }
 
 void Engine::finalize() {
@@ -133,10 +134,8 @@ std::vector<Engine::Item> Engine::check_batch(std::span<miudo_work> works) {
   return items;
 }
 
-void Engine::look_for_interrupt() const {
-  if (options_.interrupt != nullptr && options_.interrupt(options_.interrupt_context) != 0) {
-    fail(Code::kInterrupted, "interrupted");
-  }
+void Engine::look_for_interrupt() {
+  if (stop_.wanted()) fail(Code::kInterrupted, "interrupted");
 }
 
 void Engine::give_back_beyond(Conversation& conversation, std::size_t length) noexcept {

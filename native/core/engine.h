@@ -11,15 +11,16 @@
 #include <vector>
 
 #include "core/miudo.h"
+#include "core/reading.h"
 #include "core/sampler.h"
 #include "model/adapter.h"
 #include "model/forward.h"
 #include "model/kv_cache.h"
-#include "util/thread_pool.h"
+#include "util/team.h"
 
 namespace miudo {
 
-// Positions computed together: bounds scratch and the time between looks at the interrupt.
+// Positions computed together: bounds scratch.
 constexpr std::size_t kChunk = 256;
 
 struct Conversation {
@@ -48,7 +49,7 @@ class Engine {
   void score(std::span<const std::int32_t> ids, const char* adapter, const miudo_scores& scores);
 
   const Model& model() const { return model_; }
-  int threads() const { return pool_.size(); }
+  int threads() const { return team_.size(); }
   std::size_t cache_bytes_used();
 
  private:
@@ -67,7 +68,7 @@ class Engine {
   void check_adapter(const miudo_work& work, const Conversation& conversation,
                      const Adapter* adapter) const;
   std::vector<Item> check_batch(std::span<miudo_work> works);
-  void look_for_interrupt() const;
+  void look_for_interrupt();
 
   // Pages for `length` positions; all or none.
   void give_back_beyond(Conversation& conversation, std::size_t length) noexcept;
@@ -77,17 +78,21 @@ class Engine {
   void compute(std::span<Item> items);
   Pass take_chunk(std::span<Item> items, std::size_t& first);
   void answer(const Pass& pass, std::span<Item> items);
-  void answer_row(const Item& item, std::size_t index, const float* row);
+  void run(const Pass& pass);
+  void read_logits(const Pass& pass, std::size_t n);
+  void answer_row(const Item& item, std::size_t index, std::size_t at);
   void score_rows(const Pass& pass, std::span<const std::int32_t> ids, std::size_t start,
                   const miudo_scores& scores);
-  void score_row(const float* row, std::int32_t target, std::size_t at,
-                 const miudo_scores& scores, std::vector<std::int32_t>& order) const;
+  static void score_row(const float* row, const Reading& reading, std::int32_t target,
+                        std::size_t at, const miudo_scores& scores,
+                        std::vector<std::int32_t>& order);
   std::size_t head_rows() const;
 
   std::mutex mutex_;
   miudo_options options_;
   Model model_;
-  ThreadPool pool_;
+  Team team_;
+  Stop stop_;
   PagePool pages_;
   bool complete_ = false;
   std::int64_t next_conversation_ = 1;
@@ -100,6 +105,7 @@ class Engine {
   AdaptedRows adapted_;
   std::vector<std::size_t> segment_item_;
   Buffer<float> head_in_, head_out_;  // [head_rows, D], [head_rows, V]
+  std::vector<Stretch> stretches_;    // of the rows in head_out_
   std::vector<std::int32_t> seen_;
 };
 

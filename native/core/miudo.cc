@@ -224,17 +224,24 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     }
     const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));
     const miudo::Kernels& kernels = miudo::kernels_for(miudo::choose_isa());
-    miudo::Rows in{x, k, nullptr, nullptr, n};
-    miudo::Buffer<std::int8_t> quants;
+    miudo::Rows in{x, k, {}, n};
+    miudo::Buffer<std::int8_t> values;
     miudo::Buffer<float> scales;
-    if (weight.packing() == miudo::Packing::kQ8) {
-      quants = miudo::Buffer<std::int8_t>(n * k);
-      scales = miudo::Buffer<float>(n * (k / miudo::kGroup));
-      kernels.quantize(x, n * k, quants.data(), scales.data());
-      in.quants = quants.data();
-      in.scales = scales.data();
+    miudo::Buffer<std::int32_t> sums, first_sums;
+    const bool int8 = int8_activations != 0 && !miudo::is_float(dtype);
+    if (int8) {
+      const std::size_t size = miudo::round_up(n, miudo::kBlockRows) * k;
+      values = miudo::Buffer<std::int8_t>(size);
+      scales = miudo::Buffer<float>(size / miudo::kGroup);
+      sums = miudo::Buffer<std::int32_t>(size / miudo::kGroup);
+      first_sums = miudo::Buffer<std::int32_t>(size / miudo::kGroup);
+      in.quants = {values.data(), scales.data(), sums.data(), first_sums.data()};
+      for (std::size_t i = 0; i < n; ++i) {
+        kernels.quantize(x + i * k, k, 0, k / miudo::kGroup, i, n, in.quants);
+      }
     }
-    miudo::matmul_for(kernels, weight.packing(), int8_activations != 0)(
-        weight.view(), nullptr, in, out, r, 0, weight.tiles());
+    const auto at = static_cast<std::size_t>(dtype);
+    (int8 ? kernels.matmul_int8[at] : kernels.matmul_float[at])(weight.view(), nullptr, in, out, r,
+                                                                0, weight.tiles());
   });
 }

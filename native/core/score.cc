@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/engine.h"
+#include "model/linear.h"
 #include "util/status.h"
 
 namespace miudo {
@@ -37,7 +38,7 @@ void Engine::score(std::span<const std::int32_t> ids, const char* adapter,
       look_for_interrupt();
       const std::size_t start = items[0].taken;
       const Pass pass = take_chunk(items, first);
-      forward(pass);
+      run(pass);
       score_rows(pass, ids, start, scores);
     }
   } catch (...) {
@@ -51,28 +52,38 @@ void Engine::score_rows(const Pass& pass, std::span<const std::int32_t> ids, std
                         const miudo_scores& scores) {
   const std::size_t d = model_.config.d_model, vocab = model_.config.vocab_size;
   head_out_.at_least(std::min(head_rows(), pass.n) * vocab);
-  std::vector<std::vector<std::int32_t>> orders(static_cast<std::size_t>(pool_.size()));
-  if (scores.top_k > 0) {
-    for (auto& order : orders) order.resize(vocab);
+  struct Space {
+    std::vector<std::int32_t> order;
+    std::vector<Stretch> stretches;
+  };
+  std::vector<Space> spaces(static_cast<std::size_t>(team_.size()));
+  for (Space& space : spaces) {
+    space.stretches.resize(stretches_of(vocab));
+    if (scores.top_k > 0) space.order.resize(vocab);
   }
   for (std::size_t at = 0; at < pass.n; at += head_rows()) {
     const std::size_t n = std::min(head_rows(), pass.n - at);
-    logits(pass, scratch_.h.data() + at * d, n, head_out_.data());
-    pool_.run(n, [&](std::size_t i, int worker) {
-      const std::size_t row = start + at + i;
-      score_row(head_out_.data() + i * vocab, ids[row + 1], row, scores,
-                orders[static_cast<std::size_t>(worker)]);
+    team_.run([&](int worker) {
+      const Pass own = pass.of(worker);
+      logits(own, scratch_.h.data() + at * d, n, head_out_.data());
+      Space& space = spaces[static_cast<std::size_t>(worker)];
+      share(own, n, [&](std::size_t i) {
+        const std::span<const float> row(head_out_.data() + i * vocab, vocab);
+        const Reading reading = read_row(model_.kernels, row, space.stretches);
+        const std::size_t index = start + at + i;
+        score_row(row.data(), reading, ids[index + 1], index, scores, space.order);
+      });
     });
   }
 }
 
 // `order` has space for the vocabulary where a top_k is wanted.
-void Engine::score_row(const float* row, std::int32_t target, std::size_t at,
-                       const miudo_scores& scores, std::vector<std::int32_t>& order) const {
-  const std::size_t vocab = model_.config.vocab_size;
-  const double total = model_.kernels.logsumexp(row, vocab);
+void Engine::score_row(const float* row, const Reading& reading, std::int32_t target,
+                       std::size_t at, const miudo_scores& scores,
+                       std::vector<std::int32_t>& order) {
+  const double total = reading.logsumexp;
   scores.logprobs[at] = static_cast<float>(static_cast<double>(row[target]) - total);
-  scores.argmax[at] = static_cast<std::int32_t>(std::max_element(row, row + vocab) - row);
+  scores.argmax[at] = static_cast<std::int32_t>(reading.best);
   if (scores.logsumexp != nullptr) scores.logsumexp[at] = static_cast<float>(total);
   if (scores.top_k == 0) return;
   const auto k = static_cast<std::size_t>(scores.top_k);

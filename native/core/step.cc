@@ -1,8 +1,12 @@
 // A batch, from ids to what was wanted. Read next: model/forward.cc.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <span>
 
 #include "core/engine.h"
+#include "model/linear.h"
+#include "util/status.h"
 
 namespace miudo {
 
@@ -28,9 +32,17 @@ void Engine::compute(std::span<Item> items) {
   while (first < items.size()) {
     look_for_interrupt();
     const Pass pass = take_chunk(items, first);
-    forward(pass);
+    run(pass);
     answer(pass, items);
   }
+}
+
+// All layers, on all workers. Throws Failure(kInterrupted) where they were stopped on the way.
+void Engine::run(const Pass& pass) {
+  ::miudo::reserve(pass);
+  scratch_.stopped = false;
+  team_.run([&](int worker) { forward(pass.of(worker)); });
+  if (scratch_.stopped) fail(Code::kInterrupted, "interrupted");
 }
 
 // The next at most kChunk positions, items in order.
@@ -61,7 +73,7 @@ Pass Engine::take_chunk(std::span<Item> items, std::size_t& first) {
     item.taken += seg.n;
     if (item.taken == work.n_ids) ++first;
   }
-  return {model_, pool_, scratch_, segments_, adapted_, n};
+  return {model_, team_, scratch_, segments_, adapted_, stop_, n};
 }
 
 // Logits of the rows that someone wants, a few at a time, each handed on as it comes.
@@ -91,15 +103,40 @@ void Engine::answer(const Pass& pass, std::span<Item> items) {
       std::memcpy(head_in_.data() + i * d, scratch_.h.data() + wanted[at + i].row * d,
                   d * sizeof(float));
     }
-    logits(pass, head_in_.data(), n, head_out_.data());
+    read_logits(pass, n);
     for (std::size_t i = 0; i < n; ++i) {
-      answer_row(items[wanted[at + i].item], wanted[at + i].index, head_out_.data() + i * vocab);
+      answer_row(items[wanted[at + i].item], wanted[at + i].index, i);
     }
   }
 }
 
-void Engine::answer_row(const Item& item, std::size_t index, const float* row) {
-  const std::size_t vocab = model_.config.vocab_size;
+// Logits of the n rows in head_in_, and what is read off them, every worker a part of each.
+void Engine::read_logits(const Pass& pass, std::size_t n) {
+  const std::size_t vocab = model_.config.vocab_size, stretches = stretches_of(vocab);
+  const Kernels& kernels = model_.kernels;
+  stretches_.resize(n * stretches);
+  const auto row_of = [&](std::size_t i) {
+    return std::span<const float>(head_out_.data() + i * vocab, vocab);
+  };
+  const auto of_row = [&](std::size_t i) {
+    return std::span<Stretch>(stretches_).subspan(i * stretches, stretches);
+  };
+  team_.run([&](int worker) {
+    const Pass own = pass.of(worker);
+    logits(own, head_in_.data(), n, head_out_.data());
+    for_parts(own, n, stretches, [&](std::size_t i, std::size_t begin, std::size_t end) {
+      for (std::size_t s = begin; s < end; ++s) find_best(kernels, row_of(i), s, of_row(i));
+    });
+    for_parts(own, n, stretches, [&](std::size_t i, std::size_t begin, std::size_t end) {
+      const float top = row_of(i)[best_of(row_of(i), of_row(i))];
+      for (std::size_t s = begin; s < end; ++s) find_sum(kernels, row_of(i), s, top, of_row(i));
+    });
+  });
+}
+
+void Engine::answer_row(const Item& item, std::size_t index, std::size_t at) {
+  const std::size_t vocab = model_.config.vocab_size, stretches = stretches_of(vocab);
+  const float* row = head_out_.data() + at * vocab;
   miudo_work& work = *item.work;
   const bool last = index + 1 == work.n_ids;
   if ((work.want & MIUDO_WANT_ALL_LOGITS) != 0) {
@@ -109,14 +146,22 @@ void Engine::answer_row(const Item& item, std::size_t index, const float* row) {
   }
   if ((work.want & MIUDO_WANT_SAMPLE) == 0 || !last) return;
   const std::vector<std::int32_t>& ids = item.conversation->ids;
+  const miudo_sampling& sampling = work.sampling;
   seen_.clear();
-  if (work.sampling.repetition_penalty < 1.0 || work.sampling.repetition_penalty > 1.0) {
+  if (sampling.repetition_penalty < 1.0 || sampling.repetition_penalty > 1.0) {
     seen_ = ids;
     seen_.insert(seen_.end(), work.ids, work.ids + work.n_ids);
   }
   const std::size_t position = ids.size() + work.n_ids;
-  work.token = sampler_.sample({row, vocab}, work.sampling, position, seen_, work.mask);
-  work.logprob = static_cast<double>(row[work.token]) - model_.kernels.logsumexp(row, vocab);
+  const Reading reading =
+      reading_of({row, vocab}, std::span(stretches_).subspan(at * stretches, stretches));
+  const bool plain = seen_.empty() && sampling.n_bias == 0 && work.mask == nullptr;
+  if (plain && !(sampling.temperature > 0.0) && std::isfinite(row[reading.best])) {
+    work.token = static_cast<std::int32_t>(reading.best);  // the most probable, already known
+  } else {
+    work.token = sampler_.sample({row, vocab}, sampling, position, seen_, work.mask);
+  }
+  work.logprob = static_cast<double>(row[work.token]) - reading.logsumexp;
 }
 
 }  // namespace miudo

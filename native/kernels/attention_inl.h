@@ -111,25 +111,5 @@ void weigh(const float* p, std::size_t p_stride, std::size_t rows, const float* 
   }
 }
 
-constexpr Kernels table_for(Isa isa) {
-  return {.isa = isa,
-          .matmul_f32 = matmul<Kind::kF32>,
-          .matmul_f32_add = matmul<Kind::kF32Add>,
-          .matmul_q8_float = matmul<Kind::kQ8Float>,
-          .matmul_q8_int8 = matmul<Kind::kQ8Int8>,
-          .matmul_rows = matmul_rows,
-          .quantize = quantize,
-          .rms_norm = rms_norm,
-          .layer_norm = layer_norm,
-          .add = add_to,
-          .softcap = softcap,
-          .activate = activate,
-          .activate_gated = activate_gated,
-          .logsumexp = logsumexp,
-          .scores = scores,
-          .softmax = softmax,
-          .weigh = weigh};
-}
-
 }  // namespace
 }  // namespace miudo

@@ -1,12 +1,15 @@
-// The kernels for x86-64 with AVX-512 (F, BW, VL, DQ, VNNI); only this file is compiled for it. Read next: kernels/kernels.h.
+// The kernels for x86-64 with AVX-512 (F, BW, VL, DQ, VNNI); only this file is compiled for them.
 // The order of these includes matters: the kernels stand on the lanes.
-#include "kernels/simd_avx512.h"
+// Read next: kernels/kernels.h.
+#include "kernels/tile_avx512.h"
 //
 #include "kernels/matmul_inl.h"
 //
-#include "kernels/rows_inl.h"
+#include "kernels/vector_inl.h"
 //
 #include "kernels/attention_inl.h"
+//
+#include "kernels/table_inl.h"
 
 namespace miudo {
 

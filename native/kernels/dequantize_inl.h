@@ -1,7 +1,6 @@
 // Blocks of files to floats, bit for bit as miudo/formats/blocks.py: one product of scale and
 // small number, then at most one difference or sum, never fused.
 // Internal linkage: every including file gets its own copy, on the lanes that it includes before.
-// Read next: kernels/rows_inl.h.
 #pragma once
 
 #include <cstring>
@@ -20,7 +19,7 @@ constexpr float kFp4Values[] = {0.0f, 1.0f,  2.0f,  3.0f,  4.0f,  6.0f,  8.0f,  
 
 // Eight small numbers: those bits of eight bytes that `mask` has after a shift to the right.
 inline I8 plane(const std::uint8_t* p, std::size_t shift, int mask) {
-  return low_bits(shift_right(load_u8(p), static_cast<int>(shift)), mask);
+  return low_bits(shift_right(load_uint8(p), static_cast<int>(shift)), mask);
 }
 
 // What a type makes of eight numbers: (number - zero) * scale, or number * scale + offset.

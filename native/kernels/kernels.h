@@ -2,9 +2,8 @@
 // Every output element has one fixed order of accumulation that depends on the shapes alone,
 // never on how many rows or positions are computed together.
 // For: model/. Not for: threads (the caller splits tiles and rows) or memory.
-// Read next: kernels/matmul_inl.h, kernels/rows_inl.h, kernels/vector_inl.h and
-// kernels/attention_inl.h, which are compiled once per instruction set on top of
-// kernels/simd_*.h.
+// Read next: kernels/matmul_inl.h, kernels/vector_inl.h and kernels/attention_inl.h, which are
+// compiled once per instruction set on top of kernels/simd_*.h and kernels/tile_*.h.
 #pragma once
 
 #include <cstddef>
@@ -19,31 +18,48 @@ constexpr std::size_t kTilePositions = 32;  // keys and values are tiled by abso
 
 enum class Activation { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
 
-// n rows of activations [n, k]. `quants` [n, k] with `scales` [n, k / 32], or null for float.
+constexpr std::size_t kBlockRows = 8;
+
+// Places that a block of n positions takes: 1, 4 or 8.
+static constexpr std::size_t block_width(std::size_t n) {
+  return n <= 1 ? n : n <= 4 ? 4 : kBlockRows;
+}
+
+// Activations [n, k] as int8 with a scale for every group of 32 columns. Blocks of eight positions
+// follow each other; the last is as wide as block_width says. In a block lie, group by group, the
+// numbers [width][32]; likewise one scale, the sum of the group's numbers and that of its
+// first 16 a position.
+struct Quants {
+  std::int8_t* values = nullptr;
+  float* scales = nullptr;
+  std::int32_t *sums = nullptr, *first_sums = nullptr;
+};
+
+// n rows of activations [n, k]; `quants` for the int8 products alone.
 struct Rows {
   const float* x = nullptr;
   std::size_t stride = 0;  // floats from one row of x to the next
-  const std::int8_t* quants = nullptr;
-  const float* scales = nullptr;
+  Quants quants;
   std::size_t n = 0;
 };
 
 // out[i][r] = sum_c weight[r][c] * in[i][c] + bias[r] for the rows of tiles [begin, end).
-// `bias` is padded to whole tiles, or null. With `_add` the sum is added to what out holds.
+// `bias` is padded to whole tiles, or null.
 using Matmul = void (*)(const Packed& weight, const float* bias, const Rows& in, float* out,
                         std::size_t out_stride, std::size_t begin, std::size_t end);
 
 struct Kernels {
   Isa isa;
-  Matmul matmul_f32;        // F32 weights, float activations
-  Matmul matmul_f32_add;
-  Matmul matmul_q8_float;   // Q8_0 weights dequantised, float activations: the reference
-  Matmul matmul_q8_int8;    // Q8_0 weights, int8 activations
-  Matmul matmul_rows;       // weights of any type as they lie in files, float activations
+  // By DType. Float activations: with blocks dequantised this is the reference. Int8 activations:
+  // for blocks alone, null for floats.
+  Matmul matmul_float[kDTypes];
+  Matmul matmul_int8[kDTypes];
+  Matmul matmul_f32_add;  // the sum is added to what out holds
 
-  // Groups of 32: scale = max|x| / 127 rounded to float16, quant = x * (127 / max|x|) rounded
-  // half to even.
-  void (*quantize)(const float* x, std::size_t k, std::int8_t* quants, float* scales);
+  // Groups [begin, end) of row `row` of n, x [k]: scale = max|x| / 127 rounded to float16,
+  // number = x * (127 / max|x|) rounded half to even.
+  void (*quantize)(const float* x, std::size_t k, std::size_t begin, std::size_t end,
+                   std::size_t row, std::size_t n, const Quants& to);
 
   void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* out);
   // `bias` may be null.
@@ -53,7 +69,10 @@ struct Kernels {
   void (*softcap)(float* x, float cap, std::size_t n);                // x = cap * tanh(x / cap)
   void (*activate)(Activation kind, float* x, std::size_t n);
   void (*activate_gated)(Activation kind, float* gate, const float* up, std::size_t n);
-  double (*logsumexp)(const float* x, std::size_t n);
+  // Where the greatest of x is: the first of equals, NaN never; 0 if all are NaN.
+  std::size_t (*argmax)(const float* x, std::size_t n);
+  // The sum of e^(x - top), NaN if any x is; for the few hundred numbers that float lanes can sum.
+  double (*sum_exp)(const float* x, std::size_t n, float top);
 
   // scores[i][j] = q[i] . keys[., j] for one tile of 32 positions, keys [head_dim][32].
   void (*scores)(const float* q, std::size_t q_stride, std::size_t rows, std::size_t head_dim,

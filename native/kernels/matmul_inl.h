@@ -1,157 +1,228 @@
 // Matrix products on packed tiles. Compiled once per instruction set; see kernels.h.
 // One accumulator an output element, columns ascending, whatever the number N of positions
-// that share a weight load. Internal linkage: every including file gets its own copy.
+// that share a weight load. Products and sums of the int8 path are not fused, so that every
+// instruction set, and NumPy, gives the same bits. Internal linkage: every including file gets its
+// own copy.
 #pragma once
 
+#include <utility>
+
 #include "kernels/kernels.h"
+#include "kernels/unpack_inl.h"
 
 namespace miudo {
 namespace {
 
-// N positions against the 16 rows of a tile.
-template <int N>
-struct Sums {
-  F8 acc[N][2];
-  Sums() {
-    for (auto& row : acc) row[0] = row[1] = set1(0.0f);
+// Floats, against N positions; `Load` widens 16 numbers of `kBytes` each.
+template <DType kType, int N>
+inline void multiply_floats(const Packed& w, std::size_t tile, const Rows& in, std::size_t at,
+                            Wide (&acc)[N]) {
+  constexpr std::size_t kStep = kTileRows * kBlocks[static_cast<std::size_t>(kType)].bytes;
+  const std::uint8_t* p = w.data + tile * w.tile_bytes;
+  const float* x = in.x + at * in.stride;
+  for (std::size_t c = 0; c < w.cols; ++c, p += kStep) {
+    Wide weight;
+    if constexpr (kType == DType::kF32) weight = wide_floats(p);
+    if constexpr (kType == DType::kF16) weight = wide_half(p);
+    if constexpr (kType == DType::kBF16) weight = wide_bfloat(p);
+    for (int i = 0; i < N; ++i) {
+      acc[i] = fma(weight, wide(x[static_cast<std::size_t>(i) * in.stride + c]), acc[i]);
+    }
   }
+}
+
+// One byte of every lane of a quad, dequantised.
+template <DType kType, int kByte>
+inline Wide value_of(const Bytes64& q, const GroupScales<kType>& s, int part) {
+  constexpr Format f = format_of(kType);
+  if constexpr (values_of(f) == Values::kSigned) {
+    return mul(wide_byte<kByte, true>(q), s.scale[part]);
+  } else {
+    const Wide number = wide_byte<kByte, false>(q);
+    if constexpr (f.zero != 0) return mul(sub(number, wide(f.zero)), s.scale[part]);
+    return add(mul(number, s.scale[part]), s.offset[part]);
+  }
+}
+
+template <DType kType, int kQuad, int N>
+inline void multiply_quad(const std::uint8_t* p, const GroupScales<kType>& s, const float* x,
+                          std::size_t stride, Wide (&acc)[N]) {
+  const int part = kQuad / 4 * (GroupScales<kType>::kParts - 1);
+  const Bytes64 q = quad<kType, kQuad>(p);
+  const Wide values[] = {value_of<kType, 0>(q, s, part), value_of<kType, 1>(q, s, part),
+                         value_of<kType, 2>(q, s, part), value_of<kType, 3>(q, s, part)};
+  for (int i = 0; i < N; ++i) {
+    for (int c = 0; c < 4; ++c) {
+      acc[i] = fma(values[c], wide(x[static_cast<std::size_t>(i) * stride + 4 * kQuad + c]), acc[i]);
+    }
+  }
+}
+
+// Blocks dequantised, float activations: the reference.
+template <DType kType, int N>
+inline void multiply_dequantised(const Packed& w, std::size_t tile, const Rows& in, std::size_t at,
+                                 Wide (&acc)[N]) {
+  constexpr TileLayout layout(format_of(kType));
+  const std::uint8_t* data = w.data + tile * w.tile_bytes;
+  const float* x = in.x + at * in.stride;
+  for (std::size_t g = 0; g < w.cols / kGroup; ++g, x += kGroup) {
+    const GroupScales<kType> s(data, g);
+    const std::uint8_t* p = data + layout.group_at(g);
+    [&]<int... kQuad>(std::integer_sequence<int, kQuad...>) {
+      (multiply_quad<kType, kQuad>(p, s, x, in.stride, acc), ...);
+    }(std::make_integer_sequence<int, kQuads>());
+  }
+}
+
+// Where N positions of one block of eight lie.
+struct Place {
+  const std::int8_t* values;
+  const float* scales;
+  const std::int32_t *sums, *first_sums;
+  std::size_t width;  // positions from one group to the next
 };
 
-template <int N>
-inline void multiply_f32(const Packed& w, std::size_t tile, const Rows& in, std::size_t at,
-                         Sums<N>& sums) {
-  // The buffer is aligned and its tiles are whole floats.
-  const float* p = reinterpret_cast<const float*>(w.data + tile * w.tile_bytes);
-  const float* x = in.x + at * in.stride;
-  for (std::size_t c = 0; c < w.cols; ++c, p += kTileRows) {
-    const F8 low = load(p), high = load(p + 8);
-    for (int i = 0; i < N; ++i) {
-      const F8 b = set1(x[static_cast<std::size_t>(i) * in.stride + c]);
-      sums.acc[i][0] = fma(low, b, sums.acc[i][0]);
-      sums.acc[i][1] = fma(high, b, sums.acc[i][1]);
-    }
-  }
-}
+constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 
-template <int kByte, int N>
-inline void multiply_byte(const Bytes32& low, const Bytes32& high, F8 scale_low, F8 scale_high,
-                          const float* x, std::size_t stride, Sums<N>& sums) {
-  const F8 w_low = mul(byte_of_lanes<kByte>(low), scale_low);
-  const F8 w_high = mul(byte_of_lanes<kByte>(high), scale_high);
-  for (int i = 0; i < N; ++i) {
-    const F8 b = set1(x[static_cast<std::size_t>(i) * stride + kByte]);
-    sums.acc[i][0] = fma(w_low, b, sums.acc[i][0]);
-    sums.acc[i][1] = fma(w_high, b, sums.acc[i][1]);
-  }
-}
-
-template <int N>
-inline void multiply_q8_float(const Packed& w, std::size_t tile, const Rows& in,
-                              std::size_t at, Sums<N>& sums) {
-  const std::size_t groups = w.cols / kGroup;
-  const std::uint8_t* p = w.data + tile * w.tile_bytes;
-  const float* x = in.x + at * in.stride;
-  for (std::size_t g = 0; g < groups; ++g, p += kGroupBytes) {
-    const F8 s0 = load_half(p), s1 = load_half(p + 16);
-    for (std::size_t v = 0; v < kGroup / 4; ++v) {
-      const Bytes32 low = load_bytes(p + 32 + 64 * v), high = load_bytes(p + 64 + 64 * v);
-      const float* xv = x + g * kGroup + 4 * v;
-      multiply_byte<0>(low, high, s0, s1, xv, in.stride, sums);
-      multiply_byte<1>(low, high, s0, s1, xv, in.stride, sums);
-      multiply_byte<2>(low, high, s0, s1, xv, in.stride, sums);
-      multiply_byte<3>(low, high, s0, s1, xv, in.stride, sums);
-    }
-  }
-}
-
-template <int N>
-inline void multiply_q8_int8(const Packed& w, std::size_t tile, const Rows& in,
-                             std::size_t at, Sums<N>& sums) {
-  const std::size_t groups = w.cols / kGroup;
-  const std::uint8_t* p = w.data + tile * w.tile_bytes;
-  const std::int8_t* x = in.quants + at * w.cols;
-  const float* sx = in.scales + at * groups;
-  for (std::size_t g = 0; g < groups; ++g, p += kGroupBytes) {
-    I8 dots[N][2];
-    for (auto& row : dots) row[0] = row[1] = zero_int();
-    for (std::size_t v = 0; v < kGroup / 4; ++v) {
-      const Bytes32 low = load_bytes(p + 32 + 64 * v), high = load_bytes(p + 64 + 64 * v);
+// The part of a group that shares a scale: adds (numbers - zero) * x * both scales, and offsets.
+template <DType kType, int kPart, int N>
+inline void multiply_part(const std::uint8_t* p, const GroupScales<kType>& s, const Place& x,
+                          Wide (&acc)[N]) {
+  constexpr Format f = format_of(kType);
+  constexpr Values kValues = values_of(f);
+  constexpr int kParts = GroupScales<kType>::kParts;
+  constexpr int kZero = f.zero + Dots<kValues>::kExcess;
+  Dots<kValues> dots[N];
+  [&]<int... kStep>(std::integer_sequence<int, kStep...>) {
+    const auto add_quad = [&]<int kQuad>(std::integral_constant<int, kQuad>) {
+      const Factor<kValues> factor(quad<kType, kQuad>(p));
       for (int i = 0; i < N; ++i) {
-        const std::int8_t* four = x + static_cast<std::size_t>(i) * w.cols + g * kGroup + 4 * v;
-        dots[i][0] = dot4(dots[i][0], low, four);
-        dots[i][1] = dot4(dots[i][1], high, four);
+        dots[i].add(factor, x.values + static_cast<std::size_t>(i) * kGroup + 4 * kQuad);
       }
+    };
+    (add_quad(std::integral_constant<int, 8 / kParts * kPart + kStep>()), ...);
+  }(std::make_integer_sequence<int, 8 / kParts>());
+  for (int i = 0; i < N; ++i) {
+    WideInt sum = whole(x.sums[i]);
+    if constexpr (kParts == 2) {
+      const WideInt first = whole(x.first_sums[i]);
+      sum = kPart == 0 ? first : sub(sum, first);
     }
-    // Multiply and add, not fused: NumPy can say the same bits.
-    const F8 s0 = load_half(p), s1 = load_half(p + 16);
-    for (int i = 0; i < N; ++i) {
-      const F8 s = set1(sx[static_cast<std::size_t>(i) * groups + g]);
-      sums.acc[i][0] = add(sums.acc[i][0], mul(to_floats(dots[i][0]), mul(s0, s)));
-      sums.acc[i][1] = add(sums.acc[i][1], mul(to_floats(dots[i][1]), mul(s1, s)));
+    WideInt total = dots[i].total();
+    if constexpr (kZero != 0) total = sub(total, shift_left<log2_of(kZero)>(sum));
+    const Wide scale = wide(x.scales[i]);
+    acc[i] = add(acc[i], mul(to_wide(total), mul(s.scale[kPart], scale)));
+    if constexpr (GroupScales<kType>::kOffsets) {
+      acc[i] = add(acc[i], mul(s.offset[kPart], mul(to_wide(sum), scale)));
     }
   }
 }
 
-enum class Kind { kF32, kF32Add, kQ8Float, kQ8Int8 };
-
-template <Kind kKind>
-constexpr bool kIsF32 = kKind == Kind::kF32 || kKind == Kind::kF32Add;
-
-// Adds what `from` holds for the first `rows` rows of a tile.
-inline void add_held(const float* from, std::size_t rows, F8& low, F8& high) {
-  float held[kTileRows] = {};
-  std::memcpy(held, from, rows * sizeof(float));
-  low = add(load(held), low);
-  high = add(load(held + 8), high);
+// Blocks, int8 activations.
+template <DType kType, int N>
+inline void multiply_int8(const Packed& w, std::size_t tile, Place x, Wide (&acc)[N]) {
+  constexpr TileLayout layout(format_of(kType));
+  const std::uint8_t* data = w.data + tile * w.tile_bytes;
+  for (std::size_t g = 0; g < w.cols / kGroup; ++g) {
+    const GroupScales<kType> s(data, g);
+    const std::uint8_t* p = data + layout.group_at(g);
+    multiply_part<kType, 0>(p, s, x, acc);
+    if constexpr (GroupScales<kType>::kParts == 2) multiply_part<kType, 1>(p, s, x, acc);
+    x.values += x.width * kGroup;
+    x.scales += x.width;
+    x.sums += x.width;
+    x.first_sums += x.width;
+  }
 }
 
-template <Kind kKind, int N>
-void block(const Packed& w, const float* bias, const Rows& in, std::size_t at, float* out,
-           std::size_t out_stride, std::size_t tile) {
-  Sums<N> sums;
-  if constexpr (kIsF32<kKind>) multiply_f32<N>(w, tile, in, at, sums);
-  if constexpr (kKind == Kind::kQ8Float) multiply_q8_float<N>(w, tile, in, at, sums);
-  if constexpr (kKind == Kind::kQ8Int8) multiply_q8_int8<N>(w, tile, in, at, sums);
+// Writes the sums of `n` of N positions for the rows of a tile, with the bias, or added to out.
+template <bool kAdd, int N>
+inline void finish(const Packed& w, std::size_t tile, const float* bias, Wide (&acc)[N], int n,
+                   float* out, std::size_t stride) {
   const std::size_t row = tile * kTileRows;
   const std::size_t rows = w.rows - row < kTileRows ? w.rows - row : kTileRows;
-  for (int i = 0; i < N; ++i) {
-    if (bias != nullptr) {
-      sums.acc[i][0] = add(sums.acc[i][0], load(bias + row));
-      sums.acc[i][1] = add(sums.acc[i][1], load(bias + row + 8));
-    }
-    float* to = out + (at + static_cast<std::size_t>(i)) * out_stride + row;
-    if constexpr (kKind == Kind::kF32Add) add_held(to, rows, sums.acc[i][0], sums.acc[i][1]);
+  for (int i = 0; i < N && i < n; ++i) {
+    if (bias != nullptr) acc[i] = add(acc[i], load_wide(bias + row));
+    float* to = out + static_cast<std::size_t>(i) * stride + row;
     if (rows == kTileRows) {
-      store(to, sums.acc[i][0]);
-      store(to + 8, sums.acc[i][1]);
-    } else {
-      float last[kTileRows];
-      store(last, sums.acc[i][0]);
-      store(last + 8, sums.acc[i][1]);
-      std::memcpy(to, last, rows * sizeof(float));
+      if constexpr (kAdd) acc[i] = add(load_wide(to), acc[i]);
+      store_wide(to, acc[i]);
+      continue;
     }
+    float last[kTileRows] = {};
+    std::memcpy(last, to, rows * sizeof(float));
+    if constexpr (kAdd) acc[i] = add(load_wide(last), acc[i]);
+    store_wide(last, acc[i]);
+    std::memcpy(to, last, rows * sizeof(float));
   }
 }
 
-// The most positions whose accumulators stay in 16 vector registers.
-template <Kind kKind>
-constexpr int kMost = kIsF32<kKind> ? 6 : 4;
+template <DType kType, bool kAdd, int N>
+void float_block(const Packed& w, const float* bias, const Rows& in, std::size_t at, float* out,
+                 std::size_t stride, std::size_t tile) {
+  Wide acc[N];
+  for (Wide& a : acc) a = wide(0.0f);
+  if constexpr (is_float(kType)) {
+    multiply_floats<kType>(w, tile, in, at, acc);
+  } else {
+    multiply_dequantised<kType>(w, tile, in, at, acc);
+  }
+  finish<kAdd>(w, tile, bias, acc, N, out + at * stride, stride);
+}
 
-template <Kind kKind>
-void matmul(const Packed& w, const float* bias, const Rows& in, float* out,
-            std::size_t stride, std::size_t begin, std::size_t end) {
+template <DType kType, bool kAdd>
+void matmul_float(const Packed& w, const float* bias, const Rows& in, float* out,
+                  std::size_t stride, std::size_t begin, std::size_t end) {
   for (std::size_t tile = begin; tile < end; ++tile) {
     std::size_t at = 0;
-    for (; at + kMost<kKind> <= in.n; at += kMost<kKind>) {
-      block<kKind, kMost<kKind>>(w, bias, in, at, out, stride, tile);
+    for (; at + kFloatRows <= in.n; at += kFloatRows) {
+      float_block<kType, kAdd, kFloatRows>(w, bias, in, at, out, stride, tile);
     }
-    switch (in.n - at) {
-      case 5: block<kKind, 5>(w, bias, in, at, out, stride, tile); break;
-      case 4: block<kKind, 4>(w, bias, in, at, out, stride, tile); break;
-      case 3: block<kKind, 3>(w, bias, in, at, out, stride, tile); break;
-      case 2: block<kKind, 2>(w, bias, in, at, out, stride, tile); break;
-      case 1: block<kKind, 1>(w, bias, in, at, out, stride, tile); break;
-      default: break;
+    for (; at < in.n; ++at) float_block<kType, kAdd, 1>(w, bias, in, at, out, stride, tile);
+  }
+}
+
+// A block of eight positions, or the last, whose width is 1, 4 or 8; `n` of them are real.
+template <DType kType, int N>
+void int8_block(const Packed& w, const float* bias, const Place& x, std::size_t n, float* out,
+                std::size_t stride, std::size_t tile) {
+  for (std::size_t at = 0; at < n; at += N) {
+    const Place part{x.values + at * kGroup, x.scales + at, x.sums + at, x.first_sums + at, x.width};
+    Wide acc[N];
+    for (Wide& a : acc) a = wide(0.0f);
+    multiply_int8<kType>(w, tile, part, acc);
+    const std::size_t left = n - at;
+    finish<false>(w, tile, bias, acc, left < N ? static_cast<int>(left) : N, out + at * stride,
+                  stride);
+  }
+}
+
+// Bytes of activations that stay in the second-level cache beside a tile.
+constexpr std::size_t kNearBytes = 384 * 1024;
+
+template <DType kType>
+void matmul_int8(const Packed& w, const float* bias, const Rows& in, float* out,
+                 std::size_t stride, std::size_t begin, std::size_t end) {
+  const std::size_t k = w.cols, groups = k / kGroup;
+  const std::size_t near = kNearBytes / (kBlockRows * k);
+  const std::size_t blocks = (in.n + kBlockRows - 1) / kBlockRows, step = near == 0 ? 1 : near;
+  for (std::size_t first = 0; first < blocks; first += step) {
+    const std::size_t last = first + step < blocks ? first + step : blocks;
+    for (std::size_t tile = begin; tile < end; ++tile) {
+      for (std::size_t b = first; b < last; ++b) {
+        const std::size_t at = b * kBlockRows, n = in.n - at < kBlockRows ? in.n - at : kBlockRows;
+        const std::size_t width = block_width(n);
+        const Place x{in.quants.values + at * k, in.quants.scales + at * groups,
+                      in.quants.sums + at * groups, in.quants.first_sums + at * groups, width};
+        float* to = out + at * stride;
+        if (width == 1) {
+          int8_block<kType, 1>(w, bias, x, n, to, stride, tile);
+        } else if (width == 4 || kInt8Rows == 4) {
+          int8_block<kType, 4>(w, bias, x, n, to, stride, tile);
+        } else {
+          int8_block<kType, kInt8Rows>(w, bias, x, n, to, stride, tile);
+        }
+      }
     }
   }
 }

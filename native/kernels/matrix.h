@@ -11,8 +11,6 @@
 
 namespace miudo {
 
-enum class Packing { kF32, kQ8, kRows };
-
 // Bytes of `rows` rows of `cols` values; 0 if cols are no whole blocks of `type`.
 std::size_t stored_bytes(DType type, std::size_t rows, std::size_t cols);
 
@@ -22,25 +20,30 @@ void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* o
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // `bytes` holds stored_bytes(type, rows, cols) bytes, row after row; no number is changed.
-  PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes);
+  // Space for a matrix; pack() fills it.
+  PackedMatrix(DType type, std::size_t rows, std::size_t cols);
+  // `bytes` holds stored_bytes(type, rows, cols) bytes, row after row.
+  PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes)
+      : PackedMatrix(type, rows, cols) {
+    pack(bytes, 0, tiles());
+  }
+
+  // Fills the tiles [begin, end) from the rows of the whole matrix; no number is changed. Tiles
+  // may be packed from several threads.
+  void pack(const std::uint8_t* bytes, std::size_t begin, std::size_t end);
 
   const Packed& view() const { return view_; }
+  DType type() const { return view_.type; }
   std::size_t rows() const { return view_.rows; }
   std::size_t cols() const { return view_.cols; }
   std::size_t tiles() const { return (view_.rows + kTileRows - 1) / kTileRows; }
-  Packing packing() const { return packing_; }
   std::size_t size_bytes() const { return data_.size(); }
 
   // Writes the dequantised row [cols].
   void read_row(std::size_t row, float* out) const;
 
  private:
-  void pack_f32(const std::uint8_t* bytes);
-  void pack_q8(const std::uint8_t* bytes);
-
   Packed view_;
-  Packing packing_ = Packing::kF32;
   Buffer<std::uint8_t> data_;
 };
 

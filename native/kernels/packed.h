@@ -1,12 +1,19 @@
 // How a weight matrix [rows, cols] lies in memory for the kernels: tiles of 16 rows, one lane a
-// row, so that a thread reads one sequential stream.
-//   F32:  tile = cols x 16 floats.
-//   Q8:   tile = groups of 32 columns; a group = 16 half scales, then 8 quads of 16 rows x 4
-//         int8 (4 consecutive columns of one row side by side): 544 bytes.
-//   Rows: tile = 16 rows as they lie in a file, one after the other; every other type.
+// row, so that a thread reads one sequential stream, with scales beside the numbers they scale.
+//   F32, F16, BF16: a tile is cols x 16 numbers.
+//   Blocks of files (Q8_0, Q4_0, Q4_K ...): a tile is a run of groups of 32 columns, two by two:
+//     [scales of both groups][numbers of the first][numbers of the second], on cache lines.
+//     Where 256 columns share scales of scales, these come before each four pairs.
+//   A group's numbers are planes of bits, 16 rows x 4 bytes a cache line. A quad is 4 consecutive
+//   columns of the 16 rows; a group has 8. Of numbers of
+//     8 bits: a line a quad;
+//     4 bits: 4 lines, quad v in the low halves of line v % 4 or, from v = 4 on, the high halves;
+//     2 bits: 2 lines, quad v in bits 2 (v % 4) and up of line v / 4;
+//     1 bit:  1 line, quad v in bit v.
+//   Numbers of 3, 5 and 6 bits are a plane of 2, 4 and 4 low bits, then one of 1, 1 and 2 high ones.
 // Rows that fill up the last tile are zero.
 // Plain data only: kernel files are compiled for newer processors, and an inline function that
-// they shared with other files could be linked into those.
+// they shared with other files could be linked into those. (constexpr ones are static here.)
 // Read next: kernels/matmul_inl.h.
 #pragma once
 
@@ -16,8 +23,10 @@
 namespace miudo {
 
 constexpr std::size_t kTileRows = 16;
-constexpr std::size_t kGroup = 32;  // columns that share a scale in Q8_0
-constexpr std::size_t kGroupBytes = kTileRows * 2 + kTileRows * kGroup;
+constexpr std::size_t kGroup = 32;    // columns that share a scale
+constexpr std::size_t kQuads = 8;     // of 4 columns, in a group
+constexpr std::size_t kLine = 64;     // bytes: 16 rows x 4
+constexpr std::size_t kSuperGroups = 8;     // groups that share scales of scales
 
 // How numbers lie in files; the values are those of miudo.h.
 enum class DType : int {
@@ -35,6 +44,76 @@ constexpr BlockShape kBlocks[] = {{1, 4},     {1, 2},     {1, 2},     {32, 34},
                                   {256, 84},  {256, 110}, {256, 144}, {256, 176},
                                   {256, 210}, {32, 18},   {256, 136}, {32, 17}};
 constexpr std::int32_t kDTypes = sizeof(kBlocks) / sizeof(kBlocks[0]);
+
+enum class Scales {
+  kNone,             // floats have none
+  kHalf,             // float16 a group
+  kBfloat,           // bfloat16 a group: powers of two that float16 has not
+  kHalfOffset,       // float16 and an offset in float16, a group
+  kSuper,            // float16 for 256 columns times int8 for 16
+  kSuperOffset,      // the same for scales and offsets, uint8 for 32
+  kSuperHalfOffset,  // the same, 4 bits each for 16
+};
+
+// What stored numbers mean: (number - zero) * scale + offset, or table[number] * scale.
+struct Format {
+  int bits;  // 0: floats
+  Scales scales;
+  int zero;
+  const std::int8_t* table;
+};
+
+constexpr std::int8_t kIq4Table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                       1,    13,   25,  38,  53,  69,  89,  113};
+constexpr std::int8_t kFp4Table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+// By DType. Numbers of 8 bits are signed, of fewer not.
+constexpr Format kFormats[] = {{0, Scales::kNone, 0, nullptr},
+                               {0, Scales::kNone, 0, nullptr},
+                               {0, Scales::kNone, 0, nullptr},
+                               {8, Scales::kHalf, 0, nullptr},               // Q8_0
+                               {4, Scales::kHalf, 8, nullptr},               // Q4_0
+                               {4, Scales::kHalfOffset, 0, nullptr},         // Q4_1
+                               {5, Scales::kHalf, 16, nullptr},              // Q5_0
+                               {5, Scales::kHalfOffset, 0, nullptr},         // Q5_1
+                               {2, Scales::kSuperHalfOffset, 0, nullptr},    // Q2_K
+                               {3, Scales::kSuper, 4, nullptr},              // Q3_K
+                               {4, Scales::kSuperOffset, 0, nullptr},        // Q4_K
+                               {5, Scales::kSuperOffset, 0, nullptr},        // Q5_K
+                               {6, Scales::kSuper, 32, nullptr},             // Q6_K
+                               {4, Scales::kHalf, 0, kIq4Table},             // IQ4_NL
+                               {4, Scales::kSuper, 0, kIq4Table},            // IQ4_XS
+                               {4, Scales::kBfloat, 0, kFp4Table}};          // MXFP4
+
+static constexpr const Format& format_of(DType type) {
+  return kFormats[static_cast<std::size_t>(type)];
+}
+
+static constexpr bool is_float(DType type) { return format_of(type).bits == 0; }
+
+// Offsets in a tile, in bytes.
+struct TileLayout {
+  std::size_t group, pair_header, super_header;
+
+  constexpr explicit TileLayout(const Format& f)
+      : group(static_cast<std::size_t>(f.bits) * kLine),
+        pair_header(f.scales == Scales::kHalfOffset ? 2 * kLine : kLine),
+        super_header(f.scales >= Scales::kSuper ? kLine : 0) {}
+
+  constexpr std::size_t pair() const { return pair_header + 2 * group; }
+  constexpr std::size_t super() const { return super_header + kSuperGroups / 2 * pair(); }
+  // The header of a group's super block, and of its pair; and the group's numbers.
+  constexpr std::size_t super_at(std::size_t g) const { return g / kSuperGroups * super(); }
+  constexpr std::size_t pair_at(std::size_t g) const {
+    return super_at(g) + super_header + g % kSuperGroups / 2 * pair();
+  }
+  constexpr std::size_t group_at(std::size_t g) const {
+    return pair_at(g) + pair_header + g % 2 * group;
+  }
+  constexpr std::size_t size(std::size_t groups) const {
+    return groups == 0 ? 0 : group_at(groups - 1) + group;
+  }
+};
 
 struct Packed {
   const std::uint8_t* data = nullptr;

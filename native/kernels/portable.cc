@@ -1,12 +1,15 @@
-// The kernels for any processor. Read next: kernels/kernels.h.
+// The kernels for any processor.
 // The order of these includes matters: the kernels stand on the lanes.
-#include "kernels/simd_portable.h"
+// Read next: kernels/kernels.h.
+#include "kernels/tile_portable.h"
 //
 #include "kernels/matmul_inl.h"
 //
-#include "kernels/rows_inl.h"
+#include "kernels/vector_inl.h"
 //
 #include "kernels/attention_inl.h"
+//
+#include "kernels/table_inl.h"
 
 namespace miudo {
 

@@ -19,10 +19,6 @@ struct I8 {
   __m256i v;
 };
 
-struct Bytes32 {
-  __m256i b, magnitude;
-};
-
 inline F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline void store(float* p, F8 v) { _mm256_storeu_ps(p, v.v); }
 inline F8 set1(float x) { return {_mm256_set1_ps(x)}; }
@@ -33,6 +29,7 @@ inline F8 div(F8 a, F8 b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F8 max(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F8 min(F8 a, F8 b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F8 negate(F8 a) { return {_mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f))}; }
 inline F8 abs(F8 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 
 inline F8 pow2_of_magic(F8 magic) {
@@ -61,42 +58,23 @@ inline void store_int8(std::int8_t* p, F8 v) {
   std::memcpy(p, &bytes, 8);
 }
 
-inline Bytes32 load_bytes(const std::uint8_t* p) {
-  __m256i b;
-  std::memcpy(&b, p, 32);
-  return {b, _mm256_abs_epi8(b)};
+inline I8 set1_int(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
+inline I8 sub(I8 a, I8 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+template <int kBits>
+inline I8 shift_left(I8 a) {
+  return {_mm256_slli_epi32(a.v, kBits)};
 }
-inline I8 zero_int() { return {_mm256_setzero_si256()}; }
-// |w| is taken as unsigned and x carries the sign: 2 * 128 * 127 fits the 16-bit pair sums, and
-// w = -128 (which foreign files may hold) stays right.
-inline I8 dot4(I8 acc, const Bytes32& w, const std::int8_t* x) {
-  std::int32_t four;
-  std::memcpy(&four, x, 4);
-  const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(four), w.b);
-  const __m256i pairs = _mm256_maddubs_epi16(w.magnitude, signed_x);
-  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
-}
-inline I8 load_u8(const std::uint8_t* p) {
+inline I8 load_uint8(const std::uint8_t* p) {
   std::int64_t bytes;
   std::memcpy(&bytes, p, 8);
   return {_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes))};
 }
-inline I8 shift_right(I8 a, int bits) { return {_mm256_srl_epi32(a.v, _mm_cvtsi32_si128(bits))}; }
-inline I8 low_bits(I8 a, int mask) { return {_mm256_and_si256(a.v, _mm256_set1_epi32(mask))}; }
-inline I8 with_high(I8 low, I8 high, int bits) {
-  return {_mm256_or_si256(low.v, _mm256_sll_epi32(high.v, _mm_cvtsi32_si128(bits)))};
+inline I8 load_int8(const std::uint8_t* p) {
+  std::int64_t bytes;
+  std::memcpy(&bytes, p, 8);
+  return {_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes))};
 }
-inline I8 bits_of(std::uint8_t byte) {
-  const __m256i all = _mm256_set1_epi32(byte);
-  const __m256i each = _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  return {_mm256_and_si256(each, _mm256_set1_epi32(1))};
-}
-inline F8 to_floats(const I8& v) { return {_mm256_cvtepi32_ps(v.v)}; }
-template <int kByte>
-inline F8 byte_of_lanes(const Bytes32& w) {
-  const __m256i top = _mm256_slli_epi32(w.b, 24 - 8 * kByte);
-  return {_mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24))};
-}
+inline F8 to_floats(I8 v) { return {_mm256_cvtepi32_ps(v.v)}; }
 
 }  // namespace
 }  // namespace miudo

@@ -23,10 +23,6 @@ struct I8 {
   std::int32_t lane[8];
 };
 
-struct Bytes32 {  // 8 lanes of 4 int8
-  std::int8_t b[32];
-};
-
 inline F8 load(const float* p) {
   F8 v;
   std::memcpy(&v, p, sizeof(v));
@@ -59,6 +55,7 @@ inline F8 fma(F8 a, F8 b, F8 c) {
 // As the x86 instructions: the second operand where either is NaN.
 inline F8 max(F8 a, F8 b) { return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi}; }
 inline F8 min(F8 a, F8 b) { return {a.lo < b.lo ? a.lo : b.lo, a.hi < b.hi ? a.hi : b.hi}; }
+inline F8 negate(F8 a) { return {-a.lo, -a.hi}; }
 inline F8 abs(F8 a) { return {(V4)((I4)a.lo & 0x7FFFFFFF), (V4)((I4)a.hi & 0x7FFFFFFF)}; }
 
 // 2^n, where magic = 1.5 * 2^23 + n: the low bits of the sum are n itself.
@@ -93,22 +90,18 @@ inline void store_int8(std::int8_t* p, F8 v) {
   for (std::size_t i = 0; i < 8; ++i) p[i] = static_cast<std::int8_t>(in[i]);
 }
 
-inline Bytes32 load_bytes(const std::uint8_t* p) {
-  Bytes32 b;
-  std::memcpy(b.b, p, 32);
-  return b;
+inline I8 set1_int(std::int32_t x) { return {{x, x, x, x, x, x, x, x}}; }
+inline I8 sub(I8 a, const I8& b) {
+  for (std::size_t i = 0; i < 8; ++i) a.lane[i] -= b.lane[i];
+  return a;
 }
-inline I8 zero_int() { return {}; }
-// acc[lane] += dot product of the lane's 4 bytes with the 4 bytes at x; |x| <= 127.
-inline I8 dot4(I8 acc, const Bytes32& w, const std::int8_t* x) {
-  for (std::size_t i = 0; i < 8; ++i) {
-    acc.lane[i] += w.b[4 * i] * x[0] + w.b[4 * i + 1] * x[1] + w.b[4 * i + 2] * x[2] +
-                   w.b[4 * i + 3] * x[3];
-  }
-  return acc;
+template <int kBits>
+inline I8 shift_left(I8 a) {
+  for (std::int32_t& lane : a.lane) lane *= 1 << kBits;
+  return a;
 }
 // Eight bytes as numbers from 0 to 255, and what their bits say.
-inline I8 load_u8(const std::uint8_t* p) {
+inline I8 load_uint8(const std::uint8_t* p) {
   I8 out;
   for (std::size_t i = 0; i < 8; ++i) out.lane[i] = p[i];
   return out;
@@ -136,11 +129,10 @@ inline F8 to_floats(const I8& v) {
   for (std::size_t i = 0; i < 8; ++i) out[i] = static_cast<float>(v.lane[i]);
   return load(out);
 }
-template <int kByte>
-inline F8 byte_of_lanes(const Bytes32& w) {
-  float out[8];
-  for (std::size_t i = 0; i < 8; ++i) out[i] = static_cast<float>(w.b[4 * i + kByte]);
-  return load(out);
+inline I8 load_int8(const std::uint8_t* p) {
+  I8 out;
+  for (std::size_t i = 0; i < 8; ++i) out.lane[i] = static_cast<std::int8_t>(p[i]);
+  return out;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "kernels/kernels.h"
 
@@ -160,46 +161,67 @@ inline float half_scale(float scale) {
   return rounded < 65504.0f ? rounded : 65504.0f;
 }
 
-// As ggml's quantize_row_q8_0 on x86, step by step: what llama.cpp multiplies with.
-void quantize(const float* x, std::size_t k, std::int8_t* quants, float* scales) {
-  for (std::size_t g = 0; g < k / kGroup; ++g, x += kGroup, quants += kGroup) {
-    F8 most = set1(0.0f), poison = set1(0.0f);
-    for (std::size_t i = 0; i < kGroup; i += 8) {
-      most = max(abs(load(x + i)), most);
-      poison = fma(load(x + i), set1(0.0f), poison);
+// 32 numbers as ggml's quantize_row_q8_0 rounds them on x86, step by step: what llama.cpp
+// multiplies with. Returns their scale.
+inline float quantize_group(const float* x, std::int8_t* values) {
+  F8 most = set1(0.0f), poison = set1(0.0f);
+  for (std::size_t i = 0; i < kGroup; i += 8) {
+    most = max(abs(load(x + i)), most);
+    poison = fma(load(x + i), set1(0.0f), poison);
+  }
+  const float greatest = max_lanes(most);
+  const float scale = half_scale(greatest / 127.0f);
+  // A scale of 0 (all zero, or too small for float16) gives zeros; its inverse may overflow.
+  const F8 inverse = set1(scale > 0.0f ? 127.0f / greatest : 0.0f);
+  for (std::size_t i = 0; i < kGroup; i += 8) {
+    const F8 steps = mul(load(x + i), inverse);
+    const F8 held = min(max(steps, set1(-127.0f)), set1(127.0f));
+    store_int8(values + i, sub(add(held, set1(kRoundMagic)), set1(kRoundMagic)));
+  }
+  // Bytes cannot hold NaN: the scale carries it, or a broken model would give numbers.
+  return scale + sum_lanes(poison);
+}
+
+void quantize(const float* x, std::size_t k, std::size_t begin, std::size_t end, std::size_t row,
+              std::size_t n, const Quants& to) {
+  const std::size_t start = row / kBlockRows * kBlockRows, groups = k / kGroup;
+  const std::size_t width = block_width(n - start < kBlockRows ? n - start : kBlockRows);
+  for (std::size_t g = begin; g < end; ++g) {
+    const std::size_t at = start * groups + g * width + row - start;
+    std::int8_t* values = to.values + at * kGroup;
+    to.scales[at] = quantize_group(x + g * kGroup, values);
+    std::int32_t first = 0, second = 0;
+    for (std::size_t i = 0; i < kGroup / 2; ++i) {
+      first += values[i];
+      second += values[i + kGroup / 2];
     }
-    const float greatest = max_lanes(most);
-    const float scale = half_scale(greatest / 127.0f);
-    // Bytes cannot hold NaN: the scale carries it, or a broken model would give numbers.
-    scales[g] = scale + sum_lanes(poison);
-    // A scale of 0 (all zero, or too small for float16) gives zeros; its inverse may overflow.
-    const F8 inverse = set1(scale > 0.0f ? 127.0f / greatest : 0.0f);
-    for (std::size_t i = 0; i < kGroup; i += 8) {
-      const F8 steps = mul(load(x + i), inverse);
-      const F8 held = min(max(steps, set1(-127.0f)), set1(127.0f));
-      store_int8(quants + i, sub(add(held, set1(kRoundMagic)), set1(kRoundMagic)));
-    }
+    to.first_sums[at] = first;
+    to.sums[at] = first + second;
   }
 }
 
-double logsumexp(const float* x, std::size_t n) {
-  float top = x[0];
-  for (std::size_t i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
-  constexpr std::size_t kStretch = 512;  // floats hold a short sum, a double the sum of sums
-  double total = 0.0;
-  F8 poison = set1(0.0f);  // NaN if any logit is: comparisons and exp8 would hide it
-  for (std::size_t start = 0; start < n; start += kStretch) {
-    const std::size_t end = start + kStretch < n ? start + kStretch : n;
-    F8 lanes = set1(0.0f);
-    std::size_t i = start;
-    for (; i + 8 <= end; i += 8) {
-      lanes = add(lanes, exp8(sub(load(x + i), set1(top))));
-      poison = fma(load(x + i), set1(0.0f), poison);
-    }
-    total += static_cast<double>(sum_lanes(lanes));
-    for (; i < end; ++i) total += ::exp(static_cast<double>(x[i]) - static_cast<double>(top));
+std::size_t argmax(const float* x, std::size_t n) {
+  constexpr float kLeast = -std::numeric_limits<float>::infinity();
+  F8 most = set1(kLeast);
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) most = max(load(x + i), most);  // the second where one is NaN
+  float top = max_lanes(most);
+  for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+  for (i = 0; i < n && !(x[i] >= top); ++i) {
   }
-  return static_cast<double>(top) + ::log(total) + static_cast<double>(sum_lanes(poison));
+  return i < n ? i : 0;
+}
+
+double sum_exp(const float* x, std::size_t n, float top) {
+  F8 lanes = set1(0.0f), poison = set1(0.0f);  // NaN if any is: exp8 would hide it
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    lanes = add(lanes, exp8(sub(load(x + i), set1(top))));
+    poison = fma(load(x + i), set1(0.0f), poison);
+  }
+  double total = static_cast<double>(sum_lanes(lanes)) + static_cast<double>(sum_lanes(poison));
+  for (; i < n; ++i) total += ::exp(static_cast<double>(x[i]) - static_cast<double>(top));
+  return total;
 }
 
 }  // namespace

@@ -32,9 +32,9 @@ void correct(const Pass& pass, const Strip& strip, const LowRank& part, const fl
              std::size_t k, float* inner, float* out, std::size_t out_stride) {
   const Kernels& kernels = pass.model.kernels;
   const std::size_t rank = part.down.rows();
-  const Rows in{x + strip.row * k, k, nullptr, nullptr, strip.n};
-  kernels.matmul_f32(part.down.view(), nullptr, in, inner, rank, 0, part.down.tiles());
-  const Rows low{inner, rank, nullptr, nullptr, strip.n};
+  const Rows in{x + strip.row * k, k, {}, strip.n};
+  kernels.matmul_float[0](part.down.view(), nullptr, in, inner, rank, 0, part.down.tiles());
+  const Rows low{inner, rank, {}, strip.n};
   kernels.matmul_f32_add(part.up.view(), nullptr, low, out + strip.row * out_stride, out_stride,
                          0, part.up.tiles());
 }
@@ -90,9 +90,8 @@ void adapt(const Pass& pass, const float* x, std::size_t k, std::span<const Targ
       return strip.adapter->part(target.linear.slot) != nullptr;
     });
   });
-  if (!any) return;  // no thread is woken for the head, or for matrices left as they are
-  const std::size_t tasks = strips.size() * targets.size();
-  const auto work = [&](std::size_t task, int) {
+  if (!any) return;  // nobody waits for the head, or for matrices left as they are
+  share(pass, strips.size() * targets.size(), [&](std::size_t task) {
     const Strip& strip = strips[task / targets.size()];
     const std::size_t which = task % targets.size();
     const Target& target = targets[which];
@@ -100,12 +99,7 @@ void adapt(const Pass& pass, const float* x, std::size_t k, std::span<const Targ
     if (part == nullptr) return;
     float* inner = pass.scratch.inner.data() + (which * pass.n + strip.row) * pass.adapted.widest();
     correct(pass, strip, *part, x, k, inner, target.out, target.linear.weight.rows());
-  };
-  if (pass.n * targets.size() * kTileRows * k < kWorthSharing) {
-    for (std::size_t task = 0; task < tasks; ++task) work(task, 0);
-  } else {
-    pass.pool.run(tasks, work);
-  }
+  });
 }
 
 }  // namespace miudo

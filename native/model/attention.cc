@@ -166,27 +166,22 @@ class Attending {
   float *q_, *out_, *p_;
 };
 
-// All blocks of all segments, numbered on: one call of the pool a layer.
+// All blocks of all segments, numbered on.
 void attend(const Pass& pass, std::size_t layer) {
   const LayerConfig& c = pass.model.config.layers[layer];
-  std::vector<std::size_t>& first_task = pass.scratch.first_task;
-  const auto blocks_of = [&](const Segment& seg) {
-    return (seg.n * c.group() + kBlock - 1) / kBlock;
-  };
-  first_task[0] = 0;
-  for (std::size_t i = 0; i < pass.segments.size(); ++i) {
-    first_task[i + 1] = first_task[i] + blocks_of(pass.segments[i]) * c.n_kv_heads;
+  const auto worker = static_cast<std::size_t>(pass.worker);
+  const auto workers = static_cast<std::size_t>(pass.team.size());
+  std::size_t number = 0;
+  for (const Segment& seg : pass.segments) {
+    const std::size_t rows = seg.n * c.group(), blocks = (rows + kBlock - 1) / kBlock;
+    for (std::size_t task = 0; task < blocks * c.n_kv_heads; ++task, ++number) {
+      if (number % workers != worker) continue;
+      const std::size_t first = task % blocks * kBlock;
+      const Block block{task / blocks, first, std::min(kBlock, rows - first)};
+      Attending(pass, layer, seg, block, pass.scratch.of_worker[worker]).run();
+    }
   }
-  pass.pool.run(first_task.back(), [&](std::size_t task, int worker) {
-    const auto after = std::upper_bound(first_task.begin(), first_task.end(), task);
-    const auto index = static_cast<std::size_t>(after - first_task.begin()) - 1;
-    const Segment& seg = pass.segments[index];
-    const std::size_t blocks = blocks_of(seg), local = task - first_task[index];
-    const std::size_t first = local % blocks * kBlock;
-    const Block block{local / blocks, first, std::min(kBlock, seg.n * c.group() - first)};
-    Attending(pass, layer, seg, block, pass.scratch.of_worker[static_cast<std::size_t>(worker)])
-        .run();
-  });
+  pass.team.meet();
 }
 
 }  // namespace

@@ -16,11 +16,14 @@ void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out
   } else {
     project(pass, h, pass.n, d, {{w.up, s.up.data()}});
   }
-  for_rows(pass, pass.n, [&](std::size_t row) {
+  const std::size_t parts = (ff + kGroup - 1) / kGroup;
+  for_parts(pass, pass.n, parts, [&](std::size_t row, std::size_t begin, std::size_t end) {
+    const std::size_t from = row * ff + begin * kGroup;
+    const std::size_t count = std::min(end * kGroup, ff) - begin * kGroup;
     if (gated) {
-      m.kernels.activate_gated(m.config.activation, inner + row * ff, s.up.data() + row * ff, ff);
+      m.kernels.activate_gated(m.config.activation, inner + from, s.up.data() + from, count);
     } else {
-      m.kernels.activate(m.config.activation, inner + row * ff, ff);
+      m.kernels.activate(m.config.activation, inner + from, count);
     }
   });
   project(pass, inner, pass.n, ff, {{w.down, out}});

@@ -12,7 +12,8 @@
 #include "model/adapter.h"
 #include "model/model.h"
 #include "util/buffer.h"
-#include "util/thread_pool.h"
+#include "util/stop.h"
+#include "util/team.h"
 
 namespace miudo {
 
@@ -43,20 +44,34 @@ struct Scratch {
   Buffer<float> latent;       // [n, kv_rank]
   Buffer<float> wide;         // [n, H (head_dim - rope_dim + v_head_dim)]
   Buffer<float> inner;        // [targets, n, rank] between an adapter's two products
-  Buffer<std::int8_t> quants;  // [n, widest input]
+  Buffer<std::int8_t> rounded;  // [n, widest input], the rest a group: see kernels.h
   Buffer<float> scales;
+  Buffer<std::int32_t> sums, first_sums;
   std::vector<Buffer<float>> turns;      // per rotation [n, pairs, (cos, sin)]
   std::vector<Buffer<float>> of_worker;  // queries, outputs and scores of attention
-  std::vector<std::size_t> first_task;   // of each segment, in attention
+
+  bool stopped = false;  // the pass ended early
+
+  Quants quants() { return {rounded.data(), scales.data(), sums.data(), first_sums.data()}; }
 };
 
+// What one worker knows of a pass. All workers run the same functions; what a function shares out
+// is done when it returns, everything else each does for itself.
 struct Pass {
   const Model& model;
-  ThreadPool& pool;
+  Team& team;
   Scratch& scratch;
   const std::vector<Segment>& segments;
   const AdaptedRows& adapted;
+  Stop& stop;
   std::size_t n;
+  int worker = 0;
+
+  Pass of(int number) const {
+    Pass own = *this;
+    own.worker = number;
+    return own;
+  }
 };
 
 // The segment that row belongs to.
@@ -69,15 +84,19 @@ inline const Segment& segment_of(const Pass& pass, std::size_t row) {
   return pass.segments[low];
 }
 
+// Space for a pass, before any worker begins. Throws std::bad_alloc.
+void reserve(const Pass& pass);
+
+// The rest is called by all workers together.
+
 // Takes in all segments: writes their keys and values, leaves the final norm's output [n, D] in
-// scratch.h. Throws std::bad_alloc before anything is computed.
+// scratch.h.
 void forward(const Pass& pass);
 
-// logits [rows, V] of hidden [rows, D] (normed).
+// logits [rows, V] of hidden [rows, D] (normed); rows <= pass.n.
 void logits(const Pass& pass, const float* hidden, std::size_t rows, float* out);
 
 // The pieces of forward, in files of their own. h and out are [n, D].
-void reserve(const Pass& pass);
 void attention(const Pass& pass, std::size_t layer, const float* h, float* out);
 void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out);
 

@@ -1,5 +1,6 @@
-// Matrix products of a pass, spread over the threads by tiles of 16 output rows.
-// Read next: model/linear.cc.
+// How the pieces of a pass are spread over the workers of its team: rows, parts of rows, and
+// matrix products by tiles of 16 output rows. Every worker calls all of these together, and
+// returns when all are done. Read next: model/linear.cc.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +10,11 @@
 
 namespace miudo {
 
-// Below this many multiplications waking a thread costs more than it brings.
-constexpr std::size_t kWorthSharing = 1 << 15;
-
 // Targets of one call: q, k and v.
 constexpr std::size_t kMostTargets = 3;
 
-// The product for weights of this packing; `int8` activations are for Q8 alone.
-Matmul matmul_for(const Kernels& kernels, Packing packing, bool int8);
+// Whether rows are rounded to int8 for this matrix.
+bool wants_int8(const Model& model, const Linear& linear);
 
 struct Target {
   const Linear& linear;
@@ -28,14 +26,41 @@ struct Target {
 void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
              std::initializer_list<Target> targets);
 
-// Calls work(row) for rows [0, n), a few at a time on each thread.
+// Calls work(task) for this worker's part of [0, tasks): every so manieth, as costs grow evenly.
+template <typename Work>
+void share(const Pass& pass, std::size_t tasks, const Work& work) {
+  const auto workers = static_cast<std::size_t>(pass.team.size());
+  for (auto task = static_cast<std::size_t>(pass.worker); task < tasks; task += workers) work(task);
+  pass.team.meet();
+}
+
+// Calls work(row) for rows [0, n): eight neighbours at a time where there are enough.
 template <typename Work>
 void for_rows(const Pass& pass, std::size_t n, const Work& work) {
-  constexpr std::size_t kRows = 8;
-  pass.pool.run((n + kRows - 1) / kRows, [&](std::size_t task, int) {
-    const std::size_t end = std::min(n, (task + 1) * kRows);
-    for (std::size_t row = task * kRows; row < end; ++row) work(row);
+  const auto workers = static_cast<std::size_t>(pass.team.size());
+  const std::size_t rows = n >= kBlockRows * workers ? kBlockRows : 1;
+  share(pass, (n + rows - 1) / rows, [&](std::size_t task) {
+    const std::size_t end = std::min(n, (task + 1) * rows);
+    for (std::size_t row = task * rows; row < end; ++row) work(row);
   });
+}
+
+// Calls work(row, begin, end) for rows [0, n) of `parts` parts each: blocks of eight rows where
+// there are enough, else every worker's own parts of all rows.
+template <typename Work>
+void for_parts(const Pass& pass, std::size_t n, std::size_t parts, const Work& work) {
+  const auto workers = static_cast<std::size_t>(pass.team.size());
+  const auto own = static_cast<std::size_t>(pass.worker);
+  if (n >= kBlockRows * workers) {
+    share(pass, (n + kBlockRows - 1) / kBlockRows, [&](std::size_t task) {
+      const std::size_t end = std::min(n, (task + 1) * kBlockRows);
+      for (std::size_t row = task * kBlockRows; row < end; ++row) work(row, 0, parts);
+    });
+    return;
+  }
+  const std::size_t begin = parts * own / workers, end = parts * (own + 1) / workers;
+  for (std::size_t row = 0; begin < end && row < n; ++row) work(row, begin, end);
+  pass.team.meet();
 }
 
 }  // namespace miudo

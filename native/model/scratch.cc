@@ -25,8 +25,7 @@ void reserve_attention(const Pass& pass) {
   for (const LayerConfig& c : pass.model.config.layers) {
     head = std::max(head, c.head_dim + round_up(c.v_head_dim, 8));
   }
-  s.first_task.resize(pass.segments.size() + 1);
-  s.of_worker.resize(static_cast<std::size_t>(pass.pool.size()));
+  s.of_worker.resize(static_cast<std::size_t>(pass.team.size()));
   // Four rows of query, output and scores; scores may start inside a tile and end inside one.
   const std::size_t each = 4 * (head + round_up(longest, kTilePositions) + kTilePositions);
   for (Buffer<float>& b : s.of_worker) {
@@ -52,8 +51,11 @@ void reserve(const Pass& pass) {
   }
   for (Buffer<float>* b : {&s.x, &s.h, &s.projected}) b->at_least(n * config.d_model);
   if (config.parallel != Parallel::kNone) s.fed.at_least(n * config.d_model);
-  s.quants.at_least(n * widest);
-  s.scales.at_least(n * widest / kGroup + 1);
+  const std::size_t rounded = round_up(n, kBlockRows) * widest;
+  s.rounded.at_least(rounded);
+  s.scales.at_least(rounded / kGroup);
+  s.sums.at_least(rounded / kGroup);
+  s.first_sums.at_least(rounded / kGroup);
   s.turns.resize(pass.model.rotations.size());
   for (std::size_t i = 0; i < s.turns.size(); ++i) {
     s.turns[i].at_least(n * 2 * pass.model.rotations[i].size());

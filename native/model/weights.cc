@@ -122,7 +122,7 @@ void Weights::add_vector(const std::string& name, Vector& vector, std::size_t si
 }
 
 void Weights::set(const std::string& name, DType type, const std::vector<std::size_t>& shape,
-                  const std::uint8_t* bytes, std::size_t size_bytes) {
+                  const std::uint8_t* bytes, std::size_t size_bytes, Team& team) {
   const auto found = slots_.find(name);
   if (found == slots_.end()) fail(Code::kModelFile, "tensor " + name + " is unknown");
   Slot& slot = found->second;
@@ -138,7 +138,12 @@ void Weights::set(const std::string& name, DType type, const std::vector<std::si
                                " bytes, its shape and type want " + std::to_string(wanted));
   }
   if (slot.matrix != nullptr) {
-    *slot.matrix = PackedMatrix(type, rows, shape[1], bytes);
+    *slot.matrix = PackedMatrix(type, rows, shape[1]);
+    team.run([&](int worker) {
+      const auto own = static_cast<std::size_t>(worker), all = static_cast<std::size_t>(team.size());
+      const std::size_t tiles = slot.matrix->tiles();
+      slot.matrix->pack(bytes, tiles * own / all, tiles * (own + 1) / all);
+    });
     size_bytes_ += slot.matrix->size_bytes();
   } else {
     *slot.vector = Vector(round_up(shape[0], kTileRows));

@@ -12,6 +12,7 @@
 #include "kernels/matrix.h"
 #include "model/config.h"
 #include "util/buffer.h"
+#include "util/team.h"
 
 namespace miudo {
 
@@ -42,10 +43,10 @@ class Weights {
   Weights(const Weights&) = delete;  // slots_ points into this object
   Weights& operator=(const Weights&) = delete;
 
-  // Packs one tensor; `bytes` is not kept. Throws Failure(kModelFile) for an unknown name, a
+  // Packs one tensor on the workers of `team`; `bytes` is not kept. Throws Failure(kModelFile) for an unknown name, a
   // second copy, a shape or byte count that is not the tensor's.
   void set(const std::string& name, DType type, const std::vector<std::size_t>& shape,
-           const std::uint8_t* bytes, std::size_t size_bytes);
+           const std::uint8_t* bytes, std::size_t size_bytes, Team& team);
   // Throws Failure(kModelFile) naming a tensor that is missing.
   void check_complete() const;
 

@@ -1,4 +1,4 @@
-// A fixed run of numbers that starts on a cache line. Move-only, zeroed when made.
+// A fixed run of numbers that starts on a cache line. Move-only, zeroed when made unless kUnset.
 // For: packed weights, cache pages, scratch. Not for: growing containers (std::vector).
 #pragma once
 
@@ -15,15 +15,20 @@ constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+struct Unset {};
+constexpr Unset kUnset;  // the caller writes every number before one is read
+
 template <typename T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::size_t size) : size_(size) {
+  Buffer(std::size_t size, Unset) : size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_alloc();
     data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{kCacheLine}));
-    std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
+  }
+  explicit Buffer(std::size_t size) : Buffer(size, kUnset) {
+    if (size != 0) std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
   }
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}

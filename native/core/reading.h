@@ -1,0 +1,38 @@
+// What is read off a row of logits: the most probable id and log sum exp, by stretches of fixed
+// length, so that workers can share one row and still make the same bits.
+// For: core/step.cc and core/score.cc. Not for: drawing (core/sampler.h).
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "kernels/kernels.h"
+
+namespace miudo {
+
+constexpr std::size_t kStretch = 512;  // floats hold a short sum, a double the sum of sums
+
+struct Stretch {
+  std::size_t best = 0;  // index in the row
+  double sum = 0.0;      // of e^(x - the row's greatest)
+};
+
+struct Reading {
+  std::size_t best;
+  double logsumexp;  // NaN if any logit is
+};
+
+constexpr std::size_t stretches_of(std::size_t vocab) { return (vocab + kStretch - 1) / kStretch; }
+
+// Of stretch `index`: first its best, then, when all have theirs and `top` is the row's, its sum.
+void find_best(const Kernels& kernels, std::span<const float> row, std::size_t index,
+               std::span<Stretch> stretches);
+std::size_t best_of(std::span<const float> row, std::span<const Stretch> stretches);
+void find_sum(const Kernels& kernels, std::span<const float> row, std::size_t index, float top,
+              std::span<Stretch> stretches);
+Reading reading_of(std::span<const float> row, std::span<const Stretch> stretches);
+
+// All of it on one worker; `stretches` is space.
+Reading read_row(const Kernels& kernels, std::span<const float> row, std::span<Stretch> stretches);
+
+}  // namespace miudo

@@ -1,0 +1,262 @@
+#include "kernels/pack.h"
+
+#include <cstring>
+
+#include "kernels/half.h"
+
+namespace miudo {
+namespace {
+
+using Group = std::uint8_t[kGroup];
+
+// 32 numbers of one byte each from planes as files have them: `count` bits from bit `from` on of
+// bytes that lie one after the other, moved to bit `to`.
+void gather(const std::uint8_t* bytes, std::size_t n, int from, int count, int to,
+            std::uint8_t* out) {
+  const unsigned mask = (1u << count) - 1u;
+  for (std::size_t i = 0; i < n; ++i) {
+    out[i] = static_cast<std::uint8_t>(out[i] | (bytes[i] >> from & mask) << to);
+  }
+}
+
+// 16 bytes, whose low halves are the first 16 numbers.
+void gather_nibbles(const std::uint8_t* q, std::uint8_t* out) {
+  gather(q, 16, 0, 4, 0, out);
+  gather(q, 16, 4, 4, 0, out + 16);
+}
+
+// A fifth bit of each of 32, in 4 bytes.
+void gather_fifth(const std::uint8_t* bits, std::uint8_t* out) {
+  for (std::size_t i = 0; i < kGroup; ++i) {
+    out[i] = static_cast<std::uint8_t>(out[i] | (bits[i / 8] >> (i % 8) & 1u) << 4);
+  }
+}
+
+// The numbers of part g (of eight) of a block; `b` is the block.
+void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Group& out) {
+  std::memset(out, 0, kGroup);
+  const int pair = static_cast<int>(g % 2), part = static_cast<int>(g % 4);
+  const std::size_t half = g / 4;
+  switch (type) {
+    case DType::kQ8_0: std::memcpy(out, b + 2, kGroup); return;
+    case DType::kQ4_0:
+    case DType::kIQ4_NL: return gather_nibbles(b + 2, out);
+    case DType::kQ4_1: return gather_nibbles(b + 4, out);
+    case DType::kMXFP4: return gather_nibbles(b + 1, out);
+    case DType::kIQ4_XS: return gather_nibbles(b + 8 + g * 16, out);
+    case DType::kQ5_0: gather_nibbles(b + 6, out); return gather_fifth(b + 2, out);
+    case DType::kQ5_1: gather_nibbles(b + 8, out); return gather_fifth(b + 4, out);
+    case DType::kQ2_K: return gather(b + 16 + half * 32, 32, 2 * part, 2, 0, out);
+    case DType::kQ3_K:
+      gather(b + 32 + half * 32, 32, 2 * part, 2, 0, out);
+      return gather(b, 32, static_cast<int>(g), 1, 2, out);
+    case DType::kQ4_K: return gather(b + 16 + g / 2 * 32, 32, 4 * pair, 4, 0, out);
+    case DType::kQ5_K:
+      gather(b + 48 + g / 2 * 32, 32, 4 * pair, 4, 0, out);
+      return gather(b + 16, 32, static_cast<int>(g), 1, 4, out);
+    case DType::kQ6_K:
+      gather(b + half * 64 + g % 2 * 32, 32, 4 * (part / 2), 4, 0, out);
+      return gather(b + 128 + half * 32, 32, 2 * part, 2, 4, out);
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16: return;
+  }
+}
+
+// Bits [from, from + count) of every number of a lane, `per_byte` quads side by side in a byte.
+void put_plane(const Group& q, int from, int count, std::size_t lane, std::uint8_t* plane) {
+  const std::size_t per_byte = static_cast<std::size_t>(8 / count), lines = kQuads / per_byte;
+  const unsigned mask = (1u << count) - 1u;
+  for (std::size_t line = 0; line < lines; ++line) {
+    for (std::size_t c = 0; c < 4; ++c) {
+      unsigned byte = 0;
+      for (std::size_t i = 0; i < per_byte; ++i) {
+        // Halves are 4 quads apart; smaller parts lie quad after quad.
+        const std::size_t quad = count == 4 ? line + 4 * i : line * per_byte + i;
+        byte |= (static_cast<unsigned>(q[4 * quad + c]) >> from & mask) << (static_cast<int>(i) * count);
+      }
+      plane[line * kLine + lane * 4 + c] = static_cast<std::uint8_t>(byte);
+    }
+  }
+}
+
+unsigned take_plane(const std::uint8_t* plane, int count, std::size_t lane, std::size_t column) {
+  const std::size_t quad = column / 4, per_byte = static_cast<std::size_t>(8 / count);
+  const std::size_t line = count == 4 ? quad % 4 : quad / per_byte;
+  const std::size_t place = count == 4 ? quad / 4 : quad % per_byte;
+  const unsigned byte = plane[line * kLine + lane * 4 + column % 4];
+  return byte >> (static_cast<int>(place) * count) & ((1u << count) - 1u);
+}
+
+// Bits of the first plane of a format, whose other plane has the rest.
+constexpr int low_bits_of(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
+
+void put_numbers(const Format& f, const Group& q, std::size_t lane, std::uint8_t* to) {
+  const int low = low_bits_of(f.bits);
+  put_plane(q, 0, low, lane, to);
+  if (f.bits > low) {
+    put_plane(q, low, f.bits - low, lane, to + static_cast<std::size_t>(low) * kLine);
+  }
+}
+
+// Files hold these quads as the tile does: 4 bytes at a time.
+void put_lines(const std::uint8_t* q, std::size_t lines, std::size_t lane, std::uint8_t* to) {
+  for (std::size_t line = 0; line < lines; ++line) {
+    std::memcpy(to + line * kLine + lane * 4, q + line * 4, 4);
+  }
+}
+
+// The scale and offset, six bits each, of part g of Q4_K and Q5_K; see blocks_k.py.
+void six_bit_pair(const std::uint8_t* s, std::size_t g, std::uint8_t& scale, std::uint8_t& offset) {
+  unsigned low = s[g % 4], high = s[g % 4 + 4];
+  if (g >= 4) {
+    const unsigned last = s[g + 4];
+    low = (last & 15u) | (low >> 2 & 0x30u);
+    high = last >> 4 | (high >> 2 & 0x30u);
+  }
+  scale = static_cast<std::uint8_t>(low & 63u);
+  offset = static_cast<std::uint8_t>(high & 63u);
+}
+
+std::uint8_t q3_scale(const std::uint8_t* s, std::size_t part) {
+  const unsigned low = s[part % 8] >> (part / 8 * 4) & 15u;
+  const unsigned top = s[8 + part % 4] >> (part / 4 * 2) & 3u;
+  return static_cast<std::uint8_t>((low | top << 4) - 32u);
+}
+
+std::uint8_t iq4_scale(const std::uint8_t* b, std::size_t g) {
+  const unsigned low = b[4 + g / 2] >> (g % 2 * 4) & 15u;
+  const unsigned high = (b[2] | static_cast<unsigned>(b[3]) << 8) >> (g * 2) & 3u;
+  return static_cast<std::uint8_t>((low | high << 4) - 32u);
+}
+
+// 2^(e - 128) as bfloat16; the two smallest are subnormal.
+std::uint16_t power_of(std::uint8_t e) {
+  return static_cast<std::uint16_t>(e < 2 ? 0x20u << e : (e - 1u) << 7);
+}
+
+// A group's scales of one lane: `super` and `p` are its headers in the tile.
+void put_scales(DType type, const std::uint8_t* b, std::size_t g, std::size_t lane,
+                std::uint8_t* super, std::uint8_t* p) {
+  const auto supers = [&](std::size_t d, std::size_t halves) {
+    for (std::size_t i = 0; i < halves; ++i) {
+      std::memcpy(super + (i * kTileRows + lane) * 2, b + d + 2 * i, 2);
+    }
+  };
+  std::uint8_t *first = p + lane, *second = p + kTileRows + lane;
+  switch (type) {
+    case DType::kQ4_1:
+    case DType::kQ5_1: std::memcpy(p + kLine + 2 * lane, b + 2, 2); [[fallthrough]];
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+    case DType::kQ5_0:
+    case DType::kIQ4_NL: std::memcpy(p + 2 * lane, b, 2); return;
+    case DType::kMXFP4: {
+      const std::uint16_t power = power_of(b[0]);
+      std::memcpy(p + 2 * lane, &power, 2);
+      return;
+    }
+    case DType::kQ2_K:
+      *first = b[2 * g], *second = b[2 * g + 1];
+      return supers(80, 2);
+    case DType::kQ3_K:
+      *first = q3_scale(b + 96, 2 * g), *second = q3_scale(b + 96, 2 * g + 1);
+      return supers(108, 1);
+    case DType::kQ4_K:
+    case DType::kQ5_K: six_bit_pair(b + 4, g, *first, *second); return supers(0, 2);
+    case DType::kQ6_K:
+      *first = b[192 + 2 * g], *second = b[192 + 2 * g + 1];
+      return supers(208, 1);
+    case DType::kIQ4_XS: *first = *second = iq4_scale(b, g); return supers(0, 1);
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16: return;
+  }
+}
+
+// Scale and offset of one lane, for the first or second 16 columns.
+struct ScalePair {
+  float scale, offset;
+};
+
+ScalePair scales_of(const Format& f, const std::uint8_t* super, const std::uint8_t* p,
+                    std::size_t lane, std::size_t part) {
+  const auto half = [lane](const std::uint8_t* from) { return half_at(from + 2 * lane); };
+  const std::uint8_t* m = super + kTileRows * 2;
+  const std::uint8_t first = p[lane], second = p[kTileRows + lane], own = part == 0 ? first : second;
+  switch (f.scales) {
+    case Scales::kHalf: return {half(p), 0.0f};
+    case Scales::kBfloat: return {bfloat_at(p + 2 * lane), 0.0f};
+    case Scales::kHalfOffset: return {half(p), half(p + kLine)};
+    case Scales::kSuper:
+      return {half(super) * static_cast<float>(static_cast<std::int8_t>(own)), 0.0f};
+    case Scales::kSuperOffset:
+      return {half(super) * static_cast<float>(first), -half(m) * static_cast<float>(second)};
+    case Scales::kSuperHalfOffset:
+      return {half(super) * static_cast<float>(own & 15u), -half(m) * static_cast<float>(own >> 4)};
+    case Scales::kNone: break;
+  }
+  return {0.0f, 0.0f};
+}
+
+float value_at(const Format& f, const std::uint8_t* q, std::size_t lane, std::size_t column,
+               const ScalePair& s) {
+  const int low = low_bits_of(f.bits);
+  unsigned number = take_plane(q, low, lane, column);
+  if (f.bits == 8) return static_cast<float>(static_cast<std::int8_t>(number)) * s.scale;
+  if (f.bits > low) {
+    number |= take_plane(q + low * static_cast<int>(kLine), f.bits - low, lane, column) << low;
+  }
+  if (f.table != nullptr) return static_cast<float>(f.table[number]) * s.scale;
+  const float value = static_cast<float>(static_cast<int>(number) - f.zero) * s.scale;
+  return f.zero != 0 || f.scales == Scales::kSuper ? value : value + s.offset;
+}
+
+}  // namespace
+
+void pack_tile(DType type, std::size_t groups, const std::uint8_t* rows, std::size_t row_bytes,
+               std::size_t count, std::uint8_t* tile, std::size_t tile_bytes) {
+  const Format& f = format_of(type);
+  const TileLayout at(f);
+  const BlockShape shape = kBlocks[static_cast<std::size_t>(type)];
+  const std::size_t in_block = shape.values / kGroup;
+  // Headers have gaps, and lanes without a row are zero.
+  if (count < kTileRows) std::memset(tile, 0, tile_bytes);
+  for (std::size_t g = 0; g < groups; ++g) {
+    std::uint8_t *header = tile + at.pair_at(g), *super = tile + at.super_at(g);
+    if (count == kTileRows && g % 2 == 0) std::memset(header, 0, at.pair_header);
+    if (count == kTileRows && at.super_header != 0 && g % kSuperGroups == 0) {
+      std::memset(super, 0, at.super_header);
+    }
+    std::uint8_t* to = tile + at.group_at(g);
+    for (std::size_t lane = 0; lane < count; ++lane) {
+      const std::uint8_t* block = rows + lane * row_bytes + g / in_block * shape.bytes;
+      put_scales(type, block, g % in_block, lane, super, header + g % 2 * kTileRows * 2);
+      switch (type) {
+        case DType::kQ8_0: put_lines(block + 2, 8, lane, to); break;
+        case DType::kQ4_0:
+        case DType::kIQ4_NL: put_lines(block + 2, 4, lane, to); break;
+        case DType::kQ4_1: put_lines(block + 4, 4, lane, to); break;
+        default: {
+          Group q;
+          numbers_of(type, block, g % in_block, q);
+          put_numbers(f, q, lane, to);
+        }
+      }
+    }
+  }
+}
+
+void read_group(DType type, const std::uint8_t* tile, std::size_t g, std::size_t lane, float* out) {
+  const Format& f = format_of(type);
+  const TileLayout at(f);
+  const std::uint8_t* header = tile + at.pair_at(g) + g % 2 * kTileRows * 2;
+  for (std::size_t part = 0; part < 2; ++part) {
+    const ScalePair s = scales_of(f, tile + at.super_at(g), header, lane, part);
+    for (std::size_t c = part * 16; c < part * 16 + 16; ++c) {
+      out[c] = value_at(f, tile + at.group_at(g), lane, c, s);
+    }
+  }
+}
+
+}  // namespace miudo

@@ -1,0 +1,63 @@
+// Persistent threads that run one function together and meet at barriers inside it.
+// For: a forward pass, whose pieces are split by worker number. What a worker does must not decide
+// what comes out: that is what keeps results equal whatever the thread count.
+// Not for: nested or blocking work. Read next: model/linear.h, which splits rows and tiles.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "util/buffer.h"
+
+namespace miudo {
+
+class Team {
+ public:
+  // `threads` counts the caller, which works too; 1 starts no thread at all.
+  explicit Team(int threads);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return static_cast<int>(threads_.size()) + 1; }
+
+  // Calls work(worker) on all workers at once, as worker 0 on the caller's thread, and returns
+  // when all are done. `work` must not throw. One caller at a time.
+  template <typename Work>
+  void run(const Work& work) {
+    const Call call = [](const void* w, int worker) { (*static_cast<const Work*>(w))(worker); };
+    dispatch(call, &work);
+  }
+
+  // Inside run(): returns when every worker has called it as often as this one.
+  void meet();
+
+ private:
+  using Call = void (*)(const void* work, int worker);
+
+  void dispatch(Call call, const void* work);
+  void serve(int worker);
+
+  // Waits by spinning, then asleep, while `value` is `seen`.
+  static void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t seen,
+                         std::atomic<int>& sleepers);
+  static void publish(std::atomic<std::uint32_t>& value, std::uint32_t next,
+                      std::atomic<int>& sleepers);
+
+  // On lines of their own: every worker looks at these all the time.
+  alignas(kCacheLine) std::atomic<std::uint32_t> job_{0};
+  alignas(kCacheLine) std::atomic<std::uint32_t> meeting_{0};
+  alignas(kCacheLine) std::atomic<int> arrived_{0};
+  alignas(kCacheLine) std::atomic<int> idle_{0};
+  std::atomic<int> late_{0};
+  std::atomic<bool> stop_{false};
+  // Written before job_ is published, read after.
+  Call call_ = nullptr;
+  const void* work_ = nullptr;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace miudo
