@@ -174,7 +174,7 @@ void Engine::release(std::span<const Item> items) noexcept {
 
 // Rows of logits made at a time: never more than some MB, whatever the vocabulary.
 std::size_t Engine::head_rows() const {
-  constexpr std::size_t kFloats = std::size_t{1} << 20;
+  constexpr std::size_t kFloats = std::size_t{1} << 21;
   return std::clamp<std::size_t>(kFloats / model_.config.vocab_size, 1, kChunk);
 }
 

@@ -94,7 +94,7 @@ typedef struct {
 
 typedef struct {
   int32_t threads;          /* 0: MIUDO_THREADS, or the cores this process may use */
-  int32_t int8_activations; /* for Q8_0 matrices; 0 is the float reference, as for all others */
+  int32_t int8_activations; /* for matrices in blocks; 0 is the float reference */
   uint64_t cache_bytes;     /* budget for keys and values, taken page by page when needed */
   /* Called between chunks of at most 256 positions; not 0 stops the call, which then has changed
    * no conversation. May be NULL. */

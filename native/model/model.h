@@ -24,7 +24,7 @@ struct Model {
 
   ModelConfig config;
   const Kernels& kernels;
-  bool int8_activations;  // for Q8_0 matrices; F32 ones always take floats
+  bool int8_activations;  // for matrices in blocks; others always take floats
   Weights weights;
   CacheLayout layout;
   std::vector<std::vector<float>> rotations;  // the distinct frequencies

@@ -1,10 +1,12 @@
-// Kernels of every instruction set against plain loops in double, at awkward sizes.
+// Kernels on vectors and tiles of attention, of every instruction set, against plain loops in
+// double, at awkward sizes. For matrix products see products_test.cc.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "core/reading.h"
 #include "kernels/kernels.h"
-#include "kernels/matrix.h"
 #include "test/check.h"
 
 namespace miudo {
@@ -22,120 +24,39 @@ std::vector<const Kernels*> all_kernels() {
 
 bool near(double a, double b, double tolerance) { return std::abs(a - b) <= tolerance; }
 
-std::vector<std::uint8_t> bytes_of(const std::vector<float>& values) {
-  std::vector<std::uint8_t> out(values.size() * 4);
-  if (!values.empty()) std::memcpy(out.data(), values.data(), out.size());
-  return out;
-}
-
-// Q8_0 blocks with scale 1/64 (half 0x2400) and all kinds of quants.
-std::vector<std::uint8_t> q8_blocks(std::size_t blocks, Noise& noise) {
-  std::vector<std::uint8_t> out;
-  for (std::size_t b = 0; b < blocks; ++b) {
-    out.insert(out.end(), {0x00, 0x24});
-    for (int i = 0; i < 32; ++i) out.push_back(static_cast<std::uint8_t>(128 + 127 * noise.next()));
+// One row rounded, group by group.
+struct Rounded {
+  Rounded(const Kernels& k, const std::vector<float>& x)
+      : values(x.size()), scales(x.size() / kGroup), sums(scales.size()), firsts(scales.size()) {
+    k.quantize(x.data(), x.size(), 0, scales.size(), 0, 1,
+               {values.data(), scales.data(), sums.data(), firsts.data()});
   }
-  return out;
-}
-
-// Runs matmul for the tiles [begin, end) in two parts, with sentinels behind the output. What out
-// holds before is `held` in the result where matmul adds to it.
-void check_matmul(const Kernels& k, Matmul matmul, const PackedMatrix& w, std::size_t n,
-                  bool int8, double tolerance, double held = 0.0) {
-  Noise noise(w.rows() * 31 + w.cols() + n);
-  const std::size_t rows = w.rows(), cols = w.cols();
-  const std::vector<float> x = noise.floats(n * cols), bias_values = noise.floats(rows);
-  Buffer<float> bias(round_up(rows, kTileRows));
-  for (std::size_t r = 0; r < rows; ++r) bias[r] = bias_values[r];
-  Buffer<std::int8_t> quants(n * cols + 1);
-  Buffer<float> scales(n * cols / kGroup + 1);
-  if (int8 && n > 0) k.quantize(x.data(), n * cols, quants.data(), scales.data());
-  const Rows in{x.data(), cols, quants.data(), scales.data(), n};
-  std::vector<float> out(n * rows + 1, 7.0f);
-  matmul(w.view(), bias.data(), in, out.data(), rows, 0, w.tiles() / 2);
-  matmul(w.view(), bias.data(), in, out.data(), rows, w.tiles() / 2, w.tiles());
-  CHECK(near(out[n * rows], 7.0, 0.0));
-  std::vector<float> row(cols);
-  bool right = true;
-  for (std::size_t r = 0; r < rows; ++r) {
-    w.read_row(r, row.data());
-    for (std::size_t i = 0; i < n; ++i) {
-      double sum = bias_values[r] + held;
-      for (std::size_t c = 0; c < cols; ++c) {
-        const std::size_t at = i * cols + c;
-        const double value =
-            int8 ? static_cast<double>(quants[at]) * static_cast<double>(scales[at / kGroup])
-                 : static_cast<double>(x[at]);
-        sum += static_cast<double>(row[c]) * value;
-      }
-      right = right && near(out[i * rows + r], sum, tolerance);
-    }
-  }
-  CHECK(right);
-}
-
-TEST(matmul_at_awkward_sizes) {
-  for (const Kernels* k : all_kernels()) {
-    for (const std::size_t rows : {1u, 2u, 15u, 16u, 17u, 31u, 32u, 33u, 67u}) {
-      for (const std::size_t n : {0u, 1u, 2u, 3u, 4u, 5u, 6u, 7u, 8u, 11u, 13u}) {
-        for (const std::size_t cols : {1u, 7u, 31u, 33u}) {
-          Noise noise(rows + cols);
-          const PackedMatrix w(DType::kF32, rows, cols, bytes_of(noise.floats(rows * cols)).data());
-          check_matmul(*k, k->matmul_f32, w, n, false, 1e-5);
-          check_matmul(*k, k->matmul_f32_add, w, n, false, 1e-5, 7.0);
-        }
-        for (const std::size_t cols : {32u, 64u, 96u}) {
-          Noise noise(rows + cols);
-          const PackedMatrix w(DType::kQ8_0, rows, cols,
-                               q8_blocks(rows * cols / kGroup, noise).data());
-          check_matmul(*k, k->matmul_q8_float, w, n, false, 1e-4);
-          check_matmul(*k, k->matmul_q8_int8, w, n, true, 1e-4);
-        }
-      }
-    }
-  }
-}
-
-TEST(packed_rows_read_back) {
-  Noise noise(5);
-  for (const std::size_t rows : {1u, 16u, 19u}) {
-    const std::vector<float> values = noise.floats(rows * 13);
-    const PackedMatrix w(DType::kF32, rows, 13, bytes_of(values).data());
-    std::vector<float> row(13);
-    for (std::size_t r = 0; r < rows; ++r) {
-      w.read_row(r, row.data());
-      CHECK(std::memcmp(row.data(), values.data() + r * 13, 13 * 4) == 0);
-    }
-    const std::vector<std::uint8_t> blocks = q8_blocks(rows * 2, noise);
-    const PackedMatrix q(DType::kQ8_0, rows, 64, blocks.data());
-    std::vector<float> expected(rows * 64), read(64);
-    to_float(DType::kQ8_0, blocks.data(), rows * 64, expected.data());
-    for (std::size_t r = 0; r < rows; ++r) {
-      q.read_row(r, read.data());
-      CHECK(std::memcmp(read.data(), expected.data() + r * 64, 64 * 4) == 0);
-    }
-  }
-  CHECK(stored_bytes(DType::kQ8_0, 2, 33) == 0);
-  CHECK(stored_bytes(DType::kQ8_0, 2, 64) == 2 * 2 * 34);
-}
+  std::vector<std::int8_t> values;
+  std::vector<float> scales;
+  std::vector<std::int32_t> sums, firsts;
+};
 
 TEST(quants_round_half_to_even) {
   for (const Kernels* k : all_kernels()) {
     std::vector<float> x(64, 0.0f);
     for (std::size_t i = 0; i < 32; ++i) x[i] = static_cast<float>(i) - 15.5f;
     x[0] = 127.0f;
-    std::int8_t quants[64];
-    float scales[2];
-    k->quantize(x.data(), 64, quants, scales);
-    CHECK(scales[0] >= 1.0f && scales[0] <= 1.0f && scales[1] >= 0.0f && scales[1] <= 0.0f);
-    CHECK(quants[0] == 127);
+    const Rounded r(*k, x);
+    CHECK(r.scales[0] >= 1.0f && r.scales[0] <= 1.0f);
+    CHECK(r.scales[1] >= 0.0f && r.scales[1] <= 0.0f);
+    CHECK(r.values[0] == 127);
+    int first = 127, sum = 127;
     for (std::size_t i = 1; i < 32; ++i) {
-      CHECK(quants[i] == static_cast<int>(std::nearbyint(static_cast<double>(x[i]))));
+      const int wanted = static_cast<int>(std::nearbyint(static_cast<double>(x[i])));
+      CHECK(r.values[i] == wanted);
+      sum += wanted;
+      if (i < 16) first += wanted;
     }
-    for (std::size_t i = 32; i < 64; ++i) CHECK(quants[i] == 0);
-    x[3] = std::numeric_limits<float>::quiet_NaN();  // whatever comes, it comes without a crash
+    CHECK(r.sums[0] == sum && r.firsts[0] == first && r.sums[1] == 0);
+    for (std::size_t i = 32; i < 64; ++i) CHECK(r.values[i] == 0);
+    x[3] = std::numeric_limits<float>::quiet_NaN();
     x[4] = std::numeric_limits<float>::infinity();
-    k->quantize(x.data(), 64, quants, scales);
+    CHECK(std::isnan(Rounded(*k, x).scales[0]));
   }
 }
 
@@ -147,16 +68,14 @@ TEST(quants_have_the_same_bits_on_every_instruction_set) {
   for (std::size_t i = 0; i < x.size(); ++i) {
     x[i] *= std::ldexp(1.0f, static_cast<int>(i / kGroup % 200) - 100);
   }
-  std::vector<std::int8_t> first(x.size()), quants(x.size());
-  std::vector<float> first_scales(kGroups), scales(kGroups);
-  kernels_for(Isa::kPortable).quantize(x.data(), x.size(), first.data(), first_scales.data());
+  const Rounded first(kernels_for(Isa::kPortable), x);
   for (const Kernels* k : all_kernels()) {
-    k->quantize(x.data(), x.size(), quants.data(), scales.data());
-    CHECK(quants == first);
-    CHECK(std::memcmp(scales.data(), first_scales.data(), kGroups * sizeof(float)) == 0);
+    const Rounded r(*k, x);
+    CHECK(r.values == first.values && r.sums == first.sums && r.firsts == first.firsts);
+    CHECK(std::memcmp(r.scales.data(), first.scales.data(), kGroups * sizeof(float)) == 0);
   }
-  for (const float scale : scales) CHECK(scale >= 0.0f && scale <= 65504.0f);
-  CHECK(scales[0] <= 0.0f && scales[199] >= 65504.0f);
+  for (const float scale : first.scales) CHECK(scale >= 0.0f && scale <= 65504.0f);
+  CHECK(first.scales[0] <= 0.0f && first.scales[199] >= 65504.0f);
 }
 
 double gelu(double x) { return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0))); }
@@ -240,7 +159,7 @@ TEST(sums_and_softcaps) {
   }
 }
 
-TEST(logsumexp_of_small_and_large) {
+TEST(best_and_logsumexp_of_small_and_large) {
   for (const Kernels* k : all_kernels()) {
     for (const std::size_t n : {1u, 7u, 511u, 512u, 513u, 5000u}) {
       Noise noise(n);
@@ -248,7 +167,15 @@ TEST(logsumexp_of_small_and_large) {
       for (float& v : x) v *= 30.0f;
       double total = 0.0;
       for (const float v : x) total += std::exp(static_cast<double>(v));
-      CHECK(near(k->logsumexp(x.data(), n), std::log(total), 1e-6));
+      std::vector<Stretch> space(stretches_of(n));
+      Reading r = read_row(*k, x, space);
+      CHECK(near(r.logsumexp, std::log(total), 1e-6));
+      CHECK(x.begin() + static_cast<std::ptrdiff_t>(r.best) == std::max_element(x.begin(), x.end()));
+      x[n / 2] = x[n - 1] = 40.0f;  // the first of equals
+      CHECK(read_row(*k, x, space).best == n / 2);
+      x[n / 2] = std::nanf("");  // which is never the best, and spoils the sum
+      r = read_row(*k, x, space);
+      CHECK(std::isnan(r.logsumexp) && (n == 1 || r.best == n - 1));
     }
   }
 }

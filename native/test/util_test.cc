@@ -1,12 +1,14 @@
 #include <atomic>
+#include <chrono>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "test/check.h"
 #include "util/buffer.h"
 #include "util/cpu.h"
 #include "util/philox.h"
-#include "util/thread_pool.h"
+#include "util/team.h"
 
 namespace miudo {
 namespace {
@@ -38,39 +40,49 @@ TEST(buffers_are_aligned_and_zero) {
   CHECK(Buffer<float>(0).empty());
 }
 
-TEST(a_pool_runs_every_task_once) {
+TEST(a_team_runs_every_worker_once_and_meets) {
   for (const int threads : {1, 2, 3, 7}) {
-    ThreadPool pool(threads);
-    for (const std::size_t tasks : {0u, 1u, 2u, 3u, 64u, 1000u}) {
-      for (int repeat = 0; repeat < 50; ++repeat) {
-        std::vector<std::atomic<int>> ran(tasks);
-        std::atomic<bool> in_range{true};
-        pool.run(tasks, [&](std::size_t task, int worker) {
-          ran[task].fetch_add(1);
-          if (worker < 0 || worker >= pool.size()) in_range = false;
-        });
-        bool once = in_range;
-        for (const auto& count : ran) once = once && count == 1;
-        CHECK(once);
-      }
+    Team team(threads);
+    std::vector<std::atomic<int>> ran(static_cast<std::size_t>(threads));
+    std::atomic<int> sum{0};
+    std::atomic<bool> together{true};
+    constexpr int kRuns = 200, kMeetings = 5;
+    for (int run = 0; run < kRuns; ++run) {
+      team.run([&](int worker) {
+        ran[static_cast<std::size_t>(worker)].fetch_add(1);
+        for (int i = 0; i < kMeetings; ++i) {
+          sum.fetch_add(1);
+          team.meet();
+          // Nobody is past the next meeting, and nobody before this one.
+          if (sum.load() != (run * kMeetings + i + 1) * threads) together = false;
+          team.meet();
+        }
+      });
     }
+    CHECK(together);
+    for (const auto& count : ran) CHECK(count == kRuns);
   }
 }
 
-TEST(more_tasks_than_a_ticket_counts) {
-  ThreadPool pool(2);
-  std::atomic<std::size_t> sum{0};
-  const std::size_t tasks = (std::size_t{1} << 20) + 5;
-  pool.run(tasks, [&](std::size_t, int) { sum.fetch_add(1, std::memory_order_relaxed); });
-  CHECK(sum == tasks);
+TEST(a_team_wakes_from_sleep) {
+  Team team(3);
+  std::atomic<int> sum{0};
+  for (int i = 0; i < 3; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));  // longer than it spins
+    team.run([&](int worker) {
+      if (worker == 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      sum.fetch_add(1);
+    });
+  }
+  CHECK(sum == 9);
 }
 
-TEST(pools_come_and_go) {
+TEST(teams_come_and_go) {
   for (int i = 0; i < 50; ++i) {
-    auto pool = std::make_unique<ThreadPool>(3);
+    auto team = std::make_unique<Team>(3);
     std::atomic<int> sum{0};
-    if (i % 2 == 0) pool->run(5, [&](std::size_t, int) { sum.fetch_add(1); });
-    CHECK(sum == (i % 2 == 0 ? 5 : 0));
+    if (i % 2 == 0) team->run([&](int) { sum.fetch_add(1); });
+    CHECK(sum == (i % 2 == 0 ? 3 : 0));
   }
 }
 

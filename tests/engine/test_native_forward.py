@@ -252,7 +252,8 @@ def test_blocks_give_the_decoder_s_numbers_and_take_the_file_s_memory(
     assert np.abs(logits).max() > 1
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=FLOAT_ROUNDING)
     stored = sum(t.data.size for t in model.weights.values())
-    assert engine.weight_bytes < 1.02 * stored  # the last tile of the 131 rows of the vocabulary
+    # Scales of scales on lines of their own, and the last tile of the 131 rows of the vocabulary.
+    assert engine.weight_bytes < 1.12 * stored
 
 
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.Q8_0])

@@ -61,8 +61,9 @@ class RunnableModel(Protocol):
 class NativeEngine:
     """Runs `model` on its weights in the types that they have; the file's bytes are not kept.
 
-    `activations` says what Q8_0 matrices are multiplied with: "int8" rounds activations in
-    groups of 32 (scale amax / 127 in float16, half to even), "float" is the reference.
+    `activations` says what blocks (Q8_0, Q4_0, Q4_K ...) are multiplied with: "int8" rounds
+    activations in groups of 32 (scale amax / 127 in float16, half to even), "float" is the
+    reference. F32, F16 and BF16 matrices always take floats.
     `context` is the longest text, see `ModelConfig.with_context`. Raises ConfigError for one
     beyond the model's, ModelFileError for tensors that do not fit the config, MissingError
     without the compiled module, ResourceError where memory or `cache_bytes` is too small.
