@@ -17,6 +17,7 @@ void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out
     project(pass, h, pass.n, d, {{w.up, s.up.data()}});
   }
   const std::size_t parts = (ff + kGroup - 1) / kGroup;
+  const bool int8 = wants_int8(m, w.down);
   for_parts(pass, pass.n, parts, [&](std::size_t row, std::size_t begin, std::size_t end) {
     const std::size_t from = row * ff + begin * kGroup;
     const std::size_t count = std::min(end * kGroup, ff) - begin * kGroup;
@@ -25,8 +26,9 @@ void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out
     } else {
       m.kernels.activate(m.config.activation, inner + from, count);
     }
+    if (int8) m.kernels.quantize(inner + row * ff, ff, begin, end, row, pass.n, s.quants());
   });
-  project(pass, inner, pass.n, ff, {{w.down, out}});
+  project(pass, inner, pass.n, ff, {{w.down, out}}, int8);
 }
 
 }  // namespace miudo

@@ -38,30 +38,45 @@ void show_hidden(const Pass& pass, std::size_t layer) {
   }
 }
 
-// One layer: attention and feed-forward, each normed and added to the residual stream x [n, D].
-void block(const Pass& pass, std::size_t layer) {
-  const ModelConfig& c = pass.model.config;
-  const Layer& w = pass.model.weights.layers[layer];
+// The residual stream x [n, D] takes in a sublayer's output, which `after` norms first; returns what
+// the next sublayer reads: x normed by `next`, or x itself.
+const float* take_in(const Pass& pass, const NormWeights& after, const NormWeights& next) {
+  const Model& m = pass.model;
+  const std::size_t d = m.config.d_model;
   Scratch& s = pass.scratch;
-  float *x = s.x.data(), *mixed = s.projected.data();  // [n, D]
-  const auto add = [&](float* to, const float* from, float scale) {
-    for_rows(pass, pass.n, [&](std::size_t row) {
-      pass.model.kernels.add(to + row * c.d_model, from + row * c.d_model, scale, c.d_model);
-    });
-  };
-  const float* h = norm(pass, w.attn_norm, x, s.h.data());
-  attention(pass, layer, h, mixed);
-  norm(pass, w.attn_post_norm, mixed, mixed);
-  if (c.parallel == Parallel::kNone) {
-    add(x, mixed, c.residual_scale);
-    feedforward(pass, layer, norm(pass, w.mlp_norm, x, s.h.data()), mixed);
-    norm(pass, w.mlp_post_norm, mixed, mixed);
-  } else {
-    if (c.parallel == Parallel::kTwoNorms) h = norm(pass, w.mlp_norm, x, s.h.data());
-    feedforward(pass, layer, h, s.fed.data());
-    add(mixed, s.fed.data(), 1.0f);
+  for_rows(pass, pass.n, [&](std::size_t row) {
+    float *x = s.x.data() + row * d, *out = s.projected.data() + row * d;
+    if (!after.weight.empty()) norm_row(m, after, d, out, out);
+    m.kernels.add(x, out, m.config.residual_scale, d);
+    if (!next.weight.empty()) norm_row(m, next, d, x, s.h.data() + row * d);
+  });
+  return next.weight.empty() ? s.x.data() : s.h.data();
+}
+
+// One layer: attention and feed-forward, one after the other or side by side. h is what attention
+// reads; returns what the next layer does, or the head.
+const float* block(const Pass& pass, std::size_t layer, const float* h) {
+  const Weights& all = pass.model.weights;
+  const Layer& w = all.layers[layer];
+  const Parallel parallel = pass.model.config.parallel;
+  const bool last = layer + 1 == all.layers.size();
+  const NormWeights& next = last ? all.norm : all.layers[layer + 1].attn_norm;
+  Scratch& s = pass.scratch;
+  float* out = s.projected.data();  // [n, D]
+  attention(pass, layer, h, out);
+  if (parallel == Parallel::kNone) {
+    h = take_in(pass, w.attn_post_norm, w.mlp_norm);
+    feedforward(pass, layer, h, out);
+    return take_in(pass, w.mlp_post_norm, next);
   }
-  add(x, mixed, c.residual_scale);
+  norm(pass, w.attn_post_norm, out, out);
+  if (parallel == Parallel::kTwoNorms) h = norm(pass, w.mlp_norm, s.x.data(), s.h.data());
+  feedforward(pass, layer, h, s.fed.data());
+  const std::size_t d = pass.model.config.d_model;
+  for_rows(pass, pass.n, [&](std::size_t row) {
+    pass.model.kernels.add(out + row * d, s.fed.data() + row * d, 1.0f, d);
+  });
+  return take_in(pass, NormWeights(), next);
 }
 
 // Asked between the layers of a long pass. All workers give the same answer: they meet after it is
@@ -80,13 +95,13 @@ void forward(const Pass& pass) {
   const Weights& w = pass.model.weights;
   Scratch& s = pass.scratch;
   embed(pass);
+  const float* h = norm(pass, w.layers[0].attn_norm, s.x.data(), s.h.data());
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     if (stopped(pass)) return;
     show_hidden(pass, i);
-    block(pass, i);
+    h = block(pass, i, h);
   }
   show_hidden(pass, w.layers.size());
-  norm(pass, w.norm, s.x.data(), s.h.data());
 }
 
 void logits(const Pass& pass, const float* hidden, std::size_t rows, float* out) {

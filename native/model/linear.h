@@ -22,9 +22,9 @@ struct Target {
 };
 
 // Every target's out = weight x + bias, and what the rows' adapters add, for n rows x [n, k]; k
-// is the targets' common width.
+// is the targets' common width. `rounded`: the int8 form of x is in scratch already.
 void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
-             std::initializer_list<Target> targets);
+             std::initializer_list<Target> targets, bool rounded = false);
 
 // Calls work(task) for this worker's part of [0, tasks): every so manieth, as costs grow evenly.
 template <typename Work>

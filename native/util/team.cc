@@ -27,6 +27,7 @@ Team::Team(int threads) {
   } catch (const std::system_error&) {
     // Fewer threads than wanted still give the same results.
   }
+  deal_ = std::make_unique<Deal>(size());
 }
 
 Team::~Team() {

@@ -7,10 +7,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "util/buffer.h"
+#include "util/deal.h"
 
 namespace miudo {
 
@@ -35,6 +37,13 @@ class Team {
   // Inside run(): returns when every worker has called it as often as this one.
   void meet();
 
+  // Inside run(), on every worker: deals out tasks, and meets.
+  template <typename Work>
+  void deal(int worker, std::size_t tasks, std::size_t piece, const Work& work) {
+    deal_->run(worker, tasks, piece, work);
+    meet();
+  }
+
  private:
   using Call = void (*)(const void* work, int worker);
 
@@ -58,6 +67,7 @@ class Team {
   Call call_ = nullptr;
   const void* work_ = nullptr;
   std::vector<std::thread> threads_;
+  std::unique_ptr<Deal> deal_;  // for as many workers as there are
 };
 
 }  // namespace miudo
