@@ -16,11 +16,10 @@ struct Bytes64 {
   __m256i lo, hi;
 };
 
-inline Bytes64 load_bytes64(const std::uint8_t* p) {
-  Bytes64 v;
-  std::memcpy(&v, p, kLine);
-  return v;
+inline __m256i load_32(const std::uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
+inline Bytes64 load_bytes64(const std::uint8_t* p) { return {load_32(p), load_32(p + 32)}; }
 template <int kBits>
 inline Bytes64 shift_right(const Bytes64& v) {
   if constexpr (kBits >= 0) {
