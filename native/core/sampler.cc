@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "util/philox.h"
@@ -72,55 +73,75 @@ void Sampler::adjust(std::span<const float> logits, const miudo_sampling& settin
   }
 }
 
-// order_: finite values, greatest first, lowest id first among equals; the first top_k if not 0.
-void Sampler::sort_best(std::size_t top_k) {
-  order_.clear();
+// ids_, ascending: all with a finite value, or the top_k greatest, the lowest id among equals.
+void Sampler::choose(std::size_t top_k) {
+  ids_.clear();
   for (std::size_t i = 0; i < values_.size(); ++i) {
-    if (std::isfinite(values_[i])) order_.push_back(static_cast<std::int32_t>(i));
+    if (std::isfinite(values_[i])) ids_.push_back(static_cast<std::int32_t>(i));
   }
+  if (top_k == 0 || top_k >= ids_.size()) return;
   const auto better = [this](std::int32_t a, std::int32_t b) {
     const double x = values_[static_cast<std::size_t>(a)], y = values_[static_cast<std::size_t>(b)];
     return x > y || (!(x < y) && a < b);
   };
-  if (top_k != 0 && top_k < order_.size()) {
-    const auto middle = order_.begin() + static_cast<std::ptrdiff_t>(top_k);
-    std::partial_sort(order_.begin(), middle, order_.end(), better);
-    order_.resize(top_k);
-  } else {
-    std::sort(order_.begin(), order_.end(), better);
+  const auto middle = ids_.begin() + static_cast<std::ptrdiff_t>(top_k);
+  std::partial_sort(ids_.begin(), middle, ids_.end(), better);
+  ids_.resize(top_k);
+  std::sort(ids_.begin(), ids_.end());
+}
+
+void Sampler::weigh() {
+  double top = kNever;
+  for (const std::int32_t id : ids_) top = std::max(top, values_[static_cast<std::size_t>(id)]);
+  weights_.clear();
+  for (const std::int32_t id : ids_) {
+    weights_.push_back(std::exp(values_[static_cast<std::size_t>(id)] - top));
   }
-  if (order_.empty()) nothing_to_draw();
+}
+
+// Keeps an id while the mass before it is below top_p. A heap sorts no more than that.
+void Sampler::keep_nucleus(double top_p) {
+  const double limit = top_p * std::accumulate(weights_.begin(), weights_.end(), 0.0);
+  const auto worse = [this](std::uint32_t a, std::uint32_t b) {
+    return weights_[a] < weights_[b] || (!(weights_[a] > weights_[b]) && a > b);
+  };
+  order_.resize(ids_.size());
+  std::iota(order_.begin(), order_.end(), 0u);
+  std::make_heap(order_.begin(), order_.end(), worse);
+  double sum = 0.0;
+  auto rest = order_.end();  // the kept ones gather behind it
+  while (rest != order_.begin()) {
+    const double w = weights_[order_.front()];
+    sum += w;
+    if (!(sum - w < limit)) break;
+    std::pop_heap(order_.begin(), rest--, worse);
+  }
+  order_.erase(order_.begin(), rest);
+  std::sort(order_.begin(), order_.end());
+  for (std::size_t i = 0; i < order_.size(); ++i) {
+    ids_[i] = ids_[order_[i]];
+    weights_[i] = weights_[order_[i]];
+  }
+  ids_.resize(order_.size());
+  weights_.resize(order_.size());
 }
 
 std::int32_t Sampler::draw(const miudo_sampling& settings, std::uint64_t position) {
-  sort_best(static_cast<std::size_t>(settings.top_k));
-  const double top = values_[static_cast<std::size_t>(order_[0])];
-  double total = 0.0;
-  weights_.clear();
-  for (const std::int32_t id : order_) {
-    weights_.push_back(std::exp(values_[static_cast<std::size_t>(id)] - top));
-    total += weights_.back();
-  }
-  // Weights are dropped by value, one by one, exactly as the oracle's masks drop them.
-  if (settings.top_p < 1.0) {
-    const double limit = settings.top_p * total;
-    double sum = 0.0;
-    std::erase_if(weights_, [&](double w) {
-      sum += w;
-      return !(sum - w < limit);
-    });
-  }
-  if (settings.min_p > 0.0) {
-    const double limit = settings.min_p * weights_[0];
-    std::erase_if(weights_, [&](double w) { return !(w >= limit); });
-  }
+  choose(static_cast<std::size_t>(settings.top_k));
+  if (ids_.empty()) nothing_to_draw();
+  weigh();
+  if (settings.top_p < 1.0) keep_nucleus(settings.top_p);
   double sum = 0.0;
-  for (double& w : weights_) w = sum += w;  // cumulative from here on
+  for (double& w : weights_) {  // cumulative from here on; the greatest weight is 1
+    const bool kept = !(settings.min_p > 0.0) || w >= settings.min_p;
+    w = kept ? sum += w : sum;
+  }
+  // What min_p dropped adds nothing, so that no point falls on it.
   const double point = uniform(settings.seed, settings.request, position) * sum;
   const auto above = std::upper_bound(weights_.begin(), weights_.end(), point);
-  const auto index = std::min(static_cast<std::size_t>(above - weights_.begin()),
-                              weights_.size() - 1);
-  return order_[index];
+  if (above != weights_.end()) return ids_[static_cast<std::size_t>(above - weights_.begin())];
+  const auto last = std::lower_bound(weights_.begin(), weights_.end(), sum);
+  return ids_[static_cast<std::size_t>(last - weights_.begin())];
 }
 
 }  // namespace miudo

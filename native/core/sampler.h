@@ -24,12 +24,15 @@ class Sampler {
  private:
   void adjust(std::span<const float> logits, const miudo_sampling& settings,
               std::span<const std::int32_t> seen, const std::uint8_t* mask);
-  void sort_best(std::size_t top_k);
+  void choose(std::size_t top_k);
+  void weigh();
+  void keep_nucleus(double top_p);
   std::int32_t draw(const miudo_sampling& settings, std::uint64_t position);
 
   // Space that is kept between calls.
-  std::vector<double> values_, weights_;
-  std::vector<std::int32_t> order_, seen_;
+  std::vector<double> values_, weights_;  // of all ids; of those in ids_
+  std::vector<std::int32_t> ids_, seen_;
+  std::vector<std::uint32_t> order_;  // places in ids_
 };
 
 }  // namespace miudo

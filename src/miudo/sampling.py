@@ -71,21 +71,24 @@ def _adjust(
 
 
 def _draw(scaled: npt.NDArray[np.float64], settings: SamplingSettings, position: int) -> int:
-    # Sums run in sorted order, one by one, as the native core does: equal to the last bit.
-    order = np.lexsort((np.arange(scaled.size), -scaled))
-    order = order[np.isfinite(scaled[order])]
+    # Sums run one by one, as the native core's do: equal to the last bit. The mass and the draw go
+    # by id, so that only what a filter must compare is ever sorted.
+    ids = np.flatnonzero(np.isfinite(scaled))
     if settings.top_k:
-        order = order[: settings.top_k]
-    top = float(scaled[order[0]])
-    weights = np.array([math.exp(v - top) for v in scaled[order].tolist()])
-    total = float(np.cumsum(weights)[-1])
+        ids = np.sort(ids[np.lexsort((ids, -scaled[ids]))][: settings.top_k])
+    top = float(scaled[ids].max())
+    weights = np.array([math.exp(v - top) for v in scaled[ids].tolist()])
     if settings.top_p < 1.0:
+        total = float(np.cumsum(weights)[-1])
+        order = np.lexsort((ids, -weights))
         # Keep an id while the mass before it is below top_p: the first is always kept.
-        before = np.cumsum(weights) - weights
-        weights = weights[before < settings.top_p * total]
+        before = np.cumsum(weights[order]) - weights[order]
+        kept = np.sort(order[before < settings.top_p * total])
+        ids, weights = ids[kept], weights[kept]
     if settings.min_p > 0.0:
-        weights = weights[weights >= settings.min_p * weights[0]]
+        kept = np.flatnonzero(weights >= settings.min_p)  # of the greatest, which is 1
+        ids, weights = ids[kept], weights[kept]
     cumulative = np.cumsum(weights)
     point = uniform(settings.seed, settings.request, position) * float(cumulative[-1])
     index = min(int(np.searchsorted(cumulative, point, side="right")), weights.size - 1)
-    return int(order[index])
+    return int(ids[index])
