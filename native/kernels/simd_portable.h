@@ -55,6 +55,16 @@ inline F8 fma(F8 a, F8 b, F8 c) {
 // As the x86 instructions: the second operand where either is NaN.
 inline F8 max(F8 a, F8 b) { return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi}; }
 inline F8 min(F8 a, F8 b) { return {a.lo < b.lo ? a.lo : b.lo, a.hi < b.hi ? a.hi : b.hi}; }
+// Sums of any order: for numbers whose sum is exact, or none at all.
+inline float sum_exact(F8 a) {
+  const V4 s = a.lo + a.hi;
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+inline float greatest_lane(F8 a) {
+  const V4 s = a.lo > a.hi ? a.lo : a.hi;
+  const float x = s[0] > s[2] ? s[0] : s[2], y = s[1] > s[3] ? s[1] : s[3];
+  return x > y ? x : y;
+}
 inline F8 negate(F8 a) { return {-a.lo, -a.hi}; }
 inline F8 abs(F8 a) { return {(V4)((I4)a.lo & 0x7FFFFFFF), (V4)((I4)a.hi & 0x7FFFFFFF)}; }
 

@@ -161,25 +161,37 @@ inline float half_scale(float scale) {
   return rounded < 65504.0f ? rounded : 65504.0f;
 }
 
-// 32 numbers as ggml's quantize_row_q8_0 rounds them on x86, step by step: what llama.cpp
-// multiplies with. Returns their scale.
-inline float quantize_group(const float* x, std::int8_t* values) {
+// What a group of 32 becomes beside its numbers.
+struct RoundedGroup {
+  float scale;
+  std::int32_t first_sum, sum;  // of the first 16 numbers, of all
+};
+
+// As ggml's quantize_row_q8_0 rounds on x86, step by step: what llama.cpp multiplies with.
+inline RoundedGroup quantize_group(const float* x, std::int8_t* values) {
   F8 most = set1(0.0f), poison = set1(0.0f);
   for (std::size_t i = 0; i < kGroup; i += 8) {
     most = max(abs(load(x + i)), most);
     poison = fma(load(x + i), set1(0.0f), poison);
   }
-  const float greatest = max_lanes(most);
+  const float greatest = greatest_lane(most);
   const float scale = half_scale(greatest / 127.0f);
   // A scale of 0 (all zero, or too small for float16) gives zeros; its inverse may overflow.
   const F8 inverse = set1(scale > 0.0f ? 127.0f / greatest : 0.0f);
-  for (std::size_t i = 0; i < kGroup; i += 8) {
-    const F8 steps = mul(load(x + i), inverse);
-    const F8 held = min(max(steps, set1(-127.0f)), set1(127.0f));
-    store_int8(values + i, sub(add(held, set1(kRoundMagic)), set1(kRoundMagic)));
+  F8 sums[2];
+  for (std::size_t half = 0; half < 2; ++half) {
+    sums[half] = set1(0.0f);
+    for (std::size_t i = half * 16; i < half * 16 + 16; i += 8) {
+      const F8 steps = mul(load(x + i), inverse);
+      const F8 held = min(max(steps, set1(-127.0f)), set1(127.0f));
+      const F8 whole_steps = sub(add(held, set1(kRoundMagic)), set1(kRoundMagic));
+      sums[half] = add(sums[half], whole_steps);
+      store_int8(values + i, whole_steps);
+    }
   }
+  const auto first = static_cast<std::int32_t>(sum_exact(sums[0]));
   // Bytes cannot hold NaN: the scale carries it, or a broken model would give numbers.
-  return scale + sum_lanes(poison);
+  return {scale + sum_exact(poison), first, first + static_cast<std::int32_t>(sum_exact(sums[1]))};
 }
 
 void quantize(const float* x, std::size_t k, std::size_t begin, std::size_t end, std::size_t row,
@@ -188,15 +200,10 @@ void quantize(const float* x, std::size_t k, std::size_t begin, std::size_t end,
   const std::size_t width = block_width(n - start < kBlockRows ? n - start : kBlockRows);
   for (std::size_t g = begin; g < end; ++g) {
     const std::size_t at = start * groups + g * width + row - start;
-    std::int8_t* values = to.values + at * kGroup;
-    to.scales[at] = quantize_group(x + g * kGroup, values);
-    std::int32_t first = 0, second = 0;
-    for (std::size_t i = 0; i < kGroup / 2; ++i) {
-      first += values[i];
-      second += values[i + kGroup / 2];
-    }
-    to.first_sums[at] = first;
-    to.sums[at] = first + second;
+    const RoundedGroup group = quantize_group(x + g * kGroup, to.values + at * kGroup);
+    to.scales[at] = group.scale;
+    to.first_sums[at] = group.first_sum;
+    to.sums[at] = group.sum;
   }
 }
 
