@@ -10,8 +10,8 @@ namespace miudo {
 constexpr std::size_t kTilePositions = 32;  // keys and values are tiled by absolute position
 // Positions of one softmax, cut by absolute position too: a longer text is the sum of such
 // stretches in order, whoever computed them.
-constexpr std::size_t kStretch = 512;
-constexpr std::size_t kScoreStride = kStretch + 16;  // no multiple of 4096 bytes, where caches clash
+constexpr std::size_t kStretchPositions = 512;
+constexpr std::size_t kScoreStride = kStretchPositions + 16;  // no multiple of 4096 bytes, where caches clash
 constexpr std::size_t kQueryRows = 8;                // query rows that share a load of keys
 constexpr std::size_t kValueMultiple = 16;           // a value's room in a page, in numbers
 

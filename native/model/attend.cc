@@ -53,8 +53,8 @@ class Attending {
     p_ = q_ + kQueryRows * c_.head_dim;
   }
 
-  std::size_t first_stretch() const { return reach_[0].begin / kStretch; }
-  std::size_t end_stretch() const { return (reach_[block_.count - 1].end - 1) / kStretch + 1; }
+  std::size_t first_stretch() const { return reach_[0].begin / kStretchPositions; }
+  std::size_t end_stretch() const { return (reach_[block_.count - 1].end - 1) / kStretchPositions + 1; }
 
   void load_queries() {
     const float given = pass_.model.config.attn_scale;
@@ -69,8 +69,8 @@ class Attending {
   void attend(std::size_t stretch) {
     const Kernels& kernels = pass_.model.kernels;
     const CacheKernels& cache = pass_.model.cache_kernels();
-    const std::size_t start = std::max(reach_[0].begin, stretch * kStretch) / kTilePositions;
-    const std::size_t end = std::min(reach_[block_.count - 1].end, (stretch + 1) * kStretch);
+    const std::size_t start = std::max(reach_[0].begin, stretch * kStretchPositions) / kTilePositions;
+    const std::size_t end = std::min(reach_[block_.count - 1].end, (stretch + 1) * kStretchPositions);
     const std::size_t tiles = pages_for(end) - start;
     const Page* pages = block_.seg.pages + start;
     const CacheLayout& layout = pass_.model.layout;
@@ -94,8 +94,8 @@ class Attending {
   void finish() {
     const Kernels& kernels = pass_.model.kernels;
     for (std::size_t i = 0; i < block_.count; ++i) {
-      const std::size_t begin = index(reach_[i].begin / kStretch);
-      const std::size_t end = index((reach_[i].end - 1) / kStretch) + 1;
+      const std::size_t begin = index(reach_[i].begin / kStretchPositions);
+      const std::size_t end = index((reach_[i].end - 1) / kStretchPositions) + 1;
       float *factors = tops_ + i * room_, *out = outs_ + i * stride_;
       kernels.softmax(factors, begin, end, room_);
       float total = 0.0f;
@@ -178,7 +178,7 @@ class Attending {
     std::memset(row, 0, reach_[i].begin * sizeof(float));
     std::memset(row + reach_[i].end, 0, (block_.seg.keys - reach_[i].end) * sizeof(float));
     for (std::size_t j = reach_[i].begin; j < reach_[i].end; ++j) {
-      row[j] *= factors[index(j / kStretch)] * inverse;
+      row[j] *= factors[index(j / kStretchPositions)] * inverse;
     }
   }
 
@@ -214,7 +214,7 @@ AttentionPlan plan_attention(const Pass& pass, const LayerConfig& c) {
   for (const Segment& seg : pass.segments) {
     plan.blocks += blocks_of(c, seg) * c.n_kv_heads;
     plan.lone = plan.lone && blocks_of(c, seg) == 1;
-    plan.stretches = std::max(plan.stretches, (seg.start + seg.n + kStretch - 1) / kStretch);
+    plan.stretches = std::max(plan.stretches, (seg.start + seg.n + kStretchPositions - 1) / kStretchPositions);
   }
   // Where whole blocks leave a fifth of the workers idle or more. Then they are few.
   const auto workers = static_cast<std::size_t>(pass.team.size());
