@@ -94,7 +94,7 @@ using LowRankTuple = std::tuple<std::string, Factor, Factor, float>;
 class Engine {
  public:
   Engine(const nb::dict& values, const std::vector<LayerTuple>& tuples, int threads, bool int8,
-         std::uint64_t cache_bytes) {
+         int cache_type, std::uint64_t cache_bytes) {
     const auto number = [&](const char* key) { return nb::cast<std::int64_t>(values[key]); };
     const auto small = [&](const char* key) { return nb::cast<std::int32_t>(values[key]); };
     const auto real = [&](const char* key) { return nb::cast<double>(values[key]); };
@@ -133,7 +133,8 @@ class Engine {
     config_.logit_softcap = real("logit_softcap");
     config_.latent = {number("latent.q_rank"), number("latent.kv_rank"),
                       number("latent.rope_dim"), real("latent.norm_eps")};
-    const miudo_options options = {threads, int8 ? 1 : 0, cache_bytes, signals, nullptr};
+    const miudo_options options = {threads,     int8 ? 1 : 0, cache_type,
+                                   cache_bytes, signals,      nullptr};
     miudo_error error = {};
     check(miudo_create(&config_, &options, &engine_, &error), error);
   }
@@ -331,9 +332,10 @@ NB_MODULE(_native, m) {
           nb::arg("mask").none(), nb::arg("logits").none(), nb::arg("hidden").none(),
           nb::arg("attention"), nb::arg("adapter").none());
   nb::class_<Engine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, std::uint64_t>(),
+      .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, int,
+                    std::uint64_t>(),
            nb::arg("config"), nb::arg("layers"), nb::arg("threads"), nb::arg("int8"),
-           nb::arg("cache_bytes"))
+           nb::arg("cache_type"), nb::arg("cache_bytes"))
       .def("set_tensor", &Engine::set_tensor)
       .def("finalize", &Engine::finalize)
       .def("open", &Engine::open)

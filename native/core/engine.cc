@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "core/door.h"
 #include "util/cpu.h"
 #include "util/status.h"
 
@@ -12,10 +13,11 @@ namespace miudo {
 
 Engine::Engine(ModelConfig config, const miudo_options& options)
     : options_(options),
-      model_(std::move(config), choose_isa(), options.int8_activations != 0),
+      model_(std::move(config), choose_isa(), options.int8_activations != 0,
+             cache_type_of(options)),
       team_(choose_threads(options.threads)),
       stop_(options.interrupt, options.interrupt_context),
-      pages_(model_.layout.page_floats(), options.cache_bytes) {}
+      pages_(model_.layout.page_bytes(), options.cache_bytes) {}
 
 void Engine::set_tensor(const std::string& name, DType type,
                         const std::vector<std::size_t>& shape, const std::uint8_t* bytes,

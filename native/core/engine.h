@@ -24,7 +24,7 @@ namespace miudo {
 constexpr std::size_t kChunk = 256;
 
 struct Conversation {
-  std::vector<float*> pages;
+  std::vector<Page> pages;
   std::vector<std::int32_t> ids;  // taken in so far; its size is the length
   const Adapter* adapter = nullptr;  // which the pages were computed with
 };

@@ -92,9 +92,18 @@ typedef struct {
   miudo_latent latent;
 } miudo_config;
 
+/* What keys and values are rounded to. Int8: groups of 32 with a float16 scale. */
+typedef enum {
+  MIUDO_CACHE_F32 = 0, /* with float activations: the reference */
+  MIUDO_CACHE_F16 = 1,
+  MIUDO_CACHE_BF16 = 2,
+  MIUDO_CACHE_INT8 = 3
+} miudo_cache_type;
+
 typedef struct {
   int32_t threads;          /* 0: MIUDO_THREADS, or the cores this process may use */
   int32_t int8_activations; /* for matrices in blocks; 0 is the float reference */
+  int32_t cache_type;       /* a miudo_cache_type */
   uint64_t cache_bytes;     /* budget for keys and values, taken page by page when needed */
   /* Called between chunks of at most 256 positions; not 0 stops the call, which then has changed
    * no conversation. May be NULL. */

@@ -104,7 +104,7 @@ int always(void*) { return 1; }
 TEST(misuse_is_a_status) {
   CHECK(miudo_create(nullptr, nullptr, nullptr, nullptr) == MIUDO_REQUEST);
   miudo_config c = config();
-  miudo_options options = {1, 1, 1 << 20, always, nullptr};
+  miudo_options options = {1, 1, MIUDO_CACHE_F16, 1 << 20, always, nullptr};
   miudo_engine* raw = nullptr;
   c.d_model = 0;
   CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_MODEL_FILE && raw == nullptr);
@@ -160,7 +160,7 @@ TEST(an_interrupted_step_is_undone) {
 
 TEST(an_engine_without_weights_opens_nothing) {
   const miudo_config c = config();
-  const miudo_options options = {1, 1, 1 << 24, nullptr, nullptr};
+  const miudo_options options = {1, 1, MIUDO_CACHE_F16, 1 << 24, nullptr, nullptr};
   miudo_engine* raw = nullptr;
   CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_OK);
   const EnginePtr e(raw);

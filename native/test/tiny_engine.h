@@ -47,9 +47,10 @@ inline miudo_status set(miudo_engine* e, const std::string& name, std::vector<st
 }
 
 inline EnginePtr make_engine(int threads, std::uint64_t cache_bytes = 1 << 24,
-                             int (*interrupt)(void*) = nullptr, void* context = nullptr) {
+                             int (*interrupt)(void*) = nullptr, void* context = nullptr,
+                             std::int32_t cache_type = MIUDO_CACHE_F16) {
   const miudo_config c = config();
-  const miudo_options options = {threads, 1, cache_bytes, interrupt, context};
+  const miudo_options options = {threads, 1, cache_type, cache_bytes, interrupt, context};
   miudo_engine* raw = nullptr;
   CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_OK);
   EnginePtr e(raw);

@@ -36,6 +36,7 @@ class Engine:
         layers: Sequence[_Layer],
         threads: int,
         int8: bool,
+        cache_type: int,
         cache_bytes: int,
     ) -> None: ...
     def set_tensor(

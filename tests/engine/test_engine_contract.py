@@ -46,7 +46,7 @@ def native_engine(decoder: Decoder) -> AdaptableEngine:
         architecture="LlamaForCausalLM",
         path=None,
     )
-    return NativeEngine(model, threads=1)
+    return NativeEngine(model, threads=1, cache="f32")
 
 
 def fake_engine(decoder: Decoder) -> AdaptableEngine:
@@ -357,7 +357,7 @@ def test_the_correction_takes_activations_before_they_are_rounded() -> None:
     }
     model = ModelFile(CONFIG, weights, None, None, None, "llama", None)
     rounding = round_activations(Decoder.from_weights(CONFIG, weights), quantised)
-    native, twin = NativeEngine(model, activations="int8"), TorchEngine(rounding)
+    native, twin = NativeEngine(model, cache="f32"), TorchEngine(rounding)
     outs = []
     for engine in (native, twin):
         engine.add_adapter("mine", adapter())

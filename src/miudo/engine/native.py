@@ -36,7 +36,12 @@ from miudo.tensors import Weights, check_weights, tensor_table
 if TYPE_CHECKING:
     from miudo import _native
 
-__all__ = ["DEFAULT_CACHE_BYTES", "NativeEngine", "RunnableModel"]
+__all__ = ["CACHE_TYPES", "DEFAULT_CACHE_BYTES", "CacheType", "NativeEngine", "RunnableModel"]
+
+CacheType = Literal["f32", "f16", "bf16", "int8"]
+
+CACHE_TYPES: tuple[CacheType, ...] = ("f32", "f16", "bf16", "int8")
+"""In the order of `miudo_cache_type`."""
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """Budget for keys and values; memory is taken page by page, when conversations need it."""
@@ -64,6 +69,8 @@ class NativeEngine:
     `activations` says what blocks (Q8_0, Q4_0, Q4_K ...) are multiplied with: "int8" rounds
     activations in groups of 32 (scale amax / 127 in float16, half to even), "float" is the
     reference. F32, F16 and BF16 matrices always take floats.
+    `cache` is the type that keys and values are rounded to, "int8" in groups of 32 with a float16
+    scale: "f16" as a rule, "f32" with float activations, where the two are the reference.
     `context` is the longest text, see `ModelConfig.with_context`. Raises ConfigError for one
     beyond the model's, ModelFileError for tensors that do not fit the config, MissingError
     without the compiled module, ResourceError where memory or `cache_bytes` is too small.
@@ -75,11 +82,16 @@ class NativeEngine:
         *,
         threads: int | None = None,
         activations: Literal["int8", "float"] = "int8",
+        cache: CacheType | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         context: int | None = None,
     ) -> None:
         if activations not in ("int8", "float"):
             raise RequestError(f"activations is {activations!r}", remedy="Say int8 or float")
+        int8 = activations == "int8"
+        cache = cache or ("f16" if int8 else "f32")
+        if cache not in CACHE_TYPES:
+            raise RequestError(f"cache is {cache!r}", remedy=f"Say one of {', '.join(CACHE_TYPES)}")
         if threads is not None and threads < 1:
             raise RequestError(f"threads is {threads}", remedy="Give at least 1, or None")
         if not 0 < cache_bytes < 1 << 63:
@@ -89,10 +101,16 @@ class NativeEngine:
         self._work = native.Work
         check_weights(model.config, model.weights)
         self._base = base_fingerprint(model.config, model.weights)
-        int8 = activations == "int8"
+        self._cache: CacheType = cache
         values, layers = config_values(config), layer_values(config)
         self._core: _native.Engine = call(
-            native.Engine, values, layers, threads or 0, int8, cache_bytes
+            native.Engine,
+            values,
+            layers,
+            threads or 0,
+            int8,
+            CACHE_TYPES.index(cache),
+            cache_bytes,
         )
         for spec in tensor_table(model.config):
             tensor = model.weights[spec.name]
@@ -120,6 +138,11 @@ class NativeEngine:
     def weight_bytes(self) -> int:
         """Bytes that the packed weights take."""
         return self._core.weight_bytes
+
+    @property
+    def cache(self) -> CacheType:
+        """The type that keys and values are kept in."""
+        return self._cache
 
     @property
     def cache_bytes_used(self) -> int:
