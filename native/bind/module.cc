@@ -8,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -85,6 +86,7 @@ struct Work {
   std::optional<Floats> logits, hidden;
   std::vector<Floats> attention;
   std::optional<std::string> adapter;
+  std::size_t n_drafted;
 };
 
 // matrix, down [rank, in], up [out, rank], scale
@@ -158,6 +160,13 @@ class Engine {
     run([&](miudo_error* error) { return miudo_open(engine_, &conversation, error); });
     return conversation;
   }
+  std::int64_t fork(std::int64_t conversation, std::size_t length) {
+    std::int64_t forked = 0;
+    run([&](miudo_error* error) {
+      return miudo_fork(engine_, conversation, length, &forked, error);
+    });
+    return forked;
+  }
   void close(std::int64_t conversation) {
     run([&](miudo_error* error) { return miudo_close(engine_, conversation, error); });
   }
@@ -187,17 +196,30 @@ class Engine {
     run([&](miudo_error* error) { return miudo_remove_adapter(engine_, called, error); });
   }
 
-  std::vector<std::tuple<std::int32_t, double>> step(const std::vector<Work*>& items) {
+  // The tokens drawn for each item, and their log-probabilities.
+  std::vector<std::tuple<std::vector<std::int32_t>, std::vector<double>>> step(
+      const std::vector<Work*>& items) {
     std::vector<miudo_work> works;
     std::vector<std::vector<float*>> attention(items.size());
+    std::vector<std::tuple<std::vector<std::int32_t>, std::vector<double>>> out(items.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
+      auto& [tokens, logprobs] = out[i];
+      // More than n_ids are refused, but by the core.
+      const std::size_t most = std::min(items[i]->n_drafted, items[i]->ids.size()) + 1;
+      tokens.resize(most);
+      logprobs.resize(most);
       works.push_back(work_of(*items[i], attention[i]));
+      works.back().tokens = tokens.data();
+      works.back().logprobs = logprobs.data();
     }
     run([&](miudo_error* error) {
       return miudo_step(engine_, works.data(), works.size(), error);
     });
-    std::vector<std::tuple<std::int32_t, double>> out;
-    for (const miudo_work& work : works) out.emplace_back(work.token, work.logprob);
+    for (std::size_t i = 0; i < works.size(); ++i) {
+      auto& [tokens, logprobs] = out[i];
+      tokens.resize(works[i].n_tokens);
+      logprobs.resize(works[i].n_tokens);
+    }
     return out;
   }
 
@@ -230,6 +252,7 @@ class Engine {
   int threads() const { return miudo_threads(engine_); }
   std::uint64_t weight_bytes() const { return miudo_weight_bytes(engine_); }
   std::uint64_t cache_bytes_used() const { return miudo_cache_bytes_used(engine_); }
+  std::uint64_t page_bytes() const { return miudo_page_bytes(engine_); }
 
  private:
   template <typename Body>
@@ -248,6 +271,7 @@ class Engine {
     work.conversation = item.conversation;
     work.ids = item.ids.data();
     work.n_ids = item.ids.size();
+    work.n_drafted = item.n_drafted;
     work.want = item.want;
     work.sampling = sampling_of(item.sampling);
     work.adapter = item.adapter ? c_name(*item.adapter) : nullptr;
@@ -323,14 +347,15 @@ NB_MODULE(_native, m) {
           [](Work* self, std::int64_t conversation, Ids ids, std::uint32_t want,
              SamplingTuple sampling, std::optional<Mask> mask, std::optional<Floats> logits,
              std::optional<Floats> hidden, std::vector<Floats> attention,
-             std::optional<std::string> adapter) {
+             std::optional<std::string> adapter, std::size_t n_drafted) {
             new (self) Work{conversation,        std::move(ids),       want,
                             std::move(sampling), std::move(mask),      std::move(logits),
-                            std::move(hidden),   std::move(attention), std::move(adapter)};
+                            std::move(hidden),   std::move(attention), std::move(adapter),
+                            n_drafted};
           },
           nb::arg("conversation"), nb::arg("ids"), nb::arg("want"), nb::arg("sampling"),
           nb::arg("mask").none(), nb::arg("logits").none(), nb::arg("hidden").none(),
-          nb::arg("attention"), nb::arg("adapter").none());
+          nb::arg("attention"), nb::arg("adapter").none(), nb::arg("n_drafted") = 0);
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, int,
                     std::uint64_t>(),
@@ -339,6 +364,7 @@ NB_MODULE(_native, m) {
       .def("set_tensor", &Engine::set_tensor)
       .def("finalize", &Engine::finalize)
       .def("open", &Engine::open)
+      .def("fork", &Engine::fork)
       .def("close", &Engine::close)
       .def("length", &Engine::length)
       .def("truncate", &Engine::truncate)
@@ -351,7 +377,10 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("weight_bytes", &Engine::weight_bytes)
-      .def_prop_ro("cache_bytes_used", &Engine::cache_bytes_used);
+      .def_prop_ro("cache_bytes_used", &Engine::cache_bytes_used)
+      .def_prop_ro("page_bytes", &Engine::page_bytes)
+      .def_prop_ro_static("page_positions",
+                          [](const nb::handle&) { return miudo_page_positions(); });
   m.def("sample", &sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("position"),
         nb::arg("seen"), nb::arg("mask").none());
   m.def("uniform", &miudo_uniform);

@@ -10,6 +10,33 @@
 #include "util/status.h"
 
 namespace miudo {
+namespace {
+
+void check_held(const Conversation& conversation, std::size_t length) {
+  if (length <= conversation.ids.size()) return;
+  fail(Code::kRequest, "length is " + std::to_string(length) + ", the conversation holds " +
+                           std::to_string(conversation.ids.size()));
+}
+
+// The page that the next position is written to; null where it will be a new one.
+Page begun_page(const Conversation& conversation) {
+  return conversation.ids.size() % kTilePositions == 0 ? nullptr : conversation.pages.back();
+}
+
+void check_draft(const miudo_work& work) {
+  if (work.n_drafted >= work.n_ids) {
+    fail(Code::kRequest, std::to_string(work.n_drafted) + " of " + std::to_string(work.n_ids) +
+                             " ids are drafted");
+  }
+  if (work.want != MIUDO_WANT_SAMPLE) {
+    fail(Code::kRequest, "a draft wants more than a sample");
+  }
+  if (work.tokens == nullptr || work.logprobs == nullptr) {
+    fail(Code::kRequest, "there is no space for the tokens of a draft");
+  }
+}
+
+}  // namespace
 
 Engine::Engine(ModelConfig config, const miudo_options& options)
     : options_(options),
@@ -40,6 +67,20 @@ std::int64_t Engine::open() {
   return next_conversation_++;  // never used again: a stale handle is an error, not a neighbour
 }
 
+std::int64_t Engine::fork(std::int64_t conversation, std::size_t length) {
+  const std::lock_guard lock(mutex_);
+  const Conversation& from = find(conversation);
+  check_held(from, length);
+  Conversation made;
+  made.ids.assign(from.ids.begin(), from.ids.begin() + static_cast<std::ptrdiff_t>(length));
+  made.pages.assign(from.pages.begin(),
+                    from.pages.begin() + static_cast<std::ptrdiff_t>(pages_for(length)));
+  if (length != 0) made.adapter = from.adapter;
+  const auto placed = conversations_.try_emplace(next_conversation_, std::move(made)).first;
+  for (const Page page : placed->second.pages) pages_.share(page);
+  return next_conversation_++;
+}
+
 void Engine::close(std::int64_t conversation) {
   const std::lock_guard lock(mutex_);
   give_back_beyond(find(conversation), 0);
@@ -54,10 +95,7 @@ std::size_t Engine::length(std::int64_t conversation) {
 void Engine::truncate(std::int64_t conversation, std::size_t length) {
   const std::lock_guard lock(mutex_);
   Conversation& held = find(conversation);
-  if (length > held.ids.size()) {
-    fail(Code::kRequest, "length is " + std::to_string(length) + ", the conversation holds " +
-                             std::to_string(held.ids.size()));
-  }
+  check_held(held, length);
   held.ids.resize(length);
   if (length == 0) held.adapter = nullptr;
   give_back_beyond(held, length);
@@ -97,6 +135,7 @@ void Engine::check_work(const miudo_work& work, const Conversation& conversation
   check_ids({work.ids, work.n_ids}, conversation.ids.size());
   if ((work.want & ~kAll) != 0) fail(Code::kRequest, "an unknown thing is wanted");
   if ((work.want & MIUDO_WANT_SAMPLE) != 0) check_sampling(work.sampling);
+  if (work.n_drafted != 0) check_draft(work);
   const bool logits = (work.want & (MIUDO_WANT_LAST_LOGITS | MIUDO_WANT_ALL_LOGITS)) != 0;
   if ((logits && work.logits == nullptr) ||
       ((work.want & MIUDO_WANT_HIDDEN) != 0 && work.hidden == nullptr) ||
@@ -147,12 +186,30 @@ void Engine::give_back_beyond(Conversation& conversation, std::size_t length) no
   }
 }
 
-void Engine::reserve(std::span<const Item> items) {
-  const auto pages_after = [](const Item& item) {
-    return pages_for(item.conversation->ids.size() + item.work->n_ids);
-  };
+std::size_t Engine::pages_wanted(std::span<const Item> items) const {
   std::size_t wanted = 0;
-  for (const Item& item : items) wanted += pages_after(item) - item.conversation->pages.size();
+  std::vector<Page> written;  // shared ones: the last owner to come needs no copy
+  for (const Item& item : items) {
+    const Conversation& c = *item.conversation;
+    wanted += pages_for(c.ids.size() + item.work->n_ids) - c.pages.size();
+    const Page page = begun_page(c);
+    if (page == nullptr || pages_.owners(page) == 1) continue;
+    const auto before = std::count(written.begin(), written.end(), page);
+    if (pages_.owners(page) - static_cast<std::size_t>(before) > 1) ++wanted;
+    written.push_back(page);
+  }
+  return wanted;
+}
+
+void Engine::own_last_page(Conversation& conversation) {
+  const Page page = begun_page(conversation);
+  if (page == nullptr || pages_.owners(page) == 1) return;
+  conversation.pages.back() = pages_.copy(page);
+  pages_.give_back(page);
+}
+
+void Engine::reserve(std::span<const Item> items) {
+  const std::size_t wanted = pages_wanted(items);
   if (wanted > pages_.available()) {
     fail(Code::kRequest, "the cache is full: " + std::to_string(wanted) +
                              " pages are wanted, " + std::to_string(pages_.available()) +
@@ -163,8 +220,9 @@ void Engine::reserve(std::span<const Item> items) {
     // What is taken in below is noted without fail at the end. Doubled, as a vector grows.
     const std::size_t length = c.ids.size() + item.work->n_ids;
     if (c.ids.capacity() < length) c.ids.reserve(std::max(length, 2 * c.ids.capacity()));
-    c.pages.reserve(std::max(pages_after(item), c.pages.size()));
-    while (c.pages.size() < pages_after(item)) c.pages.push_back(pages_.take());
+    own_last_page(c);
+    c.pages.reserve(pages_for(length));
+    while (c.pages.size() < pages_for(length)) c.pages.push_back(pages_.take());
   }
 }
 

@@ -24,7 +24,7 @@ namespace miudo {
 constexpr std::size_t kChunk = 256;
 
 struct Conversation {
-  std::vector<Page> pages;
+  std::vector<Page> pages;  // those full may be shared; the last one too, until it is written
   std::vector<std::int32_t> ids;  // taken in so far; its size is the length
   const Adapter* adapter = nullptr;  // which the pages were computed with
 };
@@ -38,6 +38,7 @@ class Engine {
   void finalize();
 
   std::int64_t open();
+  std::int64_t fork(std::int64_t conversation, std::size_t length);
   void close(std::int64_t conversation);
   std::size_t length(std::int64_t conversation);
   void truncate(std::int64_t conversation, std::size_t length);
@@ -50,6 +51,7 @@ class Engine {
 
   const Model& model() const { return model_; }
   int threads() const { return team_.size(); }
+  std::size_t page_bytes() const { return pages_.page_bytes(); }
   std::size_t cache_bytes_used();
 
  private:
@@ -59,6 +61,12 @@ class Engine {
     Conversation* conversation;
     const Adapter* adapter;
     std::size_t taken = 0;  // ids already computed
+    bool differed = false;  // a drawn id was not the drafted one
+
+    // How many of the ids the conversation keeps: a draft up to where a drawn id differed.
+    std::size_t kept() const {
+      return work->n_drafted == 0 ? work->n_ids : work->n_ids - work->n_drafted + work->n_tokens - 1;
+    }
   };
 
   Conversation& find(std::int64_t conversation);
@@ -70,9 +78,11 @@ class Engine {
   std::vector<Item> check_batch(std::span<miudo_work> works);
   void look_for_interrupt();
 
-  // Pages for `length` positions; all or none.
   void give_back_beyond(Conversation& conversation, std::size_t length) noexcept;
+  // Pages for what the items take in, and copies of shared ones that they write; all or none.
+  std::size_t pages_wanted(std::span<const Item> items) const;
   void reserve(std::span<const Item> items);
+  void own_last_page(Conversation& conversation);
   void release(std::span<const Item> items) noexcept;
 
   void compute(std::span<Item> items);
@@ -80,7 +90,7 @@ class Engine {
   void answer(const Pass& pass, std::span<Item> items);
   void run(const Pass& pass);
   void read_logits(const Pass& pass, std::size_t n);
-  void answer_row(const Item& item, std::size_t index, std::size_t at);
+  void answer_row(Item& item, std::size_t index, std::size_t at);
   void score_rows(const Pass& pass, std::span<const std::int32_t> ids, std::size_t start,
                   const miudo_scores& scores);
   static void score_row(const float* row, const Reading& reading, std::int32_t target,

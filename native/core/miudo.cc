@@ -104,6 +104,15 @@ miudo_status miudo_open(miudo_engine* engine, int64_t* conversation, miudo_error
   });
 }
 
+miudo_status miudo_fork(miudo_engine* engine, int64_t conversation, size_t length,
+                        int64_t* forked, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(forked, "forked");
+    *forked = engine->engine.fork(conversation, length);
+  });
+}
+
 miudo_status miudo_close(miudo_engine* engine, int64_t conversation, miudo_error* error) {
   return guarded(error, [&] {
     need(engine, "engine");
@@ -184,6 +193,10 @@ uint64_t miudo_weight_bytes(const miudo_engine* engine) {
 uint64_t miudo_cache_bytes_used(miudo_engine* engine) {
   return engine->engine.cache_bytes_used();
 }
+
+size_t miudo_page_positions() { return miudo::kTilePositions; }
+
+uint64_t miudo_page_bytes(const miudo_engine* engine) { return engine->engine.page_bytes(); }
 
 double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position) {
   return miudo::uniform(seed, request, position);

@@ -135,13 +135,21 @@ typedef struct {
   int64_t conversation;
   const int32_t* ids;
   size_t n_ids;
+  /* How many of the last ids are a guess, less than n_ids; SAMPLE alone is wanted then. A token is
+   * drawn at each of their positions in turn and behind the last, until one differs from the
+   * guess; ids from there on are forgotten. So the tokens, and what the conversation then holds,
+   * are those of single steps. */
+  size_t n_drafted;
   uint32_t want;
   miudo_sampling sampling;
   const uint8_t* mask; /* [V], not 0 where an id may be drawn; NULL: everywhere */
   const char* adapter; /* one that miudo_add_adapter was given; NULL: none */
   /* Results; the caller owns the memory. */
-  int32_t token;
+  int32_t token;            /* the last that was drawn */
   double logprob;           /* of token, under the softmax of the raw logits */
+  int32_t* tokens;          /* [n_drafted + 1] all that were drawn; optional without a draft */
+  double* logprobs;         /* [n_drafted + 1] optional likewise */
+  size_t n_tokens;          /* how many were drawn */
   float* logits;            /* [T, V] for ALL_LOGITS, else [V] for LAST_LOGITS */
   float* hidden;            /* [L + 1, T, D]: the residual stream before and after each layer */
   float* const* attention;  /* L times [H, T, n_keys] */
@@ -182,6 +190,10 @@ miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtyp
 miudo_status miudo_finalize(miudo_engine* engine, miudo_error* error);
 
 miudo_status miudo_open(miudo_engine* engine, int64_t* conversation, miudo_error* error);
+/* A new conversation that begins with the first `length` positions of another, sharing its pages;
+ * one that is written later is copied then. */
+miudo_status miudo_fork(miudo_engine* engine, int64_t conversation, size_t length,
+                        int64_t* forked, miudo_error* error);
 miudo_status miudo_close(miudo_engine* engine, int64_t conversation, miudo_error* error);
 miudo_status miudo_length(miudo_engine* engine, int64_t conversation, size_t* length,
                           miudo_error* error);
@@ -214,6 +226,10 @@ const char* miudo_isa(const miudo_engine* engine);
 int32_t miudo_threads(const miudo_engine* engine);
 uint64_t miudo_weight_bytes(const miudo_engine* engine);
 uint64_t miudo_cache_bytes_used(miudo_engine* engine);
+/* Keys and values are held in pages of so many positions and bytes. A step that would need more
+ * pages than cache_bytes holds, copies of shared ones included, is refused before any work. */
+size_t miudo_page_positions(void);
+uint64_t miudo_page_bytes(const miudo_engine* engine);
 
 /* Pieces alone, for tests and other programs. */
 double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position);

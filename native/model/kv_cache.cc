@@ -1,6 +1,8 @@
 #include "model/kv_cache.h"
 
+#include <cstring>
 #include <string>
+#include <utility>
 
 #include "kernels/half.h"
 #include "util/status.h"
@@ -46,16 +48,26 @@ Page PagePool::take() {
   if (free_.empty()) {
     pages_.reserve(pages_.size() + 1);
     free_.reserve(pages_.size() + 1);  // so that give_back never allocates
-    pages_.emplace_back(page_bytes_);
-    free_.push_back(pages_.back().data());
+    Buffer<std::uint8_t> made(page_bytes_);
+    owners_.emplace(made.data(), 0);
+    free_.push_back(made.data());
+    pages_.push_back(std::move(made));
   }
   const Page page = free_.back();
   free_.pop_back();
+  owners_.find(page)->second = 1;
   ++used_;
   return page;
 }
 
+Page PagePool::copy(const std::uint8_t* page) {
+  const Page made = take();
+  std::memcpy(made, page, page_bytes_);
+  return made;
+}
+
 void PagePool::give_back(Page page) noexcept {
+  if (--owners_.find(page)->second != 0) return;
   free_.push_back(page);
   --used_;
 }

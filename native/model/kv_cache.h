@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "model/config.h"
@@ -50,6 +51,8 @@ constexpr std::size_t pages_for(std::size_t positions) {
   return (positions + kTilePositions - 1) / kTilePositions;
 }
 
+// A page may belong to several conversations that begin alike; it is written by one that has it
+// alone.
 class PagePool {
  public:
   // Throws Failure(kResource) if the budget does not hold one page.
@@ -57,14 +60,21 @@ class PagePool {
 
   std::size_t available() const { return most_ - used_; }
   std::size_t used_bytes() const { return used_ * page_bytes_; }
-  // The caller has checked available(). Throws std::bad_alloc.
+  std::size_t page_bytes() const { return page_bytes_; }
+  std::size_t owners(const std::uint8_t* page) const { return owners_.find(page)->second; }
+
+  // The caller has checked available(). Throw std::bad_alloc.
   Page take();
+  Page copy(const std::uint8_t* page);
+  // One more owner, who gives it back as the others do.
+  void share(const std::uint8_t* page) noexcept { ++owners_.find(page)->second; }
   void give_back(Page page) noexcept;
 
  private:
   std::size_t page_bytes_, most_, used_ = 0;
   std::vector<Buffer<std::uint8_t>> pages_;  // made when first needed, then kept
   std::vector<Page> free_;
+  std::unordered_map<const std::uint8_t*, std::size_t> owners_;  // of every page; 0 where free
 };
 
 }  // namespace miudo

@@ -35,6 +35,7 @@ __all__ = [
     "Want",
     "check_batch",
     "check_ids",
+    "check_length",
     "check_top_k",
 ]
 
@@ -105,6 +106,11 @@ class SeqWork:
     `mask` is bool [V], True for ids that may be drawn (a grammar's choice).
     `adapter` names a LoRA adapter that the engine has been given; a conversation keeps the one
     of its first step.
+
+    The last `n_drafted` ids are a guess (fewer than all, and SAMPLE alone is wanted): a token is drawn
+    at each of their positions in turn and behind the last, until one differs from the guess; ids
+    from there on are forgotten. Tokens, and what the conversation then holds, are those of single
+    steps (Leviathan et al. 2023, with draws that do not depend on the guess).
     """
 
     conversation: int
@@ -113,24 +119,36 @@ class SeqWork:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     mask: npt.NDArray[np.bool_] | None = None
     adapter: str | None = None
+    n_drafted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StepOut:
-    """What one work item gave; fields that were not wanted are None.
+    """What one work item gave; fields that were not wanted are empty or None.
 
-    `logprob` is the natural log-probability of `token` under the unfiltered softmax of the raw
-    logits. `logits` is [V] for LAST_LOGITS, [T, V] for ALL_LOGITS. `hidden` is
-    [L + 1, T, D]: the residual stream before each block and after the last.
-    `attention` holds per layer [H, T, keys].
+    `tokens` are what was drawn: one, or with a draft up to n_drafted + 1, all but the last of
+    which are the draft's. `logprobs` are their natural log-probabilities under the unfiltered
+    softmax of the raw logits. `logits` is [V] for LAST_LOGITS, [T, V] for ALL_LOGITS. `hidden` is
+    [L + 1, T, D]: the residual stream before each block and after the last. `attention` holds per
+    layer [H, T, keys].
     """
 
     conversation: int
-    token: int | None = None
-    logprob: float | None = None
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
     logits: FloatArray | None = None
     hidden: FloatArray | None = None
     attention: tuple[FloatArray, ...] | None = None
+
+    @property
+    def token(self) -> int | None:
+        """The last token that was drawn; None where none was wanted."""
+        return self.tokens[-1] if self.tokens else None
+
+    @property
+    def logprob(self) -> float | None:
+        """That token's log-probability."""
+        return self.logprobs[-1] if self.logprobs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +181,14 @@ class Engine(Protocol):
 
     def open(self) -> int:
         """Returns a new, empty conversation."""
+        ...
+
+    def fork(self, conversation: int, length: int) -> int:
+        """Returns a new conversation that holds another's first `length` positions.
+
+        Memory is shared until one of them is written where both have it, and answers are those of
+        a conversation that took the same ids in itself. The adapter goes with the positions.
+        """
         ...
 
     def close(self, conversation: int) -> None:
@@ -254,6 +280,10 @@ def check_batch(config: ModelConfig, lengths: Mapping[int, int], batch: Sequence
             raise RequestError(f"conversation {work.conversation} is {state}")
         taken.add(work.conversation)
         check_ids(config, work.ids)
+        if not 0 <= work.n_drafted < len(work.ids):
+            raise RequestError(f"{work.n_drafted} of {len(work.ids)} ids are drafted")
+        if work.n_drafted and work.want != Want.SAMPLE:
+            raise RequestError("a draft wants more than a sample", remedy="Want.SAMPLE alone")
         end = lengths[work.conversation] + len(work.ids)
         if end > config.max_positions:
             raise RequestError(
@@ -263,6 +293,12 @@ def check_batch(config: ModelConfig, lengths: Mapping[int, int], batch: Sequence
             )
         if work.mask is not None and work.mask.shape != (config.vocab_size,):
             raise RequestError(f"mask is {list(work.mask.shape)}, not [{config.vocab_size}]")
+
+
+def check_length(length: int, held: int) -> None:
+    """Raises RequestError for a length that a conversation of `held` positions has not."""
+    if not 0 <= length <= held:
+        raise RequestError(f"length {length}, the conversation holds {held}")
 
 
 def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:

@@ -53,7 +53,7 @@ class Parrot:
 
     def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
         self.work.extend(batch)
-        return [StepOut(1, token=self.script[len(self.work) - 1])]
+        return [StepOut(1, (self.script[len(self.work) - 1],))]
 
 
 class Runner:

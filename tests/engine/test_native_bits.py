@@ -204,6 +204,37 @@ def test_a_neighbour_that_leaves_its_pages_behind(
     np.testing.assert_array_equal(out.logits, right[40:])
 
 
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 70])
+def test_a_shared_prefix(make_engine: Callable[[int], NativeEngine], length: int) -> None:
+    """Forks and what they came from go on side by side, each with the bits of one alone."""
+    engine = make_engine(2)
+    common = ids_of(engine.config, 12, 70)
+    ends = [ids_of(engine.config, 70 + i, 20) for i in range(4)]
+    first = engine.open()
+    engine.step([SeqWork(first, common, Want.NOTHING)])
+    k = [engine.fork(first, length) for _ in range(3)]
+    k.append(engine.fork(k[0], length))
+    pages = engine.cache_bytes_used
+    rows: list[list[Floats]] = [[] for _ in k]
+    for start, end in ((0, 3), (3, 4), (4, 20)):
+        batch = [
+            SeqWork(c, own[start:end], Want.ALL_LOGITS) for c, own in zip(k, ends, strict=True)
+        ]
+        for own, out in zip(rows, engine.step([*batch, SeqWork(first, [1])]), strict=False):
+            assert out.logits is not None
+            own.append(out.logits)
+        engine.truncate(first, length)  # back into a page that the others begin with
+    for own, end in zip(rows, ends, strict=True):
+        right = fed(engine, common[:length] + end)
+        np.testing.assert_array_equal(np.concatenate(own), right[length:])
+    (out,) = engine.step([SeqWork(first, common[length:] + ends[0], Want.ALL_LOGITS)])
+    np.testing.assert_array_equal(out.logits, fed(engine, common + ends[0])[length:])
+    for c in (first, *k):
+        assert pages > 0 < engine.cache_bytes_used
+        engine.close(c)
+    assert engine.cache_bytes_used == 0
+
+
 def test_what_is_watched(make_engine: Callable[[int], NativeEngine]) -> None:
     """Looking at hidden states and attention does not change what is seen."""
     engine = make_engine(2)

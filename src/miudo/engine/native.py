@@ -146,12 +146,26 @@ class NativeEngine:
 
     @property
     def cache_bytes_used(self) -> int:
-        """Bytes of keys and values that conversations hold now."""
+        """Bytes of keys and values that conversations hold now; shared ones count once."""
         return self._core.cache_bytes_used
+
+    @property
+    def page_positions(self) -> int:
+        """Positions of one conversation that a page of keys and values holds."""
+        return self._core.page_positions
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes that a page takes; `cache_bytes` holds as many as fit it whole."""
+        return self._core.page_bytes
 
     def open(self) -> int:
         """Returns a new, empty conversation."""
         return call(self._core.open)
+
+    def fork(self, conversation: int, length: int) -> int:
+        """Returns a new conversation that shares another's first `length` positions."""
+        return call(self._core.fork, conversation, _whole("length", length))
 
     def close(self, conversation: int) -> None:
         """Frees a conversation's pages."""
@@ -163,9 +177,7 @@ class NativeEngine:
 
     def truncate(self, conversation: int, length: int) -> None:
         """Forgets all positions from `length` on."""
-        if length < 0:
-            raise RequestError(f"length is {length}")
-        call(self._core.truncate, conversation, length)
+        call(self._core.truncate, conversation, _whole("length", length))
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         """Copies `adapter`, which works that name `name` then run beside the model.
@@ -244,18 +256,24 @@ class _Prepared:
             self.hidden,
             self.attention or (),
             None if work.adapter is None else adapter_name(work.adapter),
+            _whole("n_drafted", work.n_drafted),
         )
 
-    def out(self, token: int, logprob: float) -> StepOut:
-        sampled = Want.SAMPLE in self.work.want
+    def out(self, tokens: list[int], logprobs: list[float]) -> StepOut:
         return StepOut(
             conversation=self.work.conversation,
-            token=token if sampled else None,
-            logprob=logprob if sampled else None,
+            tokens=tuple(tokens),
+            logprobs=tuple(logprobs),
             logits=self.logits,
             hidden=self.hidden,
             attention=self.attention,
         )
+
+
+def _whole(name: str, value: int) -> int:
+    if value < 0:
+        raise RequestError(f"{name} is {value}")
+    return value
 
 
 def _f32(array: FloatArray) -> FloatArray:
