@@ -107,10 +107,10 @@ class SeqWork:
     `adapter` names a LoRA adapter that the engine has been given; a conversation keeps the one
     of its first step.
 
-    The last `n_drafted` ids are a guess (fewer than all, and SAMPLE alone is wanted): a token is drawn
-    at each of their positions in turn and behind the last, until one differs from the guess; ids
-    from there on are forgotten. Tokens, and what the conversation then holds, are those of single
-    steps (Leviathan et al. 2023, with draws that do not depend on the guess).
+    The last `n_drafted` ids are a guess; SAMPLE alone is wanted then. A token is drawn at each of
+    their positions in turn and behind the last, until one differs from the guess; ids from there
+    on are forgotten. Tokens, and what the conversation then holds, are those of single steps
+    (Leviathan et al. 2023, with draws that do not depend on the guess).
     """
 
     conversation: int

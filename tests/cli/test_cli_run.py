@@ -51,9 +51,12 @@ class Parrot:
     def close(self, conversation: int) -> None:
         pass
 
+    def truncate(self, conversation: int, length: int) -> None:
+        pass
+
     def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
         self.work.extend(batch)
-        return [StepOut(1, (self.script[len(self.work) - 1],))]
+        return [StepOut(1, (self.script[min(len(self.work), len(self.script)) - 1],))]
 
 
 class Runner:
@@ -81,7 +84,7 @@ class Runner:
         self.loaded.append((path, options))
         self.parrot = Parrot(self.reply)
         model = SimpleNamespace(config=Parrot.config, chat_template=self.template, record=None)
-        adapter = options["adapter"] and "adapter"
+        adapter = options.get("adapter") and "adapter"
         return SimpleNamespace(
             path=path, model=model, engine=self.parrot, tokenizer=TOKENIZER, adapter=adapter
         )
@@ -138,8 +141,23 @@ def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> N
     value = json.loads(result.stdout)
     assert value["text"] == "olá!"
     assert value["finish_reason"] == "stop"
-    assert value["usage"] == {"prompt_tokens": 4, "completion_tokens": 6}
+    counts = {"prompt_tokens": 4, "completion_tokens": 6}
+    assert value["usage"] == counts | {"drafted_tokens": 0, "accepted_tokens": 0}
+    assert json.loads(run("--json", "a b", "--no-speculate").stdout)["usage"] == counts
     assert set(value["timings"]) == {"first_token_s", "prompt_tokens_per_s", "new_tokens_per_s"}
+
+
+def test_a_draft_model_is_loaded_and_must_have_the_tokenizer(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(str(run.model), "a b", "--draft-model", str(run.model)).stdout == "olá!\n"
+    assert [path for path, _ in run.loaded] == [run.model, run.model]
+    result = run("a b", "--draft-model", str(run.model), "--no-speculate")
+    assert (result.exit_code, "takes no --draft-model" in result.stderr) == (2, True)
+    other = iter(["one", "other"])
+    monkeypatch.setattr(type(TOKENIZER), "fingerprint", property(lambda _: next(other)))
+    result = run(str(run.model), "a b", "--draft-model", str(run.model))
+    assert (result.exit_code, "another tokenizer" in result.stderr) == (1, True)
 
 
 def test_sampling_options_reach_the_engine(run: Runner) -> None:
@@ -195,9 +213,9 @@ def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("builtins.input", lambda mark: next(lines))
     monkeypatch.setattr(
         "miudo.cli.conversing.answer",
-        lambda loaded, ids, settings, as_json: prompts.append(ids) or "fine",
+        lambda loaded, ids, settings, **how: prompts.append(ids) or "fine",
     )
-    converse(loaded, GenerateSettings(), raw=False)
+    converse(loaded, GenerateSettings(), speculation=None, raw=False)
     texts = [TOKENIZER.decode(ids) for ids in prompts]
     assert texts == [
         "(user)one(say)",

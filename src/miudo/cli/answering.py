@@ -18,6 +18,7 @@ from miudo.cli.options import emit, printable
 
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
+    from miudo.engine.speculate import Speculation
     from miudo.evaluate.loading import LoadedModel
     from miudo.protocol import TextEvent
 
@@ -25,7 +26,12 @@ __all__ = ["answer"]
 
 
 def answer(
-    loaded: LoadedModel, ids: Sequence[int], settings: GenerateSettings, *, as_json: bool
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    settings: GenerateSettings,
+    *,
+    speculation: Speculation | None,
+    as_json: bool,
 ) -> str:
     """Prints what the model makes of `ids`, piece by piece or as one JSON object."""
     from miudo.engine.generate import generate
@@ -35,7 +41,8 @@ def answer(
     first = start
     parts: list[str] = []
     last: TextEvent | None = None
-    for event in generate(loaded.engine, loaded.tokenizer, ids, settings):
+    events = generate(loaded.engine, loaded.tokenizer, ids, settings, speculation=speculation)
+    for event in events:
         if not parts:
             first = time.perf_counter()
         parts.append(event.text)
