@@ -69,10 +69,11 @@ class FakeEngine:
         logits_of: Callable[[Sequence[int]], FloatArray],
         *,
         cache_pages: int = 1 << 30,
+        page_positions: int = 32,
     ) -> None:
         self._config, self._logits_of = config, logits_of
         self._ids: dict[int, list[int]] = {}
-        self._pages = PageBook(cache_pages)
+        self._pages = PageBook(cache_pages, page_positions)
         self._book = AdapterBook()
         self.steps = self.opened = self.closed = 0
 
@@ -176,7 +177,8 @@ class FakeEngine:
         held.extend(work.ids)
         self._pages.take(work.conversation, len(work.ids))
         self._book.bound[work.conversation] = work.adapter
-        rows = [self._logits_of(held[:end]) for end in range(start, len(held) + 1)]
+        first = start if Want.ALL_LOGITS in work.want else max(start, len(held) - work.n_drafted)
+        rows = [self._logits_of(held[:end]) for end in range(first, len(held) + 1)]
         drawn = self._draw(work, rows) if Want.SAMPLE in work.want else []
         if work.n_drafted:
             kept = start - 1 + len(work.ids) - work.n_drafted + len(drawn) - 1

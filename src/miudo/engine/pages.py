@@ -43,6 +43,14 @@ class PageBook:
         """Returns how many pages `positions` positions fill or begin."""
         return -(-positions // self.page_positions)
 
+    def length(self, conversation: int) -> int:
+        """Returns how many positions a conversation holds."""
+        return self._lengths[conversation]
+
+    def held(self, conversations: Sequence[int]) -> int:
+        """Returns how many pages these conversations have between them."""
+        return len({page for k in conversations for page in self._pages[k]})
+
     def open(self, conversation: int) -> None:
         """Notes an empty conversation."""
         self._pages[conversation], self._lengths[conversation] = [], 0
@@ -84,13 +92,18 @@ class PageBook:
             raise RequestError(
                 f"the cache is full: {wanted} pages are wanted, {self.free} are free"
             )
+        self.own(conversation)
+        pages = self._pages[conversation]
+        self._lengths[conversation] += n
+        while len(pages) < self.pages_for(self._lengths[conversation]):
+            pages.append(self._made())
+
+    def own(self, conversation: int) -> None:
+        """Notes that the last page was copied if it was shared and can be written."""
         pages = self._pages[conversation]
         if self._begun(conversation) and self._owners[pages[-1]] > 1:
             self._give_back(pages[-1])
             pages[-1] = self._made()
-        self._lengths[conversation] += n
-        while len(pages) < self.pages_for(self._lengths[conversation]):
-            pages.append(self._made())
 
     def _begun(self, conversation: int) -> bool:
         return self._lengths[conversation] % self.page_positions != 0
