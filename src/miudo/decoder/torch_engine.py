@@ -18,22 +18,13 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.utils.hooks import RemovableHandle
 
 from miudo.adapter import Adapter, AdapterBook, LowRank, base_fingerprint, check_adapter
+from miudo.checks import check_batch, check_ids, check_length, check_top_k
 from miudo.config import ModelConfig
 from miudo.decoder.attention import Capture
 from miudo.decoder.cache import KVCache
 from miudo.decoder.decoder import Decoder
 from miudo.errors import RequestError
-from miudo.protocol import (
-    FloatArray,
-    Scores,
-    SeqWork,
-    StepOut,
-    Want,
-    check_batch,
-    check_ids,
-    check_length,
-    check_top_k,
-)
+from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.sampling import log_softmax_at, sample
 from miudo.tensors import StoredTensor
 

@@ -13,19 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from miudo.adapter import Adapter, AdapterBook, check_adapter
+from miudo.checks import check_batch, check_ids, check_length
 from miudo.config import ModelConfig
 from miudo.engine.pages import PageBook
 from miudo.errors import RequestError
-from miudo.protocol import (
-    FloatArray,
-    Scores,
-    SeqWork,
-    StepOut,
-    Want,
-    check_batch,
-    check_ids,
-    check_length,
-)
+from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.sampling import log_softmax_at, sample
 
 __all__ = ["FakeEngine", "babble", "follow"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from miudo.engine.speculate import Speculation, TextSpeculator
 from miudo.errors import RequestError
-from miudo.protocol import Engine, SamplingSettings, SeqWork, TextEvent, Tokenizer
+from miudo.protocol import Engine, SamplingSettings, SeqWork, TextEvent, Tokenizer, Want
 from miudo.text.stream import TextStream
 
 __all__ = ["GenerateSettings", "generate"]
@@ -73,12 +73,10 @@ def generate(
         stack.callback(tokens.close)
         for token in tokens:
             made += 1
-            if token in settings.eos_ids:
-                reason = "stop"
-                break
-            if text := stream.push(token):
+            ended = token in settings.eos_ids
+            if not ended and (text := stream.push(token)):
                 yield TextEvent(text)
-            if stream.stopped is not None:
+            if ended or stream.stopped is not None:
                 reason = "stop"
                 break
     usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
@@ -103,14 +101,8 @@ def _tokens(
             draft: Sequence[int] = ()
             if speculator is not None and taken:
                 draft = speculator.draft(ids, left - 1)
-            work = SeqWork(
-                conversation,
-                [*ids[taken:], *draft],
-                sampling=settings.sampling,
-                mask=mask,
-                adapter=settings.adapter,
-                n_drafted=len(draft),
-            )
+            given, how = [*ids[taken:], *draft], (settings.sampling, mask, settings.adapter)
+            work = SeqWork(conversation, given, Want.SAMPLE, *how, n_drafted=len(draft))
             (out,) = engine.step([work])
             if not out.tokens:
                 raise RequestError("the engine returned no token")
