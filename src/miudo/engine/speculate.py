@@ -38,36 +38,39 @@ _LEAST_GAIN = 1.03
 
 @dataclass
 class Costs:
-    """Seconds by size: medians of the latest, lines between sizes, `slope` a size beyond them."""
+    """Seconds by size: least of the latest, lines between sizes, `slope` a size beyond them.
+
+    The least, because whatever disturbs a measurement makes it longer.
+    """
 
     slope: float
     _latest: dict[int, deque[float]] = field(default_factory=dict)
-    _median: dict[int, float] = field(default_factory=dict)
+    _least: dict[int, float] = field(default_factory=dict)
 
     def note(self, size: int, seconds: float) -> None:
         """Takes in a measurement."""
         latest = self._latest.setdefault(size, deque(maxlen=9))
         latest.append(seconds)
-        self._median[size] = sorted(latest)[len(latest) // 2]
+        self._least[size] = min(latest)
 
     def count(self, size: int) -> int:
-        """Returns how many measurements of `size` the median is of."""
+        """Returns of how many measurements of `size` it is the least."""
         return len(self._latest.get(size, ()))
 
     def of(self, size: int) -> float | None:
         """Returns what `size` takes, None before anything was measured."""
-        if (known := self._median.get(size)) is not None:
+        if (known := self._least.get(size)) is not None:
             return known
-        below = max((s for s in self._median if s < size), default=0)
-        above = min((s for s in self._median if s > size), default=0)
+        below = max((s for s in self._least if s < size), default=0)
+        above = min((s for s in self._least if s > size), default=0)
         if below and above:
             share = (size - below) / (above - below)
-            return self._median[below] + share * (self._median[above] - self._median[below])
+            return self._least[below] + share * (self._least[above] - self._least[below])
         nearest = below or above
         if not nearest:
             return None
         scale = (1 + self.slope * (size - 1)) / (1 + self.slope * (nearest - 1))
-        return scale * self._median[nearest]
+        return scale * self._least[nearest]
 
 
 @dataclass
