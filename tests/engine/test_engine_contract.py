@@ -481,7 +481,7 @@ def test_a_draft_changes_no_token(
 
 def test_drafts_that_cannot_be_are_refused(any_engine: AdaptableEngine) -> None:
     k = any_engine.open()
-    for ids, n in (([1, 2], 2), ([1], 1), ([1, 2], -1)):
+    for ids, n in (([1, 2], 2), ([1], 1), ([1, 2], -1), ([1], 1 << 70)):
         with pytest.raises(RequestError, match="drafted"):
             any_engine.step([SeqWork(k, ids, n_drafted=n)])
     for want in (Want.NOTHING, Want.SAMPLE | Want.LAST_LOGITS):

@@ -246,8 +246,10 @@ def test_too_many_positions_and_bad_ids(llama: Any) -> None:
         engine.score([1, 2], top_k=132)
     with pytest.raises(RequestError, match="length is 1, the conversation holds 0"):
         engine.truncate(k, 1)
-    with pytest.raises(RequestError, match="length is -1"):
-        engine.truncate(k, -1)
+    for length in (-1, 1 << 70):
+        for call in (engine.truncate, engine.fork):
+            with pytest.raises(RequestError, match=f"length is {length}"):
+                call(k, length)
     assert engine.cache_bytes_used == 0
 
 

@@ -165,7 +165,7 @@ class NativeEngine:
 
     def fork(self, conversation: int, length: int) -> int:
         """Returns a new conversation that shares another's first `length` positions."""
-        return call(self._core.fork, conversation, _whole("length", length))
+        return call(self._core.fork, conversation, self._length(length))
 
     def close(self, conversation: int) -> None:
         """Frees a conversation's pages."""
@@ -177,7 +177,13 @@ class NativeEngine:
 
     def truncate(self, conversation: int, length: int) -> None:
         """Forgets all positions from `length` on."""
-        call(self._core.truncate, conversation, _whole("length", length))
+        call(self._core.truncate, conversation, self._length(length))
+
+    def _length(self, length: int) -> int:
+        """Returns a length that the core's door can take; it knows what is held."""
+        if not 0 <= length <= self._config.max_positions:
+            raise RequestError(f"length is {length}, the model has {self._config.max_positions}")
+        return length
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         """Copies `adapter`, which works that name `name` then run beside the model.
@@ -256,7 +262,7 @@ class _Prepared:
             self.hidden,
             self.attention or (),
             None if work.adapter is None else adapter_name(work.adapter),
-            _whole("n_drafted", work.n_drafted),
+            _drafted(work, t),
         )
 
     def out(self, tokens: list[int], logprobs: list[float]) -> StepOut:
@@ -270,10 +276,10 @@ class _Prepared:
         )
 
 
-def _whole(name: str, value: int) -> int:
-    if value < 0:
-        raise RequestError(f"{name} is {value}")
-    return value
+def _drafted(work: SeqWork, n_ids: int) -> int:
+    if not 0 <= work.n_drafted < n_ids:
+        raise RequestError(f"{work.n_drafted} of {n_ids} ids are drafted")
+    return work.n_drafted
 
 
 def _f32(array: FloatArray) -> FloatArray:
