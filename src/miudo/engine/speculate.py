@@ -9,6 +9,7 @@ Read next: `miudo.engine.generate`.
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,56 +22,63 @@ from miudo.protocol import Engine, SamplingSettings
 
 __all__ = ["LENGTHS", "Agreement", "Costs", "Speculation", "TextSpeculator"]
 
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""How many ids a guess may have: few values, so that each one's cost is soon known."""
+LENGTHS = (1, 2, 3, 5, 7, 11, 15)
+"""How many ids a guess may have: few values, so that each one's cost is soon known; steps of 4, 8
+and 16 rows are among them, which kernels like."""
 
 _ROW_COST, _GUESS_COST = 0.05, 0.2
 """Before anything was measured: a further row, and a guessed id of a model, in steps of one row."""
+_WINDOW = 64
+"""Measurements of a size that count: enough to have some from when the machine was at rest."""
 _KEEP = 0.97
 """What is left of old agreement with each new guess: some thirty guesses count."""
 _FIRST_PAUSE, _LAST_PAUSE = 32, 512
 """Steps without a guess until one is tried again, doubled each time that it does not pay."""
-_ALONE_FIRST, _ALONE_EVERY = 3, 128
-"""Steps without a guess at first, and after how many there is one, to see what that costs now."""
+_ALONE, _FIRST_SPELL, _LAST_SPELL = 3, 16, 256
+"""Steps in a row that go without a guess, to see what that costs: at first, and again after 16
+others, 32, and so on up to 256. What slows a machine lasts longer than a few steps."""
 _LEAST_GAIN = 1.03
 """What a guess must promise: costs are not known better than that."""
 
 
 @dataclass
 class Costs:
-    """Seconds by size: least of the latest, lines between sizes, `slope` a size beyond them.
+    """Seconds by size: lower quartiles of the latest, lines between sizes, `slope` beyond them.
 
-    The least, because whatever disturbs a measurement makes it longer.
+    The lower ones, because whatever disturbs a measurement makes it longer.
     """
 
     slope: float
-    _latest: dict[int, deque[float]] = field(default_factory=dict)
-    _least: dict[int, float] = field(default_factory=dict)
+    _latest: dict[int, tuple[deque[float], list[float]]] = field(default_factory=dict)
+    _quartile: dict[int, float] = field(default_factory=dict)
 
     def note(self, size: int, seconds: float) -> None:
         """Takes in a measurement."""
-        latest = self._latest.setdefault(size, deque(maxlen=9))
+        latest, in_order = self._latest.setdefault(size, (deque(), []))
         latest.append(seconds)
-        self._least[size] = min(latest)
+        insort(in_order, seconds)
+        if len(latest) > _WINDOW:
+            in_order.remove(latest.popleft())
+        self._quartile[size] = in_order[(len(latest) - 1) // 4]
 
     def count(self, size: int) -> int:
-        """Returns of how many measurements of `size` it is the least."""
-        return len(self._latest.get(size, ()))
+        """Returns how many measurements of `size` count."""
+        return len(self._latest[size][0]) if size in self._latest else 0
 
     def of(self, size: int) -> float | None:
         """Returns what `size` takes, None before anything was measured."""
-        if (known := self._least.get(size)) is not None:
+        if (known := self._quartile.get(size)) is not None:
             return known
-        below = max((s for s in self._least if s < size), default=0)
-        above = min((s for s in self._least if s > size), default=0)
+        below = max((s for s in self._quartile if s < size), default=0)
+        above = min((s for s in self._quartile if s > size), default=0)
         if below and above:
             share = (size - below) / (above - below)
-            return self._least[below] + share * (self._least[above] - self._least[below])
+            return self._quartile[below] + share * (self._quartile[above] - self._quartile[below])
         nearest = below or above
         if not nearest:
             return None
         scale = (1 + self.slope * (size - 1)) / (1 + self.slope * (nearest - 1))
-        return scale * self._least[nearest]
+        return scale * self._quartile[nearest]
 
 
 @dataclass
@@ -116,6 +124,7 @@ class Speculation:
     clock: Callable[[], float] = time.perf_counter
     steps: Costs = field(default_factory=lambda: Costs(_ROW_COST))
     guesses: Costs = field(default_factory=lambda: Costs(1.0))  # of drafters that are not free
+    spell: int = _FIRST_SPELL  # steps with guesses until some go without
     agreement: defaultdict[str, Agreement] = field(default_factory=lambda: defaultdict(Agreement))
 
     def begin(
@@ -136,7 +145,7 @@ class Speculation:
         The length is 0 where a guess slows it down, but for a trial now and then.
         """
         alone = self.steps.of(1)
-        if alone is None or self.steps.count(1) < _ALONE_FIRST:
+        if alone is None or self.steps.count(1) < _ALONE:
             return 0, 1.0
         agreement = self.agreement[evidence]
         gain, length = max(
@@ -167,7 +176,7 @@ class TextSpeculator:
         self._evidence: str | None = None
         self._guess: Sequence[int] = ()
         self._checked = 0
-        self._since_alone = 0
+        self._alone = self._since_alone = 0
         self._start = 0.0
         self.drafted = self.held = 0
 
@@ -180,7 +189,7 @@ class TextSpeculator:
             return ()
         choices = [(*self._known.choose(e, most, free=d.free)[::-1], d, e) for d, e in found]
         _, length, drafter, self._evidence = max(choices, key=lambda c: (c[0], c[1]))
-        if self._since_alone >= _ALONE_EVERY:
+        if self._since_alone >= self._known.spell:
             length = 0
         if length:
             start = self._known.clock()
@@ -195,8 +204,16 @@ class TextSpeculator:
 
     def learn(self, tokens: Sequence[int]) -> None:
         """Takes in what was drawn with the last draft: the step has just ended."""
-        self._known.steps.note(self._checked + 1, self._known.clock() - self._start)
-        self._since_alone = self._since_alone + 1 if self._checked else 0
+        seconds = self._known.clock() - self._start
+        self._alone = 0 if self._checked else self._alone + 1
+        if self._alone > _ALONE:
+            if self._since_alone >= self._known.spell:
+                self._known.spell = min(2 * self._known.spell, _LAST_SPELL)
+            self._since_alone = 0
+        self._since_alone += self._checked > 0
+        # The first step alone after other work is slower than those that follow it.
+        if self._alone != 1:
+            self._known.steps.note(self._checked + 1, seconds)
         held = len(tokens) - 1
         self.drafted += self._checked
         self.held += held
