@@ -4,8 +4,7 @@ A dump is a GGUF container of architecture `miudo.replay`. Its keys: the numbers
 in native/core/miudo.h by their names; `n_layers`; of layer i `layers.i` (n_heads, n_kv_heads,
 head_dim, v_head_dim, d_ff, window), `layers.i.frequencies` and `layers.i.slopes` where it has
 them; `ids`; `tokens`, what follows greedily; `int8_activations`; `bound`, the greatest absolute
-difference of a logit, and `beyond`, the share of logits that may differ more. Its tensors: the
-model's, and `logits` [T, V].
+difference of a logit. Its tensors: the model's, and `logits` [T, V].
 
     python scripts/replay_dump.py model.gguf dump.gguf --ids 64
     build/aarch64/miudo_replay dump.gguf
@@ -43,19 +42,20 @@ def write_dump(
     *,
     int8: bool = False,
     bound: float = FLOAT_BOUND,
-    beyond: float = 0.0,
 ) -> None:
-    """Writes what `truth` makes of `ids`, its greedy continuation, and all of `model`."""
+    """Writes what `truth` makes of `ids`, its greedy continuation, and all of `model`.
+
+    `int8` says with which activations to replay.
+    """
     (out,) = truth.step([SeqWork(truth.open(), list(ids), want=Want.ALL_LOGITS)])
-    assert out.logits is not None
     keys: dict[str, Any] = {"general.architecture": "miudo.replay"}
     keys |= config_values(model.config)
     keys["n_layers"] = model.config.n_layers
     for i, (*sizes, frequencies, slopes) in enumerate(layer_values(model.config)):
         keys |= {f"layers.{i}": sizes} | _arrays(i, frequencies=frequencies, slopes=slopes)
     keys |= {"ids": list(ids), "tokens": _greedy(truth, ids)}
-    keys |= {"int8_activations": int(int8), "bound": bound, "beyond": beyond}
-    logits = StoredTensor.from_f32(np.ascontiguousarray(out.logits))
+    keys |= {"int8_activations": int(int8), "bound": bound}
+    logits = StoredTensor.from_f32(np.asarray(out.logits))
     tensors = [*model.weights.items(), ("logits", logits)]
     atomic_write(path, lambda file: write_container(file, keys, tensors))
 
@@ -70,16 +70,16 @@ def _arrays(layer: int, **arrays: Sequence[float]) -> Mapping[str, list[float]]:
 
 def _greedy(engine: Engine, ids: Sequence[int]) -> list[int]:
     room = engine.config.max_positions - len(ids)
-    conversation, pending, found = engine.open(), list(ids), []
+    conversation, pending, found = engine.open(), list(ids), list[int]()
     for _ in range(min(TOKENS, room)):
         (out,) = engine.step([SeqWork(conversation, pending)])
-        assert out.token is not None
-        found.append(out.token)
-        pending = [out.token]
+        pending = [int(out.token or 0)]
+        found += pending
     return found
 
 
 def main() -> None:
+    """Dumps what the command line names."""
     parser = argparse.ArgumentParser(description="Dumps a model for miudo_replay.")
     parser.add_argument("model", type=Path, help="a folder or a GGUF file")
     parser.add_argument("out", type=Path)
