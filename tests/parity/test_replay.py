@@ -50,7 +50,7 @@ def run(built: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int
         name, *arguments = command
         done = subprocess.run(
             ["qemu-aarch64", "-cpu", cpu, built / name, *arguments],
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 
