@@ -1,13 +1,16 @@
-// The kernels for 64-bit ARM with the dot product of 8-bit numbers (Raspberry Pi 5, not 4); only
-// this file is compiled for it. Read next: kernels/kernels.h.
+// The kernels for 64-bit ARM with the dot product of bytes (Raspberry Pi 5, not 4); only this
+// file is compiled for it.
 // The order of these includes matters: the kernels stand on the lanes.
-#include "kernels/simd_neon.h"
+// Read next: kernels/kernels.h.
+#include "kernels/tile_neon.h"
 //
 #include "kernels/matmul_inl.h"
 //
-#include "kernels/rows_inl.h"
+#include "kernels/vector_inl.h"
 //
 #include "kernels/attention_inl.h"
+//
+#include "kernels/table_inl.h"
 
 namespace miudo {
 

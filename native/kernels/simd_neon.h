@@ -19,10 +19,6 @@ struct I8 {
   int32x4_t lo, hi;
 };
 
-struct Bytes32 {
-  int8x16_t lo, hi;
-};
-
 inline F8 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
 inline void store(float* p, F8 v) {
   vst1q_f32(p, v.lo);
@@ -45,6 +41,7 @@ inline F8 min(F8 a, F8 b) {
   return {vbslq_f32(vcltq_f32(a.lo, b.lo), a.lo, b.lo),
           vbslq_f32(vcltq_f32(a.hi, b.hi), a.hi, b.hi)};
 }
+inline F8 negate(F8 a) { return {vnegq_f32(a.lo), vnegq_f32(a.hi)}; }
 inline F8 abs(F8 a) { return {vabsq_f32(a.lo), vabsq_f32(a.hi)}; }
 
 inline float32x4_t pow2_of_magic(float32x4_t magic) {
@@ -75,44 +72,21 @@ inline void store_int8(std::int8_t* p, F8 v) {
   vst1_s8(p, vqmovn_s16(words));
 }
 
-inline Bytes32 load_bytes(const std::uint8_t* p) {
-  return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))};
+inline I8 set1_int(std::int32_t x) { return {vdupq_n_s32(x), vdupq_n_s32(x)}; }
+inline I8 sub(I8 a, I8 b) { return {vsubq_s32(a.lo, b.lo), vsubq_s32(a.hi, b.hi)}; }
+template <int kBits>
+inline I8 shift_left(I8 a) {
+  return {vshlq_n_s32(a.lo, kBits), vshlq_n_s32(a.hi, kBits)};
 }
-inline I8 zero_int() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
-inline I8 dot4(I8 acc, const Bytes32& w, const std::int8_t* x) {
-  std::int32_t four;
-  std::memcpy(&four, x, 4);
-  const int8x16_t each = vreinterpretq_s8_s32(vdupq_n_s32(four));
-  return {vdotq_s32(acc.lo, w.lo, each), vdotq_s32(acc.hi, w.hi, each)};
+inline I8 load_uint8(const std::uint8_t* p) {
+  const int16x8_t words = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(p)));
+  return {vmovl_s16(vget_low_s16(words)), vmovl_high_s16(words)};
 }
-inline I8 load_u8(const std::uint8_t* p) {
-  const uint16x8_t words = vmovl_u8(vld1_u8(p));
-  return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words))),
-          vreinterpretq_s32_u32(vmovl_high_u16(words))};
+inline I8 load_int8(const std::uint8_t* p) {
+  const int16x8_t words = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
+  return {vmovl_s16(vget_low_s16(words)), vmovl_high_s16(words)};
 }
-inline I8 shift_right(I8 a, int bits) {
-  const int32x4_t by = vdupq_n_s32(-bits);
-  return {vshlq_s32(a.lo, by), vshlq_s32(a.hi, by)};
-}
-inline I8 low_bits(I8 a, int mask) {
-  return {vandq_s32(a.lo, vdupq_n_s32(mask)), vandq_s32(a.hi, vdupq_n_s32(mask))};
-}
-inline I8 with_high(I8 low, I8 high, int bits) {
-  const int32x4_t by = vdupq_n_s32(bits);
-  return {vorrq_s32(low.lo, vshlq_s32(high.lo, by)), vorrq_s32(low.hi, vshlq_s32(high.hi, by))};
-}
-inline I8 bits_of(std::uint8_t byte) {
-  const int32x4_t all = vdupq_n_s32(byte), one = vdupq_n_s32(1);
-  const int32x4_t low = {0, -1, -2, -3}, high = {-4, -5, -6, -7};
-  return {vandq_s32(vshlq_s32(all, low), one), vandq_s32(vshlq_s32(all, high), one)};
-}
-inline F8 to_floats(const I8& v) { return {vcvtq_f32_s32(v.lo), vcvtq_f32_s32(v.hi)}; }
-template <int kByte>
-inline F8 byte_of_lanes(const Bytes32& w) {
-  const int32x4_t low = vshlq_n_s32(vreinterpretq_s32_s8(w.lo), 24 - 8 * kByte);
-  const int32x4_t high = vshlq_n_s32(vreinterpretq_s32_s8(w.hi), 24 - 8 * kByte);
-  return {vcvtq_f32_s32(vshrq_n_s32(low, 24)), vcvtq_f32_s32(vshrq_n_s32(high, 24))};
-}
+inline F8 to_floats(I8 v) { return {vcvtq_f32_s32(v.lo), vcvtq_f32_s32(v.hi)}; }
 
 }  // namespace
 }  // namespace miudo
