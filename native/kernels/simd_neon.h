@@ -41,6 +41,9 @@ inline F8 min(F8 a, F8 b) {
   return {vbslq_f32(vcltq_f32(a.lo, b.lo), a.lo, b.lo),
           vbslq_f32(vcltq_f32(a.hi, b.hi), a.hi, b.hi)};
 }
+// Sums of any order: for numbers whose sum is exact, or none at all.
+inline float sum_exact(F8 a) { return vaddvq_f32(vaddq_f32(a.lo, a.hi)); }
+inline float greatest_lane(F8 a) { return vmaxvq_f32(vmaxq_f32(a.lo, a.hi)); }
 inline F8 negate(F8 a) { return {vnegq_f32(a.lo), vnegq_f32(a.hi)}; }
 inline F8 abs(F8 a) { return {vabsq_f32(a.lo), vabsq_f32(a.hi)}; }
 

@@ -102,8 +102,11 @@ def test_every_type_of_blocks_gives_the_decoder_s_logits(
     assert printed.startswith(f"{isa}, 2 threads, 12 ids, float activations\n")
 
 
-@pytest.mark.parametrize("dtype", [DType.Q8_0])
-@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("llama", dtype) for dtype in BLOCKS if dtype is not DType.Q8_0]
+    + [(name, DType.Q8_0) for name in THREE],
+)
 def test_rounded_activations_give_this_machine_s_logits(
     name: str, dtype: DType, every_config: dict[str, ModelConfig],
     block_model: Callable[..., Any], run: Callable[..., tuple[int, str]], tmp_path: Path,
