@@ -147,11 +147,11 @@ def test_a_damaged_dump_is_refused(
 ) -> None:  # fmt: skip
     whole = dumped(tmp_path / "dump", make_model(plain), SHORT).read_bytes()
     rng, broken = np.random.default_rng(0), tmp_path / "broken"
-    for size in (0, 3, 23, 100, *rng.integers(0, len(whole) - 64, 10)):
+    for size in (0, 100, *rng.integers(0, len(whole) - 64, 3)):
         broken.write_bytes(whole[:size])
         status, printed = run(PI_5, "miudo_replay", broken)
         assert (status, printed.startswith(f"{broken}: ")) == (2, True)
-    for at in rng.integers(0, 1500, 20):  # in the keys
+    for at in rng.integers(0, 1500, 8):  # in the keys
         broken.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
         status, printed = run(PI_5, "miudo_replay", broken)
         assert status in (0, 1, 2), printed
