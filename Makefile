@@ -34,7 +34,7 @@ test: $(VENV)/.test
 	$(bin)/python -m pytest -m 'not slow and not parity' $(PYTEST_ARGS)
 
 # The table is printed whatever failed: a failed case has no number in it.
-parity: $(VENV)/.peers
+parity: $(VENV)/.peers $(VENV)/.native
 	ZOO_RESULTS=build/zoo.json $(bin)/python -m pytest -m parity $(PYTEST_ARGS); \
 	status=$$?; $(bin)/python scripts/zoo_table.py build/zoo.json; exit $$status
 
