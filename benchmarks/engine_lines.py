@@ -1,0 +1,143 @@
+"""The sums of `engine.py`: from samples to lines of a table, and whether a bound is met.
+
+For: ratios of samples, with what a token needs of bytes and operations.
+Not for: measuring (`engine_sides.py`).
+Read next: `miudo.evaluate.roofline` for the counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine_pairs import Interval, NotMeasured, Sample, interval
+from engine_rows import OURS, Check, Row
+
+from miudo.evaluate.roofline import step_work, stored_types
+from miudo.formats import open_model
+
+Samples = Mapping[str, Sequence[Sample]]
+
+HEADERS = ("", "figure", "must", "aim", "measured", "interval", "met", "load")
+MEMORY = {"must": (1.15, 40e6), "aim": (1.05, 20e6)}  # times the file, and bytes more
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure. `met` is "aim", "must" or "no", with a question mark where it may be less."""
+
+    title: str
+    figure: str
+    must: str
+    aim: str
+    measured: str = "-"
+    interval: str = ""
+    met: str = "-"
+    load: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """Returns it as the table has it."""
+        return tuple(vars(self).values())
+
+
+@dataclass
+class Result:
+    """What a row gave: lines of the table, all samples, and why sides are missing."""
+
+    name: str
+    title: str
+    lines: list[Line]
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def line_of(row: Row, check: Check, samples: Samples, models: Path) -> Line:
+    """Returns the check as a line; without a measured figure if a side is missing."""
+    empty = Line(row.title, check.figure, f"{check.must:.2f}", f"{check.aim:.2f}")
+    there = [name for name in check.over if samples.get(name)]
+    if not samples.get(OURS) or not there:
+        return empty
+    best = max(there, key=lambda name: statistics.median(s.rate for s in samples[name]))
+    ours, theirs = samples[OURS], samples[best]
+    factor = factor_of(row, check, ours[0], theirs[0], models)
+    found = interval([factor * a.rate / b.rate for a, b in zip(ours, theirs, strict=True)])
+    figure = f"{check.figure} ({best})" if len(check.over) > 1 else check.figure
+    return Line(
+        row.title,
+        figure,
+        empty.must,
+        empty.aim,
+        f"{found.median:.2f}",
+        f"{found.low:.2f} to {found.high:.2f}",
+        met(found, check.must, check.aim),
+        f"{max(max(a.foreign, b.foreign) for a, b in zip(ours, theirs, strict=True)):.2f}",
+    )
+
+
+def met(found: Interval, must: float, aim: float) -> str:
+    """Returns the highest bound that the median reaches; "?" if the interval does not."""
+    reached = {"aim": aim, "must": must}
+    for name, bound in reached.items():
+        if found.median >= bound:
+            return name if found.low >= bound else f"{name}?"
+    return "no" if found.high < must else "no?"
+
+
+def factor_of(row: Row, check: Check, ours: Sample, other: Sample, models: Path) -> float:
+    """Returns what makes the two rates comparable, see `engine_rows.py`."""
+    if not check.factor:
+        return 1.0
+    side = row.sides[OURS]
+    model = open_model(models / side.model)
+    types, order = stored_types(model.weights), side.order
+    if check.factor == "ops":
+        return step_work(model.config, types, [(0, order["tokens"])]).ops / order["tokens"]
+    weights = float(step_work(model.config, types, [(0, 1)]).weight_bytes)
+    if check.factor == "weights":
+        return weights
+    contexts = [row.sides[name].order["context"] for name in (OURS, *check.over)]
+    position = (ours.cache_bytes - other.cache_bytes) / (contexts[0] - contexts[1])
+    far, near = (weights + position * (c + order["tokens"] / 2) for c in contexts)
+    return far / near
+
+
+def memory_line(title: str, file_bytes: int, most_bytes: int) -> Line:
+    """Returns the most memory of a process beside what the file's size allows."""
+    bounds = {name: times * file_bytes + more for name, (times, more) in MEMORY.items()}
+    return Line(
+        title,
+        f"MB above idle, file {file_bytes / 1e6:.0f}",
+        *(f"{bounds[name] / 1e6:.0f}" for name in ("must", "aim")),
+        f"{most_bytes / 1e6:.0f}",
+        met=next((name for name in ("aim", "must") if most_bytes <= bounds[name]), "no"),
+    )
+
+
+def speed_cells(result: Result) -> list[tuple[str, ...]]:
+    """Returns a row for each side: its rate, least and greatest, and what others took."""
+    return [(result.title, *cells) for cells in map(_side_cells, result.samples.items())] + [
+        (result.title, name, why, "", "", "") for name, why in result.missing.items()
+    ]
+
+
+def _side_cells(side: tuple[str, Sequence[Sample]]) -> tuple[str, ...]:
+    name, samples = side
+    rates = [s.rate for s in samples]
+    if not rates:
+        raise NotMeasured(name)
+    return (
+        name,
+        shown(statistics.median(rates)),
+        f"{shown(min(rates))} to {shown(max(rates))}",
+        f"{max(s.foreign for s in samples):.2f}",
+        f"{max(s.stolen for s in samples):.2f}",
+    )
+
+
+def shown(rate: float) -> str:
+    """Returns tokens a second, or thousands of millions of bytes or operations."""
+    if rate >= 1e8:
+        return f"{rate / 1e9:.1f} G/s"
+    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.2f}/s"
