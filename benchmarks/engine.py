@@ -47,7 +47,7 @@ SPEEDS = ("", "side", "median", "least to greatest", "load", "stolen")
 def main() -> None:
     """Measures the chosen rows and prints both tables."""
     given = arguments()
-    chosen = [row for row in rows() if wanted(row.name, given)]
+    chosen = [row for row in rows(brief=given.brief) if wanted(row.name, given)]
     memory = {name: files for name, files in MEMORY_FILES.items() if wanted(name, given)}
     if given.list:
         print("\n".join([*(row.name for row in chosen), *memory]))
@@ -60,8 +60,6 @@ def main() -> None:
     results = []
     for row in chosen:
         results.append(measured(row, runtimes, given))
-        for cells in speed_cells(results[-1]):
-            print("  ".join(cells), file=sys.stderr, flush=True)
     runtimes.only_for(None)
     lines = [line for result in results for line in result.lines]
     lines += [memory_of(shape, kind, given) for shape, kind in memory.values()]
@@ -79,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="ROW", help="names or patterns")
     parser.add_argument("--list", action="store_true", help="print the names of rows")
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--brief", action="store_true", help="few tokens: only to see all run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quiet-below", type=float, default=0.15, help="foreign cores of a pair")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples here")
@@ -92,9 +91,14 @@ def wanted(name: str, given: argparse.Namespace) -> bool:
 def measured(row: Row, runtimes: Runtimes, given: argparse.Namespace) -> Result:
     runtimes.only_for(row)
     sides = {name: runtimes.side(side) for name, side in row.sides.items()}
-    samples, missing = in_turns(sides, given.pairs, given.quiet_below)
+    print(row.title, file=sys.stderr)
+    samples, missing = in_turns(sides, given.pairs, given.quiet_below, progress)
     lines = [line_of(row, check, samples, given.models) for check in row.checks]
     return Result(row.name, row.title, lines, samples, missing)
+
+
+def progress(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def memory_of(shape: str, kind: str, given: argparse.Namespace) -> Line:

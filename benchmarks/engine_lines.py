@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine_pairs import Interval, NotMeasured, Sample, interval
+from engine_pairs import NotMeasured, Sample, interval, shown
 from engine_rows import OURS, Check, Row
 
 from miudo.evaluate.roofline import step_work, stored_types
@@ -71,18 +71,9 @@ def line_of(row: Row, check: Check, samples: Samples, models: Path) -> Line:
         empty.aim,
         f"{found.median:.2f}",
         f"{found.low:.2f} to {found.high:.2f}",
-        met(found, check.must, check.aim),
+        found.met(check.must, check.aim),
         f"{max(max(a.foreign, b.foreign) for a, b in zip(ours, theirs, strict=True)):.2f}",
     )
-
-
-def met(found: Interval, must: float, aim: float) -> str:
-    """Returns the highest bound that the median reaches; "?" if the interval does not."""
-    reached = {"aim": aim, "must": must}
-    for name, bound in reached.items():
-        if found.median >= bound:
-            return name if found.low >= bound else f"{name}?"
-    return "no" if found.high < must else "no?"
 
 
 def factor_of(row: Row, check: Check, ours: Sample, other: Sample, models: Path) -> float:
@@ -134,10 +125,3 @@ def _side_cells(side: tuple[str, Sequence[Sample]]) -> tuple[str, ...]:
         f"{max(s.foreign for s in samples):.2f}",
         f"{max(s.stolen for s in samples):.2f}",
     )
-
-
-def shown(rate: float) -> str:
-    """Returns tokens a second, or thousands of millions of bytes or operations."""
-    if rate >= 1e8:
-        return f"{rate / 1e9:.1f} G/s"
-    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.2f}/s"

@@ -60,7 +60,11 @@ class Worker:
             text=True,
             bufsize=1,
         )
-        self.version = str(self._line()["version"])
+        try:
+            self.version = str(self._line()["version"])
+        except NotMeasured:
+            self.close()
+            raise
 
     def ask(self, order: Mapping[str, Any]) -> Sample:
         """Returns what the order gave. Raises NotMeasured."""
@@ -77,7 +81,7 @@ class Worker:
         if out is None:
             raise RuntimeError("a worker without a pipe")
         if not select.select([out], [], [], PATIENCE_S)[0]:
-            self.close()
+            self.process.kill()
             raise NotMeasured(f"no answer in {PATIENCE_S:.0f} s")
         text = out.readline()
         if not text:
@@ -90,7 +94,7 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +113,13 @@ class Interval:
     coverage: float
     n: int
 
+    def met(self, must: float, aim: float) -> str:
+        """Returns the highest bound that the median reaches; "?" if the interval does not."""
+        for name, bound in (("aim", aim), ("must", must)):
+            if self.median >= bound:
+                return name if self.low >= bound else f"{name}?"
+        return "no" if self.high < must else "no?"
+
 
 def interval(ratios: Sequence[float]) -> Interval:
     """Returns the interval between order statistics: no assumption on how ratios are spread.
@@ -125,13 +136,16 @@ def interval(ratios: Sequence[float]) -> Interval:
 
 
 def in_turns(
-    sides: Mapping[str, Callable[[], Sample]], pairs: int, limit: float
+    sides: Mapping[str, Callable[[], Sample]],
+    pairs: int,
+    limit: float,
+    tell: Callable[[str], object],
 ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
     """Returns samples of every side, round by round, and why sides are missing.
 
     Each side runs once before, uncounted. A round whose samples all had less than `limit` foreign
     cores is clean; rounds go on, up to half as many more, until `pairs` are. If FEWEST are clean
-    only those are returned, else all.
+    only those are returned, else all. `tell` gets a line for each sample.
     """
     left, failed = dict(sides), {}
 
@@ -139,9 +153,11 @@ def in_turns(
         found = {}
         for name in names:
             try:
-                found[name] = left[name]()
+                found[name] = sample = left[name]()
+                tell(f"{name}: {shown(sample.rate)}, load {sample.foreign:.2f}")
             except NotMeasured as error:
                 failed[name] = str(error)
+                tell(f"{name}: {error}")
                 del left[name]
         return found
 
@@ -156,6 +172,13 @@ def in_turns(
             clean.append(rounds[-1])
     kept = clean if len(clean) >= FEWEST else rounds
     return {name: [r[name] for r in kept if name in r] for name in left}, failed
+
+
+def shown(rate: float) -> str:
+    """Returns tokens a second, or thousands of millions of bytes or operations."""
+    if rate >= 1e8:
+        return f"{rate / 1e9:.1f} G/s"
+    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.2f}/s"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ tokens, bytes, operations or starts a second; a factor makes them comparable:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Order = Mapping[str, Any]
@@ -27,6 +27,7 @@ QWEN, TINY, M15 = "qwen2-0.5b", "tinyllama-1.1b", "llama-15m"
 TITLES = {QWEN: "Qwen2-0.5B", TINY: "TinyLlama-1.1B", M15: "15M"}
 FOLDERS = {ONNX: ("ort", "int4"), OPENVINO: ("ov", "int8")}
 KINDS = {"q4": "q4_0", "q8": "q8_0"}
+BRIEF_TOKENS = 4
 MEMORY_FILES = {
     f"{shape}-{kind}-memory": (shape, kind)
     for shape, kind in ((QWEN, "q4"), (TINY, "q4"), (TINY, "q8"), (M15, "q8"), (M15, "q4"))
@@ -194,10 +195,13 @@ def beside_another() -> Row:
     )
 
 
-def rows() -> list[Row]:
-    """Returns all rows; those of one model stand together, so that it is loaded once."""
+def rows(*, brief: bool = False) -> list[Row]:
+    """Returns all rows; those of one model stand together, so that it is loaded once.
+
+    `brief` rows decode a few tokens only.
+    """
     peers = (OPENVINO, LLAMA, ONNX)
-    return [
+    found = [
         large(QWEN, "q4", 16, (0.88, 0.95), (1.35, 2.0)),
         large(QWEN, "q4", 512, (0.83, 0.92), (1.35, 2.0)),
         prompts(QWEN, "q4", 512, peers, (1.3, 1.6)),
@@ -228,3 +232,13 @@ def rows() -> list[Row]:
         prompts(M15, "q4", 512, (OPENVINO,), (1.4, 1.9)),
         *avx2(M15, "q4"),
     ]
+    return [replace(row, sides=shorter(row.sides)) for row in found] if brief else found
+
+
+def shorter(sides: Mapping[str, Side]) -> dict[str, Side]:
+    return {
+        name: replace(side, order=dict(side.order) | {"tokens": BRIEF_TOKENS})
+        if side.order["do"] == "decode"
+        else side
+        for name, side in sides.items()
+    }
