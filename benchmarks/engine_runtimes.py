@@ -42,44 +42,52 @@ class Miudo:
         self.engine = NativeEngine(open_model(Path(path)), threads=threads)
         self.version = f"{miudo.__version__} ({self.engine.isa})"
         self.work, self.nothing = SeqWork, Want.NOTHING
-        self.kept: tuple[int, ...] = ()
-        self.ids = [random_ids(self.engine.config.vocab_size, 8192, row) for row in range(8)]
-
-    def facts(self) -> dict[str, float]:
-        """Returns what a sample carries besides."""
-        return {"cache_bytes": self.engine.cache_bytes_used}
+        self.vocab_size = self.engine.config.vocab_size
+        self.kept: dict[tuple[int, int], list[int]] = {}
+        self.cache: dict[tuple[int, int], int] = {}
+        self.facts: dict[str, int] = {}
+        self.prompts = 0
 
     def decode(self, context: int, tokens: int, sequences: int = 1) -> Done:
         """Returns tokens and the time of greedy steps after `context` positions."""
-        self._hold(context, sequences)
-        ids = [row[context] for row in self.ids[:sequences]]
+        key = (context, sequences)
+        before = self.engine.cache_bytes_used
+        kept = self._kept(key)
+        ids = [LOWEST_ID] * sequences
 
         def steps() -> None:
             nonlocal ids
             for _ in range(tokens):
-                batch = [self.work(c, (i,)) for c, i in zip(self.kept, ids, strict=True)]
+                batch = [self.work(c, (i,)) for c, i in zip(kept, ids, strict=True)]
                 ids = [out.token for out in self.engine.step(batch)]
 
-        return tokens * sequences, timed(steps)
+        span = timed(steps)
+        # Measured once, when nothing else of the cache changed.
+        self.cache.setdefault(key, self.engine.cache_bytes_used - before)
+        self.facts = {"cache_bytes": self.cache[key]}
+        return tokens * sequences, span
 
     def prompt(self, tokens: int) -> Done:
         """Returns tokens and the time until the next one is known."""
-        self._hold(0, 1)
-        work = [self.work(self.kept[0], self.ids[0][:tokens])]
-        return tokens, timed(lambda: self.engine.step(work))
+        self.prompts += 1  # no two begin alike: there is nothing to remember
+        conversation = self.engine.open()
+        ids = random_ids(self.vocab_size, tokens, seed=self.prompts)
+        span = timed(lambda: self.engine.step([self.work(conversation, ids)]))
+        self.engine.close(conversation)
+        return tokens, span
 
-    def _hold(self, context: int, sequences: int) -> None:
-        """Leaves `sequences` conversations of `context` positions each."""
-        if len(self.kept) != sequences:
-            for conversation in self.kept:
-                self.engine.close(conversation)
-            self.kept = tuple(self.engine.open() for _ in range(sequences))
-        for conversation, ids in zip(self.kept, self.ids, strict=False):
-            if (length := self.engine.length(conversation)) > context:
-                self.engine.truncate(conversation, context)
-            elif length < context:
-                more = ids[length:context]
-                self.engine.step([self.work(conversation, more, self.nothing)])
+    def _kept(self, key: tuple[int, int]) -> list[int]:
+        """Returns (positions, number of) conversations: made once, then cut back."""
+        context, sequences = key
+        for conversation in self.kept.get(key, ()):
+            self.engine.truncate(conversation, context)
+        if key in self.kept:
+            return self.kept[key]
+        self.kept[key] = [self.engine.open() for _ in range(sequences)]
+        for row, conversation in enumerate(self.kept[key]):
+            ids = random_ids(self.vocab_size, context, seed=row)
+            self.engine.step([self.work(conversation, ids, self.nothing)])
+        return self.kept[key]
 
 
 class LlamaCpp:
