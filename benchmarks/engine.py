@@ -16,8 +16,9 @@ Python. A peer that is not here leaves its cells empty. Ids are random and the c
 counts.
 
 A figure is the median of ratios of neighbours in time; its interval is between order statistics.
-"met" says which bound the median reaches, with a question mark where the interval does not.
-"load" is the most cores that other programs took in a sample: above 0.15 figures say little.
+"load" is the most cores that other programs took in a sample. "met" says which bound the median
+reaches, with a question mark where the interval does not, where there are fewer than six pairs, or
+where the load is 0.15 or more: such figures say little.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def measured(row: Row, runtimes: Runtimes, given: argparse.Namespace) -> Result:
     sides = {name: runtimes.side(side) for name, side in row.sides.items()}
     print(row.title, file=sys.stderr)
     samples, missing = in_turns(sides, given.pairs, given.quiet_below, progress)
-    lines = [line_of(row, check, samples, given.models) for check in row.checks]
+    lines = [line_of(row, check, samples, given.models, given.quiet_below) for check in row.checks]
     return Result(row.name, row.title, lines, samples, missing)
 
 
@@ -120,7 +121,8 @@ def show(lines: list[Line], results: list[Result], versions: dict[str, str]) -> 
     words = frozenset({0, 1, 6})
     print(f"\n{text_table(Table(HEADERS, [line.cells() for line in lines], text_columns=words))}")
     speeds = [cells for result in results for cells in speed_cells(result)]
-    print(f"\n{text_table(Table(SPEEDS, speeds, text_columns=frozenset({0, 1})))}\n")
+    if speeds:
+        print(f"\n{text_table(Table(SPEEDS, speeds, text_columns=frozenset({0, 1})))}\n")
     print("\n".join(f"{name} {version}" for name, version in versions.items()))
 
 

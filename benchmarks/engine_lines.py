@@ -53,8 +53,11 @@ class Result:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def line_of(row: Row, check: Check, samples: Samples, models: Path) -> Line:
-    """Returns the check as a line; without a measured figure if a side is missing."""
+def line_of(row: Row, check: Check, samples: Samples, models: Path, quiet: float) -> Line:
+    """Returns the check as a line; without a measured figure if a side is missing.
+
+    Nothing is sure where other programs took `quiet` cores or more.
+    """
     empty = Line(row.title, check.figure, f"{check.must:.2f}", f"{check.aim:.2f}")
     there = [name for name in check.over if samples.get(name)]
     if not samples.get(OURS) or not there:
@@ -63,6 +66,7 @@ def line_of(row: Row, check: Check, samples: Samples, models: Path) -> Line:
     ours, theirs = samples[OURS], samples[best]
     factor = factor_of(row, check, ours[0], theirs[0], models)
     found = interval([factor * a.rate / b.rate for a, b in zip(ours, theirs, strict=True)])
+    load = max(max(a.foreign, b.foreign) for a, b in zip(ours, theirs, strict=True))
     figure = f"{check.figure} ({best})" if len(check.over) > 1 else check.figure
     return Line(
         row.title,
@@ -71,8 +75,8 @@ def line_of(row: Row, check: Check, samples: Samples, models: Path) -> Line:
         empty.aim,
         f"{found.median:.2f}",
         f"{found.low:.2f} to {found.high:.2f}",
-        found.met(check.must, check.aim),
-        f"{max(max(a.foreign, b.foreign) for a, b in zip(ours, theirs, strict=True)):.2f}",
+        found.met(check.must, check.aim, sure=load < quiet),
+        f"{load:.2f}",
     )
 
 

@@ -113,12 +113,16 @@ class Interval:
     coverage: float
     n: int
 
-    def met(self, must: float, aim: float) -> str:
-        """Returns the highest bound that the median reaches; "?" if the interval does not."""
+    def met(self, must: float, aim: float, *, sure: bool = True) -> str:
+        """Returns the highest bound that the median reaches.
+
+        "?" says that the interval does not, that it covers too little, or `sure` is False.
+        """
+        sure = sure and self.coverage >= COVERAGE
         for name, bound in (("aim", aim), ("must", must)):
             if self.median >= bound:
-                return name if self.low >= bound else f"{name}?"
-        return "no" if self.high < must else "no?"
+                return name if sure and self.low >= bound else f"{name}?"
+        return "no" if sure and self.high < must else "no?"
 
 
 def interval(ratios: Sequence[float]) -> Interval:

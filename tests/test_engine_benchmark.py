@@ -55,6 +55,11 @@ def test_a_bound_is_met_surely_only_where_the_interval_is_above(
     assert interval(ratios).met(1.35, 2.0) == met
 
 
+def test_nothing_is_sure_of_few_pairs_or_on_a_busy_machine() -> None:
+    assert interval([2.1] * 5).met(1.35, 2.0) == "aim?"
+    assert interval([1.0] * 9).met(1.35, 2.0, sure=False) == "no?"
+
+
 def test_sides_take_turns_and_the_first_of_each_is_not_counted() -> None:
     order: list[str] = []
 
