@@ -35,7 +35,7 @@ from typing import Any
 
 from engine_lines import HEADERS, Line, Result, line_of, memory_line, speed_cells
 from engine_once import most_memory
-from engine_pairs import in_turns
+from engine_pairs import NotMeasured, in_turns
 from engine_rows import LLAMA, MEMORY_FILES, ONNX, OPENVINO, Row, file_of, rows, title
 from engine_sides import Runtimes
 
@@ -61,12 +61,11 @@ def main() -> None:
     results = []
     for row in chosen:
         results.append(measured(row, runtimes, given))
+        write(given, results, [], runtimes.versions)
     runtimes.only_for(None)
-    lines = [line for result in results for line in result.lines]
-    lines += [memory_of(shape, kind, given) for shape, kind in memory.values()]
-    show(lines, results, runtimes.versions)
-    if given.json:
-        write(given, lines, results, runtimes.versions)
+    sizes = [memory_of(shape, kind, given) for shape, kind in memory.values()]
+    write(given, results, sizes, runtimes.versions)
+    show([line for result in results for line in result.lines] + sizes, results, runtimes.versions)
 
 
 def arguments() -> argparse.Namespace:
@@ -106,7 +105,11 @@ def memory_of(shape: str, kind: str, given: argparse.Namespace) -> Line:
     what, path = title(shape, kind, "memory"), given.models / file_of(shape, kind)
     if not path.exists():
         return Line(what, "MB above idle", "-", "-")
-    return memory_line(what, *most_memory(path, given.threads))
+    try:
+        return memory_line(what, *most_memory(path, given.threads))
+    except NotMeasured as error:
+        progress(f"{what}: {error}")
+        return Line(what, "MB above idle", "-", "-")
 
 
 def machine(given: argparse.Namespace) -> str:
@@ -127,13 +130,16 @@ def show(lines: list[Line], results: list[Result], versions: dict[str, str]) -> 
 
 
 def write(
-    given: argparse.Namespace, lines: list[Line], results: list[Result], versions: dict[str, str]
+    given: argparse.Namespace, results: list[Result], sizes: list[Line], versions: dict[str, str]
 ) -> None:
+    """Writes all that is known so far: a run takes long, and may be stopped."""
+    if given.json is None:
+        return
     whole: dict[str, Any] = {
         "machine": machine(given),
         "versions": versions,
-        "lines": [dataclasses.asdict(line) for line in lines],
         "rows": [dataclasses.asdict(result) for result in results],
+        "memory": [dataclasses.asdict(line) for line in sizes],
     }
     given.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 

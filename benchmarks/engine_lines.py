@@ -56,7 +56,7 @@ class Result:
 def line_of(row: Row, check: Check, samples: Samples, models: Path, quiet: float) -> Line:
     """Returns the check as a line; without a measured figure if a side is missing.
 
-    Nothing is sure where other programs took `quiet` cores or more.
+    Nothing is sure where other programs took `quiet` cores or more, or a peer is not here.
     """
     empty = Line(row.title, check.figure, f"{check.must:.2f}", f"{check.aim:.2f}")
     there = [name for name in check.over if samples.get(name)]
@@ -67,7 +67,10 @@ def line_of(row: Row, check: Check, samples: Samples, models: Path, quiet: float
     factor = factor_of(row, check, ours[0], theirs[0], models)
     found = interval([factor * a.rate / b.rate for a, b in zip(ours, theirs, strict=True)])
     load = max(max(a.foreign, b.foreign) for a, b in zip(ours, theirs, strict=True))
+    absent = [name for name in check.over if name not in there]
     figure = f"{check.figure} ({best})" if len(check.over) > 1 else check.figure
+    if absent:
+        figure += f", without {', '.join(absent)}"
     return Line(
         row.title,
         figure,
@@ -75,7 +78,7 @@ def line_of(row: Row, check: Check, samples: Samples, models: Path, quiet: float
         empty.aim,
         f"{found.median:.2f}",
         f"{found.low:.2f} to {found.high:.2f}",
-        found.met(check.must, check.aim, sure=load < quiet),
+        found.met(check.must, check.aim, sure=load < quiet and not absent),
         f"{load:.2f}",
     )
 
@@ -88,13 +91,14 @@ def factor_of(row: Row, check: Check, ours: Sample, other: Sample, models: Path)
     model = open_model(models / side.model)
     types, order = stored_types(model.weights), side.order
     if check.factor == "ops":
-        return step_work(model.config, types, [(0, order["tokens"])]).ops / order["tokens"]
+        tokens = int(order["tokens"])
+        return step_work(model.config, types, [(0, tokens)]).ops / tokens
     weights = float(step_work(model.config, types, [(0, 1)]).weight_bytes)
     if check.factor == "weights":
         return weights
-    contexts = [row.sides[name].order["context"] for name in (OURS, *check.over)]
+    contexts = [int(row.sides[name].order["context"]) for name in (OURS, *check.over)]
     position = (ours.cache_bytes - other.cache_bytes) / (contexts[0] - contexts[1])
-    far, near = (weights + position * (c + order["tokens"] / 2) for c in contexts)
+    far, near = (weights + position * (c + int(order["tokens"]) / 2) for c in contexts)
     return far / near
 
 
@@ -104,7 +108,8 @@ def memory_line(title: str, file_bytes: int, most_bytes: int) -> Line:
     return Line(
         title,
         f"MB above idle, file {file_bytes / 1e6:.0f}",
-        *(f"{bounds[name] / 1e6:.0f}" for name in ("must", "aim")),
+        f"{bounds['must'] / 1e6:.0f}",
+        f"{bounds['aim'] / 1e6:.0f}",
         f"{most_bytes / 1e6:.0f}",
         met=next((name for name in ("aim", "must") if most_bytes <= bounds[name]), "no"),
     )

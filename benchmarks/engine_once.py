@@ -82,7 +82,7 @@ def status_bytes(name: str) -> int:
 
 def seconds_to_token(python: Path, runtime: str, path: Path, threads: int) -> float:
     """Returns seconds from the start of a process to its first token."""
-    command = [python, __file__, "start", runtime, path, str(threads)]
+    command = [str(python), __file__, "start", runtime, str(path), str(threads)]
     begin = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -111,7 +111,9 @@ def most_memory(path: Path, threads: int, runs: int = 3) -> tuple[int, int]:
         command = [sys.executable, __file__, "memory", "miudo", str(bare), str(threads)]
         most = 0
         for _ in range(runs):
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise NotMeasured(f"ended with {done.returncode}: {done.stderr.strip()[-200:]}")
             found = json.loads(done.stdout)
             most = max(most, found["peak"] - found["idle"])
         return bare.stat().st_size, most

@@ -53,7 +53,7 @@ class Miudo:
         key = (context, sequences)
         before = self.engine.cache_bytes_used
         kept = self._kept(key)
-        ids = [LOWEST_ID] * sequences
+        ids: list[Any] = [LOWEST_ID] * sequences
 
         def steps() -> None:
             nonlocal ids
@@ -108,7 +108,8 @@ class LlamaCpp:
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(
             llama_cpp.llama_model_get_vocab(self.model)
         )
-        self.shape, self.context = (0, 0), None
+        self.shape = (0, 0)
+        self.context: Any = None
         self.batch = llama_cpp.llama_batch_init(512, 0, 8)
         self.ids = [random_ids(self.vocab_size, 8192, row) for row in range(8)]
 

@@ -7,9 +7,11 @@ Read next: `engine_worker.py`, the other end.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,10 +52,12 @@ class Runtimes:
             return lambda: self._worker(side).ask(side.order)
 
         def beside() -> Sample:
-            worker = self._worker(side)
+            worker, used, begin = self._worker(side), children_s(), time.perf_counter()
             with busy_neighbour():
                 found = worker.ask(side.order)
-            return Sample(**(vars(found) | {"foreign": max(0.0, found.foreign - 1.0)}))
+            # The neighbour is wanted: only what others took besides is foreign.
+            neighbour = (children_s() - used) / (time.perf_counter() - begin)
+            return dataclasses.replace(found, foreign=max(0.0, found.foreign - neighbour))
 
         return beside
 
