@@ -18,7 +18,8 @@ counts.
 A figure is the median of ratios of neighbours in time; its interval is between order statistics.
 "load" is the most cores that other programs took in a sample. "met" says which bound the median
 reaches, with a question mark where the interval does not, where there are fewer than six pairs, or
-where the load is 0.15 or more: such figures say little.
+where the load is 0.15 or more: such figures say little. On a busy machine "--cpu --threads 1" still
+tells how much work each does: nobody waits for another thread, and what others take is not counted.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
     print(machine(given), flush=True)
     pythons = {LLAMA: given.llama_cpp, ONNX: given.onnx, OPENVINO: given.openvino}
-    runtimes = Runtimes(given.models, pythons, given.threads)
+    runtimes = Runtimes(given.models, pythons, given.threads, by_cpu=given.cpu)
     results = []
     for row in chosen:
         results.append(measured(row, runtimes, given))
@@ -79,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--brief", action="store_true", help="few tokens: only to see all run")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true", help="seconds of CPU, not of the clock")
     parser.add_argument("--quiet-below", type=float, default=0.15, help="foreign cores of a pair")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples here")
     return parser.parse_args()

@@ -37,6 +37,7 @@ class Sample:
 
     amount: float
     seconds: float
+    cpu_s: float = 0.0
     foreign: float = 0.0
     stolen: float = 0.0
     cache_bytes: float = 0.0

@@ -349,9 +349,9 @@ class Machine:
 
 
 def part(span: Timed, seconds: float) -> Timed:
-    """Returns `seconds` of `span`, with their share of what others took."""
+    """Returns `seconds` of `span`, with their share of all that was taken."""
     share = seconds / span.seconds
-    return Timed(seconds, span.foreign_s * share, span.stolen_s * share)
+    return Timed(seconds, *(share * s for s in (span.cpu_s, span.foreign_s, span.stolen_s)))
 
 
 RUNTIMES: dict[str, Callable[[str, int], Any]] = {

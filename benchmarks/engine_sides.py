@@ -27,14 +27,17 @@ HERE = Path(__file__).parent
 class Runtimes:
     """Workers by runtime, model and instruction set; `versions` fills as they load.
 
-    `pythons` maps a runtime to its interpreter, None where it is not here.
+    `pythons` maps a runtime to its interpreter, None where it is not here. `by_cpu` takes seconds
+    of CPU for those of the clock.
     """
 
-    def __init__(self, models: Path, pythons: dict[str, Path | None], threads: int) -> None:
+    def __init__(
+        self, models: Path, pythons: dict[str, Path | None], threads: int, *, by_cpu: bool = False
+    ) -> None:
         ours = Path(sys.executable)
         has_avx2 = importlib.util.find_spec("xllamacpp") is not None
         self.pythons = pythons | {OURS: ours, "machine": ours, AVX2: ours if has_avx2 else None}
-        self.models, self.threads = models, threads
+        self.models, self.threads, self.by_cpu = models, threads, by_cpu
         self.versions: dict[str, str] = {}
         self.workers: dict[_Key, Worker] = {}
 
@@ -46,6 +49,22 @@ class Runtimes:
 
     def side(self, side: Side) -> Callable[[], Sample]:
         """Returns what measures `side` once. It raises NotMeasured."""
+        give = self._by_clock(side)
+        if not self.by_cpu:
+            return give
+        if side.busy or side.runtime == "machine":
+            return self._clock_alone
+
+        def spent() -> Sample:
+            found = give()
+            return dataclasses.replace(found, seconds=found.cpu_s)
+
+        return spent
+
+    def _clock_alone(self) -> Sample:
+        raise NotMeasured("by the clock alone")
+
+    def _by_clock(self, side: Side) -> Callable[[], Sample]:
         if side.order["do"] == "start":
             return lambda: self._start(side)
         if not side.busy:
@@ -79,7 +98,8 @@ class Runtimes:
         seconds = seconds_to_token(python, side.runtime, path, self.threads)
         busy_after, stolen_after = machine_seconds()
         foreign = max(0.0, busy_after - busy - (children_s() - used))
-        return Sample(1, seconds, foreign / seconds, (stolen_after - stolen) / seconds)
+        stolen_s = stolen_after - stolen
+        return Sample(1, seconds, children_s() - used, foreign / seconds, stolen_s / seconds)
 
     def _python(self, runtime: str) -> Path:
         python = self.pythons.get(runtime)

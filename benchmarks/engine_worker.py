@@ -6,7 +6,7 @@ Not for: starting by hand. One line of JSON comes in, one goes out:
     {"do": "decode", "context": 16, "tokens": 64, "sequences": 1}   greedy, choosing included
     {"do": "prompt", "tokens": 512}
     {"do": "read"}, {"do": "multiply"}                              what the machine can do
-    -> {"amount": 64, "seconds": 1.2, "foreign": 0.02, "stolen": 0.0}
+    -> {"amount": 64, "seconds": 1.2, "cpu_s": 2.4, "foreign": 0.02, "stolen": 0.0}
 
 `amount` is tokens, bytes or operations. `foreign` counts the cores that other processes took
 meanwhile, `stolen` those that the machine's host did.
@@ -31,15 +31,17 @@ MOST_RUNS = 64
 
 @dataclass
 class Timed:
-    """Seconds by the clock, and seconds of CPU that others had on the cores we may use."""
+    """Seconds by the clock, of our CPU, and of CPU that others had on the cores we may use."""
 
     seconds: float = 0.0
+    cpu_s: float = 0.0
     foreign_s: float = 0.0
     stolen_s: float = 0.0
 
     def add(self, other: Timed) -> None:
         """Takes in another span."""
         self.seconds += other.seconds
+        self.cpu_s += other.cpu_s
         self.foreign_s += other.foreign_s
         self.stolen_s += other.stolen_s
 
@@ -52,7 +54,7 @@ def timed(work: Callable[[], object]) -> Timed:
     seconds, own = time.perf_counter() - start, time.process_time() - own
     busy_after, stolen_after = machine_seconds()
     # Below 0 at times, as the system counts in hundredths; sums are right.
-    return Timed(seconds, busy_after - busy - own, stolen_after - stolen)
+    return Timed(seconds, own, busy_after - busy - own, stolen_after - stolen)
 
 
 def machine_seconds() -> tuple[float, float]:
@@ -80,6 +82,7 @@ def answer(runtime: Any, order: dict[str, Any]) -> dict[str, float]:
     return {
         "amount": amount,
         "seconds": total.seconds,
+        "cpu_s": total.cpu_s,
         "foreign": max(0.0, total.foreign_s / total.seconds),
         "stolen": total.stolen_s / total.seconds,
         **getattr(runtime, "facts", {}),
