@@ -133,6 +133,15 @@ def test_a_model_with_a_template_chats(run: Runner) -> None:
     assert run.prompt == [END, *_ids("(user)hi"), END, *_ids("(say)")]
 
 
+def test_energy_is_of_the_tokens_after_the_first(run: Runner) -> None:
+    energy = json.loads(run("--json", "--watts", "3", "a b").stdout)["energy"]
+    made = len(_ids(run.reply)) + 1  # the end is a token too
+    assert energy["new_token_j"] == pytest.approx(energy["rest_j"] / (made - 1))
+    assert not energy["estimate"] or "x 3 W assumed" in energy["method"]
+    one = json.loads(run("--json", "--max-tokens", "1", "a b").stdout)["energy"]
+    assert one["new_token_j"] is None
+
+
 def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> None:
     result = run("--json", "a b")
     value = json.loads(result.stdout)
@@ -140,6 +149,7 @@ def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> N
     assert value["finish_reason"] == "stop"
     assert value["usage"] == {"prompt_tokens": 4, "completion_tokens": 6}
     assert set(value["timings"]) == {"first_token_s", "prompt_tokens_per_s", "new_tokens_per_s"}
+    assert set(value["energy"]) == {"first_token_j", "rest_j", "new_token_j", "method", "estimate"}
 
 
 def test_sampling_options_reach_the_engine(run: Runner) -> None:
@@ -195,7 +205,7 @@ def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("builtins.input", lambda mark: next(lines))
     monkeypatch.setattr(
         "miudo.cli.conversing.answer",
-        lambda loaded, ids, settings, as_json: prompts.append(ids) or "fine",
+        lambda loaded, ids, settings, as_json, watts: prompts.append(ids) or "fine",
     )
     converse(loaded, GenerateSettings(), raw=False)
     texts = [TOKENIZER.decode(ids) for ids in prompts]

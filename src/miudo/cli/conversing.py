@@ -26,7 +26,9 @@ __all__ = ["converse"]
 _HELP = "/clear forgets the conversation, /bye or Ctrl-D ends, Ctrl-C stops an answer"
 
 
-def converse(loaded: LoadedModel, settings: GenerateSettings, *, raw: bool) -> None:
+def converse(
+    loaded: LoadedModel, settings: GenerateSettings, *, raw: bool, watts: float | None = None
+) -> None:
     """Reads a line, prints the answer, until the user ends it. Turns are kept in a chat."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - importing it gives `input` editing and history
@@ -46,7 +48,7 @@ def converse(loaded: LoadedModel, settings: GenerateSettings, *, raw: bool) -> N
         if line.strip() == "/clear":
             messages.clear()
         elif line.strip():
-            _turn(loaded, settings, messages, line, raw=raw)
+            _turn(loaded, settings, messages, line, raw=raw, watts=watts)
 
 
 def _turn(
@@ -56,12 +58,13 @@ def _turn(
     line: str,
     *,
     raw: bool,
+    watts: float | None,
 ) -> None:
     messages.append(Message("user", line))
     template = None if raw else loaded.model.chat_template
     try:
         ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-        said = answer(loaded, ids, settings, as_json=False)
+        said = answer(loaded, ids, settings, as_json=False, watts=watts)
     except KeyboardInterrupt:
         messages.pop()
         click.secho("\n(stopped)", dim=True, err=True)
