@@ -181,7 +181,7 @@ void attend(const Pass& pass, std::size_t layer) {
       Attending(pass, layer, seg, block, pass.scratch.of_worker[worker]).run();
     }
   }
-  pass.team.meet();
+  pass.meet();
 }
 
 }  // namespace
@@ -211,9 +211,12 @@ void attention(const Pass& pass, std::size_t layer, const float* h, float* out) 
     queries_keys_values(pass, layer, h);
   }
   for_rows(pass, pass.n, [&](std::size_t row) { remember(pass, layer, row); });
+  pass.end(Phase::kQkv);
   attend(pass, layer);
+  pass.end(Phase::kAttention);
   project(pass, s.mixed.data(), pass.n, c.n_heads * c.v_head_dim,
           {{m.weights.layers[layer].o, out}});
+  pass.end(Phase::kOutput);
 }
 
 }  // namespace miudo

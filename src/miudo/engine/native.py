@@ -36,10 +36,15 @@ from miudo.tensors import Weights, check_weights, tensor_table
 if TYPE_CHECKING:
     from miudo import _native
 
-__all__ = ["DEFAULT_CACHE_BYTES", "NativeEngine", "RunnableModel"]
+__all__ = ["DEFAULT_CACHE_BYTES", "PHASES", "NativeEngine", "RunnableModel"]
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """Budget for keys and values; memory is taken page by page, when conversations need it."""
+
+PHASES = (
+    "entry", "norms", "qkv", "attention", "output", "feed-forward", "head", "sampling", "waiting",
+)  # fmt: skip
+"""Of a step, in the order of miudo.h, which says what each is."""
 
 _NO_SAMPLING = (0.0, 0, 1.0, 0.0, 1.0, (), (), 0, 0)
 
@@ -125,6 +130,17 @@ class NativeEngine:
     def cache_bytes_used(self) -> int:
         """Bytes of keys and values that conversations hold now."""
         return self._core.cache_bytes_used
+
+    def time_phases(self, wanted: bool) -> None:
+        """Begins to sum the seconds of steps by phase, from none; False ceases, as at first."""
+        call(self._core.time_phases, wanted)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Returns the seconds of each phase since `time_phases`, by the clock of the caller.
+
+        What it waits for the other threads, in whatever phase, stands under "waiting".
+        """
+        return dict(zip(PHASES, call(self._core.phase_seconds), strict=True))
 
     def open(self) -> int:
         """Returns a new, empty conversation."""
