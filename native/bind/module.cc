@@ -248,6 +248,15 @@ class Engine {
     });
   }
 
+  void time_phases(bool wanted) {
+    run([&](miudo_error* error) { return miudo_time_phases(engine_, wanted ? 1 : 0, error); });
+  }
+  std::vector<double> phase_seconds() {
+    std::vector<double> seconds(MIUDO_PHASES);
+    run([&](miudo_error* error) { return miudo_phase_seconds(engine_, seconds.data(), error); });
+    return seconds;
+  }
+
   std::string isa() const { return miudo_isa(engine_); }
   int threads() const { return miudo_threads(engine_); }
   std::uint64_t weight_bytes() const { return miudo_weight_bytes(engine_); }
@@ -335,6 +344,27 @@ void linear(int type, std::int64_t rows, std::int64_t cols, const Bytes& bytes,
         error);
 }
 
+std::vector<double> probe(int kind, const std::optional<std::string>& isa, int threads,
+                          std::uint64_t size_bytes, double seconds, std::size_t repeats) {
+  std::vector<double> rates(repeats);
+  const char* name = isa ? c_name(*isa) : nullptr;
+  miudo_error error = {};
+  miudo_status status = MIUDO_OK;
+  {
+    const nb::gil_scoped_release without_gil;
+    status = miudo_probe(static_cast<miudo_probe_kind>(kind), name, threads, size_bytes, seconds,
+                         rates.data(), rates.size(), &error);
+  }
+  check(status, error);
+  return rates;
+}
+
+std::vector<std::string> probe_isas() {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; miudo_probe_isa(i) != nullptr; ++i) names.emplace_back(miudo_probe_isa(i));
+  return names;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -374,6 +404,8 @@ NB_MODULE(_native, m) {
       .def("score", &Engine::score, nb::arg("ids"), nb::arg("logprobs"), nb::arg("argmax"),
            nb::arg("logsumexp"), nb::arg("top_k"), nb::arg("top_ids"), nb::arg("top_logprobs"),
            nb::arg("adapter").none())
+      .def("time_phases", &Engine::time_phases)
+      .def("phase_seconds", &Engine::phase_seconds)
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("weight_bytes", &Engine::weight_bytes)
@@ -385,4 +417,7 @@ NB_MODULE(_native, m) {
         nb::arg("seen"), nb::arg("mask").none());
   m.def("uniform", &miudo_uniform);
   m.def("linear", &linear);
+  m.def("probe", &probe, nb::arg("kind"), nb::arg("isa").none(), nb::arg("threads"),
+        nb::arg("size_bytes"), nb::arg("seconds"), nb::arg("repeats"));
+  m.def("probe_isas", &probe_isas);
 }

@@ -222,6 +222,24 @@ miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t 
                             int (*on_token)(int32_t token, void* context), void* context,
                             int32_t* tokens, size_t* n_tokens, miudo_error* error);
 
+/* Where the time of steps goes. The clock is that of the thread that calls, waiting for the others
+ * a phase of its own. `wanted` begins to sum from none; 0 ceases, as at first. */
+enum {
+  MIUDO_PHASE_ENTRY = 0, /* checks, pages, token rows, rotations */
+  MIUDO_PHASE_NORM,      /* residual stream and norms */
+  MIUDO_PHASE_QKV,       /* queries, keys and values, into the cache */
+  MIUDO_PHASE_ATTENTION,
+  MIUDO_PHASE_OUTPUT, /* attention's last matrix */
+  MIUDO_PHASE_FEEDFORWARD,
+  MIUDO_PHASE_HEAD,
+  MIUDO_PHASE_SAMPLING,
+  MIUDO_PHASE_WAITING,
+  MIUDO_PHASES
+};
+miudo_status miudo_time_phases(miudo_engine* engine, int32_t wanted, miudo_error* error);
+/* seconds [MIUDO_PHASES] so far. */
+miudo_status miudo_phase_seconds(miudo_engine* engine, double* seconds, miudo_error* error);
+
 const char* miudo_isa(const miudo_engine* engine);
 int32_t miudo_threads(const miudo_engine* engine);
 uint64_t miudo_weight_bytes(const miudo_engine* engine);
@@ -241,6 +259,23 @@ miudo_status miudo_sample(const float* logits, size_t vocab_size, const miudo_sa
 miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const void* bytes,
                           size_t size_bytes, const float* x, size_t n, int32_t int8_activations,
                           float* out, miudo_error* error);
+
+/* What this machine can do at best, measured when asked: the floor that a model's speed is held
+ * against. */
+typedef enum {
+  MIUDO_PROBE_READ = 0,  /* plain reading, bytes a second */
+  MIUDO_PROBE_INT8 = 1,  /* 8-bit products summed in 32 bits, operations a second */
+  MIUDO_PROBE_FLOAT = 2  /* float products summed; a product and its sum are two operations */
+} miudo_probe_kind;
+
+/* The instruction sets that a probe can use here, best first; NULL past the last. */
+const char* miudo_probe_isa(size_t index);
+/* Fills rates [n_rates], each over about `seconds`, on `threads` threads (0 as in miudo_options).
+ * `isa` is one of those above; NULL is the first. READ goes over size_bytes again and again, which
+ * decides from which memory they come; the others need none. */
+miudo_status miudo_probe(miudo_probe_kind kind, const char* isa, int32_t threads,
+                         uint64_t size_bytes, double seconds, double* rates, size_t n_rates,
+                         miudo_error* error);
 
 #ifdef __cplusplus
 }

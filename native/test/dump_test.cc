@@ -11,8 +11,9 @@ class Writer {
  public:
   template <typename T>
   Writer& put(const T& value) {
-    const auto* from = reinterpret_cast<const std::uint8_t*>(&value);
-    bytes.insert(bytes.end(), from, from + sizeof(T));
+    const std::size_t at = bytes.size();
+    bytes.resize(at + sizeof(T));
+    std::memcpy(bytes.data() + at, &value, sizeof(T));
     return *this;
   }
   Writer& text(const std::string& value) {
