@@ -8,12 +8,13 @@
 namespace miudo {
 
 constexpr std::size_t kTilePositions = 32;  // keys and values are tiled by absolute position
-// Positions of one softmax, cut by absolute position too: a longer text is the sum of such
-// stretches in order, whoever computed them.
-constexpr std::size_t kStretchPositions = 512;
-constexpr std::size_t kScoreStride = kStretchPositions + 16;  // no multiple of 4096 bytes, where caches clash
-constexpr std::size_t kQueryRows = 8;                // query rows that share a load of keys
-constexpr std::size_t kValueMultiple = 16;           // a value's room in a page, in numbers
+// Positions of one softmax, a stretch, cut by absolute position too: a longer text is the sum of
+// its stretches in order, whoever computed them.
+constexpr std::size_t kSpan = 512;
+// No multiple of 4,096 bytes, where lines of a cache push each other out.
+constexpr std::size_t kScoreStride = kSpan + 16;
+constexpr std::size_t kQueryRows = 8;       // query rows that share a load of keys
+constexpr std::size_t kValueMultiple = 16;  // a value's room in a page, in numbers
 
 // What a cached number is stored as. Int8: groups of 32 with a float16 scale of amax / 127, as
 // Q8_0 has them.

@@ -9,16 +9,11 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/keep_inl.h"
 #include "kernels/kernels.h"
 
 namespace miudo {
 namespace {
-
-// Not std::min: code of one instruction set must not be linked into another.
-constexpr std::size_t lesser(std::size_t a, std::size_t b) { return a < b ? a : b; }
-
-template <typename T>
-constexpr bool kScaled = std::is_same_v<T, std::int8_t>;
 
 // Vectors of a row whose sums run side by side: one chain alone would wait for itself.
 template <typename T, int R>
@@ -33,10 +28,14 @@ inline const Half* scales_of(const Tiles& tiles, std::size_t tile, std::size_t g
   return scales + group * kTilePositions;
 }
 
-inline void store_lanes(Bfloat* p, Lanes v) {
-  float in[kWidth];
-  store_lanes(in, v);
-  for (std::size_t i = 0; i < kWidth; ++i) p[i] = bfloat_of(in[i]);
+// Tiles lie far apart, one a page: the next is asked for while one is worked on.
+inline std::size_t tile_ahead(const Tiles& tiles, std::size_t tile, std::size_t vectors) {
+  const std::size_t next = tile + (vectors * kWidth + kTilePositions - 1) / kTilePositions;
+  return next < tiles.count ? next : tile;
+}
+template <typename T>
+constexpr bool starts_line(int vector) {
+  return static_cast<std::size_t>(vector) * kWidth * sizeof(T) % 64 == 0;
 }
 
 // 2^t within 3e-7 for t <= 0, 0 below -126.5, and NaN for NaN.
@@ -50,76 +49,16 @@ inline Lanes exp2_of(Lanes t) {
   return times_pow2(p, n);
 }
 
-// Up to 32 numbers as the cache keeps them.
-template <typename T>
-struct Group {
-  T number[kScaleGroup];
-  Half scale;
-};
-
-template <typename T>
-inline Group<T> round_group(const float* x, std::size_t n) {
-  float held[kScaleGroup] = {};
-  std::memcpy(held, x, n * sizeof(float));
-  Group<T> to;
-  to.scale = {0};
-  if constexpr (kScaled<T>) {
-    float most = 0.0f, poison = 0.0f;
-    for (const float v : held) {
-      const float size = v < 0.0f ? -v : v;
-      most = size > most ? size : most;
-      poison += v * 0.0f;
-    }
-    // Bytes cannot hold NaN: the scale carries it. One too great for float16 is infinite.
-    to.scale = half_of(most / 127.0f + poison);
-    // A scale of 0 (all zero, or too small for float16) gives zeros; its inverse may overflow.
-    const float inverse = (to.scale.bits & 0x7FFFu) != 0u && most > 0.0f ? 127.0f / most : 0.0f;
-    for (std::size_t i = 0; i < kScaleGroup; i += kWidth) {
-      const Lanes steps = mul(load_lanes(held + i), spread(inverse));
-      const Lanes within = min(max(steps, spread(-127.0f)), spread(127.0f));
-      store_lanes(to.number + i, round_lanes(within));
-    }
-  } else {
-    for (std::size_t i = 0; i < kScaleGroup; i += kWidth) {
-      store_lanes(to.number + i, load_lanes(held + i));
-    }
-  }
-  return to;
-}
-
-template <typename T>
-void keep_key(const float* x, std::size_t n, std::size_t slot, std::uint8_t* numbers,
-              std::uint8_t* scales) {
-  T* to = reinterpret_cast<T*>(numbers) + slot;
-  for (std::size_t at = 0; at < n; at += kScaleGroup) {
-    const std::size_t count = lesser(kScaleGroup, n - at);
-    const Group<T> group = round_group<T>(x + at, count);
-    for (std::size_t i = 0; i < count; ++i) to[(at + i) * kTilePositions] = group.number[i];
-    if constexpr (kScaled<T>) reinterpret_cast<Half*>(scales)[at + slot] = group.scale;
-  }
-}
-
-template <typename T>
-void keep_value(const float* x, std::size_t n, std::size_t stride, std::size_t slot,
-                std::uint8_t* numbers, std::uint8_t* scales) {
-  T* to = reinterpret_cast<T*>(numbers) + slot * stride;
-  for (std::size_t at = 0; at < n; at += kScaleGroup) {
-    const std::size_t count = lesser(kScaleGroup, n - at);
-    const Group<T> group = round_group<T>(x + at, count);
-    std::memcpy(to + at, group.number, count * sizeof(T));
-    if constexpr (kScaled<T>) reinterpret_cast<Half*>(scales)[at + slot] = group.scale;
-  }
-}
-
 // The scores of R rows with the keys of V vectors of positions, from position `first` on.
 template <typename T, int R, int V>
 inline void score_vectors(const Queries& q, const Tiles& keys, std::size_t first, float* to) {
-  const T* column[V];
+  const T *column[V], *ahead[V];
   std::size_t tile[V], slot[V];
   for (std::size_t v = 0; v < V; ++v) {
     tile[v] = (first + v * kWidth) / kTilePositions;
     slot[v] = (first + v * kWidth) % kTilePositions;
     column[v] = numbers_of<T>(keys, tile[v]) + slot[v];
+    ahead[v] = numbers_of<T>(keys, tile_ahead(keys, tile[v], V)) + slot[v];
   }
   const float* x = q.x;
   for (std::size_t d = 0; d < q.head_dim;) {
@@ -131,7 +70,10 @@ inline void score_vectors(const Queries& q, const Tiles& keys, std::size_t first
     }
     for (; d < end; ++d, x += q.rows) {
       Lanes k[V];
-      for (int v = 0; v < V; ++v) k[v] = load_lanes(column[v] + d * kTilePositions);
+      for (int v = 0; v < V; ++v) {
+        k[v] = load_lanes(column[v] + d * kTilePositions);
+        if (starts_line<T>(v)) __builtin_prefetch(ahead[v] + d * kTilePositions);
+      }
       for (int i = 0; i < R; ++i) {
         const Lanes b = spread(x[i]);
         for (int v = 0; v < V; ++v) acc[i][v] = fma(k[v], b, acc[i][v]);
@@ -173,6 +115,7 @@ inline void weigh_vectors(const float* p, const Tiles& values, std::size_t strid
     const std::size_t tile = begin / kTilePositions, slot = begin % kTilePositions;
     const std::size_t stop = lesser(end, (tile + 1) * kTilePositions);
     const T* value = numbers_of<T>(values, tile) + slot * stride + d;
+    const T* ahead = numbers_of<T>(values, tile_ahead(values, tile, 1)) + slot * stride + d;
     const float* weights = p + begin;
     std::size_t weight_stride = kScoreStride;
     float scaled[R][kTilePositions];
@@ -187,9 +130,12 @@ inline void weigh_vectors(const float* p, const Tiles& values, std::size_t strid
       weights = scaled[0] + slot;
       weight_stride = kTilePositions;
     }
-    for (; begin < stop; ++begin, value += stride, ++weights) {
+    for (; begin < stop; ++begin, value += stride, ahead += stride, ++weights) {
       Lanes x[V];
-      for (std::size_t v = 0; v < V; ++v) x[v] = load_lanes(value + v * kWidth);
+      for (std::size_t v = 0; v < V; ++v) {
+        x[v] = load_lanes(value + v * kWidth);
+        if (starts_line<T>(static_cast<int>(v))) __builtin_prefetch(ahead + v * kWidth);
+      }
       for (std::size_t i = 0; i < R; ++i) {
         const Lanes b = spread(weights[i * weight_stride]);
         for (int v = 0; v < V; ++v) acc[i][v] = fma(x[v], b, acc[i][v]);
@@ -197,7 +143,9 @@ inline void weigh_vectors(const float* p, const Tiles& values, std::size_t strid
     }
   }
   for (std::size_t i = 0; i < R; ++i) {
-    for (std::size_t v = 0; v < V; ++v) store_lanes(out + i * stride + d + v * kWidth, acc[i][v]);
+    for (std::size_t v = 0; v < V; ++v) {
+      store_lanes(out + i * stride + d + v * kWidth, acc[i][v]);
+    }
   }
 }
 
@@ -250,7 +198,8 @@ template <typename T>
 void weigh(const float* p, std::size_t rows, const Tiles& values, std::size_t stride,
            std::size_t begin, std::size_t end, float* out) {
   const auto part = [&](auto count, std::size_t at) {
-    weigh_rows<T, count.kRows>(p + at * kScoreStride, values, stride, begin, end, out + at * stride);
+    weigh_rows<T, count.kRows>(p + at * kScoreStride, values, stride, begin, end,
+                               out + at * stride);
   };
   for_parts(rows, part, std::make_integer_sequence<int, kRegisterRows>());
 }

@@ -21,7 +21,9 @@ inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
 
 inline Lanes load_lanes(const float* p) { return load_wide(p); }
-inline Lanes load_lanes(const Half* p) { return wide_half(reinterpret_cast<const std::uint8_t*>(p)); }
+inline Lanes load_lanes(const Half* p) {
+  return wide_half(reinterpret_cast<const std::uint8_t*>(p));
+}
 inline Lanes load_lanes(const Bfloat* p) {
   return wide_bfloat(reinterpret_cast<const std::uint8_t*>(p));
 }

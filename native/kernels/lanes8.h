@@ -18,7 +18,9 @@ constexpr int kRegisterRows = 4;  // query rows whose sums stay in registers, tw
 inline Lanes spread(float x) { return set1(x); }
 
 inline Lanes load_lanes(const float* p) { return load(p); }
-inline Lanes load_lanes(const Half* p) { return load_half(reinterpret_cast<const std::uint8_t*>(p)); }
+inline Lanes load_lanes(const Half* p) {
+  return load_half(reinterpret_cast<const std::uint8_t*>(p));
+}
 inline Lanes load_lanes(const Bfloat* p) {
   return load_bfloat(reinterpret_cast<const std::uint8_t*>(p));
 }

@@ -53,12 +53,13 @@ class Attending {
     p_ = q_ + kQueryRows * c_.head_dim;
   }
 
-  std::size_t first_stretch() const { return reach_[0].begin / kStretchPositions; }
-  std::size_t end_stretch() const { return (reach_[block_.count - 1].end - 1) / kStretchPositions + 1; }
+  std::size_t first_stretch() const { return reach_[0].begin / kSpan; }
+  std::size_t end_stretch() const { return (reach_[block_.count - 1].end - 1) / kSpan + 1; }
 
   void load_queries() {
     const float given = pass_.model.config.attn_scale;
-    const float scale = given > 0.0f ? given : 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
+    const float scale =
+        given > 0.0f ? given : 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
     for (std::size_t i = 0; i < block_.count; ++i) {
       const float* from = pass_.scratch.q.data() + row_of(i) * c_.head_dim;
       for (std::size_t d = 0; d < c_.head_dim; ++d) q_[d * block_.count + i] = from[d] * scale;
@@ -69,12 +70,13 @@ class Attending {
   void attend(std::size_t stretch) {
     const Kernels& kernels = pass_.model.kernels;
     const CacheKernels& cache = pass_.model.cache_kernels();
-    const std::size_t start = std::max(reach_[0].begin, stretch * kStretchPositions) / kTilePositions;
-    const std::size_t end = std::min(reach_[block_.count - 1].end, (stretch + 1) * kStretchPositions);
+    const std::size_t start = std::max(reach_[0].begin, stretch * kSpan) / kTilePositions;
+    const std::size_t end = std::min(reach_[block_.count - 1].end, (stretch + 1) * kSpan);
     const std::size_t tiles = pages_for(end) - start;
     const Page* pages = block_.seg.pages + start;
     const CacheLayout& layout = pass_.model.layout;
-    cache.scores({q_, block_.count, c_.head_dim}, layout.keys(layer_, block_.head, pages, tiles), p_);
+    const Tiles keys = layout.keys(layer_, block_.head, pages, tiles);
+    cache.scores({q_, block_.count, c_.head_dim}, keys, p_);
     for (std::size_t i = 0; i < block_.count; ++i) {
       const Reach part = part_of(i, start, tiles);
       if (part.begin == part.end) continue;
@@ -94,8 +96,8 @@ class Attending {
   void finish() {
     const Kernels& kernels = pass_.model.kernels;
     for (std::size_t i = 0; i < block_.count; ++i) {
-      const std::size_t begin = index(reach_[i].begin / kStretchPositions);
-      const std::size_t end = index((reach_[i].end - 1) / kStretchPositions) + 1;
+      const std::size_t begin = index(reach_[i].begin / kSpan);
+      const std::size_t end = index((reach_[i].end - 1) / kSpan) + 1;
       float *factors = tops_ + i * room_, *out = outs_ + i * stride_;
       kernels.softmax(factors, begin, end, room_);
       float total = 0.0f;
@@ -145,11 +147,12 @@ class Attending {
   void weigh(std::size_t start, const Tiles& values, float* out) {
     Reach part[kQueryRows];
     for (std::size_t i = 0; i < block_.count; ++i) part[i] = part_of(i, start, values.count);
+    const std::size_t positions = values.count * kTilePositions;
     std::size_t at = part[0].begin;
     for (std::size_t first = 0, last = 0; first < block_.count;) {
       while (last < block_.count && part[last].begin <= at) ++last;
       while (first < last && part[first].end <= at) ++first;
-      const std::size_t next = last < block_.count ? part[last].begin : values.count * kTilePositions;
+      const std::size_t next = last < block_.count ? part[last].begin : positions;
       if (first == last) {
         at = next;
         if (last == block_.count) return;
@@ -178,7 +181,7 @@ class Attending {
     std::memset(row, 0, reach_[i].begin * sizeof(float));
     std::memset(row + reach_[i].end, 0, (block_.seg.keys - reach_[i].end) * sizeof(float));
     for (std::size_t j = reach_[i].begin; j < reach_[i].end; ++j) {
-      row[j] *= factors[index(j / kStretchPositions)] * inverse;
+      row[j] *= factors[index(j / kSpan)] * inverse;
     }
   }
 
@@ -214,7 +217,7 @@ AttentionPlan plan_attention(const Pass& pass, const LayerConfig& c) {
   for (const Segment& seg : pass.segments) {
     plan.blocks += blocks_of(c, seg) * c.n_kv_heads;
     plan.lone = plan.lone && blocks_of(c, seg) == 1;
-    plan.stretches = std::max(plan.stretches, (seg.start + seg.n + kStretchPositions - 1) / kStretchPositions);
+    plan.stretches = std::max(plan.stretches, (seg.start + seg.n + kSpan - 1) / kSpan);
   }
   // Where whole blocks leave a fifth of the workers idle or more. Then they are few.
   const auto workers = static_cast<std::size_t>(pass.team.size());

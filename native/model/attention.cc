@@ -71,7 +71,9 @@ void attention(const Pass& pass, std::size_t layer, const float* h, float* out) 
     latent_queries_keys_values(pass, layer, h);
   } else {
     project(pass, h, pass.n, m.config.d_model,
-            {{w.q, pass.scratch.q.data()}, {w.k, pass.scratch.k.data()}, {w.v, pass.scratch.v.data()}});
+            {{w.q, pass.scratch.q.data()},
+             {w.k, pass.scratch.k.data()},
+             {w.v, pass.scratch.v.data()}});
     if (m.config.qk_norm == QkNorm::kFull) norm_whole_rows(pass, layer);
   }
   const AttentionPlan plan = plan_attention(pass, c);

@@ -9,7 +9,7 @@ namespace miudo {
 // A layer's work: one block is up to kQueryRows query rows of one key-value head.
 struct AttentionPlan {
   std::size_t blocks = 0;
-  std::size_t stretches = 0;  // of kStretchPositions positions in the longest conversation
+  std::size_t stretches = 0;  // of kSpan positions in the longest conversation
   bool split = false;         // a block's stretches go to several workers
   bool lone = false;          // no head has two blocks
 };

@@ -114,7 +114,8 @@ TEST(halves_round_half_to_even) {
       continue;
     }
     CHECK(half_of(value).bits == half);
-    CHECK(bfloat_of(float_of_bits(bits << 16)).bits == half || std::isnan(float_of_bits(bits << 16)));
+    const float bfloat = float_of_bits(bits << 16);
+    CHECK(bfloat_of(bfloat).bits == half || std::isnan(bfloat));
     if ((bits & 0x7FFFu) >= 0x7BFFu) continue;
     const float next = half_to_float(static_cast<std::uint16_t>(half + 1u));
     const float middle = 0.5f * (value + next);  // exact: a float16 has 13 bits less
@@ -132,18 +133,21 @@ TEST(kept_numbers_are_rounded_and_alike_on_every_instruction_set) {
   for (const CacheType type : kTypes) {
     for (const std::size_t dim : {1u, 5u, 16u, 33u, 48u, 64u, 80u}) {
       Noise noise(dim);
-      const std::vector<float> k = noise.floats(kPositions * dim), v = noise.floats(kPositions * dim);
+      const std::vector<float> k = noise.floats(kPositions * dim);
+      const std::vector<float> v = noise.floats(kPositions * dim);
       Cache first(kernels_for(Isa::kPortable), type, dim, dim);
       first.keep(k, v);
       const std::vector<float> keys = first.stored_keys(), values = first.stored_values();
       for (std::size_t j = 0; j < kPositions; ++j) {
         for (std::size_t d = 0; d < first.stride; ++d) {
-          const double step = step_of(type), value = static_cast<double>(values[j * first.stride + d]);
+          const double step = step_of(type);
+          const double value = static_cast<double>(values[j * first.stride + d]);
           if (d >= dim) {
             CHECK(near(value, 0.0, 0.0));
             continue;
           }
-          CHECK(std::abs(static_cast<double>(keys[j * dim + d]) - static_cast<double>(k[j * dim + d])) <= step);
+          const double key = static_cast<double>(keys[j * dim + d]);
+          CHECK(std::abs(key - static_cast<double>(k[j * dim + d])) <= step);
           CHECK(std::abs(value - static_cast<double>(v[j * dim + d])) <= step);
         }
       }
@@ -151,7 +155,8 @@ TEST(kept_numbers_are_rounded_and_alike_on_every_instruction_set) {
         Cache other(*kernels, type, dim, dim);
         other.keep(k, v);
         for (std::size_t t = 0; t < kTiles; ++t) {
-          CHECK(std::memcmp(first.memory[t].data(), other.memory[t].data(), first.memory[t].size()) == 0);
+          const Buffer<std::uint8_t>&a = first.memory[t], &b = other.memory[t];
+          CHECK(std::memcmp(a.data(), b.data(), a.size()) == 0);
         }
       }
     }

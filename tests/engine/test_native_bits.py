@@ -296,12 +296,12 @@ def test_stretches_of_a_long_text_on_any_number_of_threads(
     force_isa(isa)
     config = ModelConfig.uniform(
         n_layers=2, d_model=32, n_heads=3, n_kv_heads=1, head_dim=24, d_ff=32, vocab_size=40,
-        max_positions=1100, window=window,
+        max_positions=1040, window=window,
     )  # fmt: skip
-    model, ids = make_model(config), ids_of(config, 11, 1100)
-    engines = [NativeEngine(model, threads=n, cache=cache) for n in (1, 2, 5)]
+    model, ids = make_model(config), ids_of(config, 11, 1040)
+    engines = [NativeEngine(model, threads=n, cache=cache) for n in (1, 2, 3)]
     whole = fed(engines[0], ids)
-    singles = [510, 511, 512, 513, 514, 700, 701, 1022, 1023, 1024, 1025]
+    singles = [511, 512, 513, 700, 701, 1023, 1024, 1025, 1039]
     for engine in engines[1:]:
         np.testing.assert_array_equal(whole, fed(engine, ids, singles))
 

@@ -41,15 +41,15 @@ def test_the_rule_is_f16_and_f32_where_activations_are_floats(llama: Any) -> Non
         NativeEngine(llama, cache="f64")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("cache", "bound"), [("f16", 1e-6), ("bf16", 1e-4), ("int8", 5e-4)])
+@pytest.mark.parametrize(("cache", "bound"), [("f16", 1e-6), ("bf16", 1e-4), ("int8", 1e-3)])
 def test_divergence_of_a_trained_model_on_text(cache: CacheType, bound: float) -> None:
+    """About three times what is seen (docs/log.md): 3.4e-7, 2.5e-5 and 3.2e-4."""
     model = open_model(embedded_path())
     assert model.tokenizer is not None
     ids = TextTokenizer(model.tokenizer).encode(README.read_text("utf-8"))[:480]
     engines = [NativeEngine(model, activations="float", cache=c) for c in ("f32", cache)]
     right, rounded = (log_softmax(engine, ids) for engine in engines)
     kl = divergence(right, rounded)
-    print(cache, kl, (right.argmax(1) == rounded.argmax(1)).mean(), np.abs(right - rounded).max())
     assert 0 < kl <= bound
     assert (right.argmax(1) == rounded.argmax(1)).mean() >= 0.99
 
@@ -72,7 +72,6 @@ def test_every_kind_of_model_is_near_its_float32_cache(
         (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
         outs.append(out.logits)
     off = np.abs(outs[0] - outs[1])
-    print(cache, np.median(off), off.max())
     bound = {"f32": 0.0, "f16": 2e-3, "bf16": 2e-2, "int8": 2e-2}[cache]
     assert np.median(off) <= bound
     assert (off.max() > 0) == (cache != "f32")
