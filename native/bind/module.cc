@@ -335,6 +335,27 @@ void linear(int type, std::int64_t rows, std::int64_t cols, const Bytes& bytes,
         error);
 }
 
+std::vector<double> probe(int kind, const std::optional<std::string>& isa, int threads,
+                          std::uint64_t size_bytes, double seconds, std::size_t repeats) {
+  std::vector<double> rates(repeats);
+  const char* name = isa ? c_name(*isa) : nullptr;
+  miudo_error error = {};
+  miudo_status status = MIUDO_OK;
+  {
+    const nb::gil_scoped_release without_gil;
+    status = miudo_probe(static_cast<miudo_probe_kind>(kind), name, threads, size_bytes, seconds,
+                         rates.data(), rates.size(), &error);
+  }
+  check(status, error);
+  return rates;
+}
+
+std::vector<std::string> probe_isas() {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; miudo_probe_isa(i) != nullptr; ++i) names.emplace_back(miudo_probe_isa(i));
+  return names;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -385,4 +406,7 @@ NB_MODULE(_native, m) {
         nb::arg("seen"), nb::arg("mask").none());
   m.def("uniform", &miudo_uniform);
   m.def("linear", &linear);
+  m.def("probe", &probe, nb::arg("kind"), nb::arg("isa").none(), nb::arg("threads"),
+        nb::arg("size_bytes"), nb::arg("seconds"), nb::arg("repeats"));
+  m.def("probe_isas", &probe_isas);
 }

@@ -2,12 +2,14 @@
 #include "core/miudo.h"
 
 #include <cstring>
+#include <limits>
 #include <new>
 #include <string>
 
 #include "core/door.h"
 #include "core/engine.h"
 #include "model/linear.h"
+#include "probe/probe.h"
 #include "util/philox.h"
 #include "util/status.h"
 
@@ -50,6 +52,13 @@ DType dtype_of(const miudo_dtype& type) {
   static_assert(sizeof(value) == sizeof(type));
   std::memcpy(&value, &type, sizeof(value));
   return choice<DType>(value, kDTypes, "tensor type");
+}
+
+const ProbeLoops& loops_of(const char* isa) {
+  for (const ProbeLoops* loops : probe_loops()) {
+    if (isa == nullptr || std::strcmp(isa, loops->isa) == 0) return *loops;
+  }
+  fail(Code::kRequest, "this machine has no instruction set " + std::string(isa));
 }
 
 }  // namespace
@@ -256,5 +265,26 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const auto at = static_cast<std::size_t>(dtype);
     (int8 ? kernels.matmul_int8[at] : kernels.matmul_float[at])(weight.view(), nullptr, in, out, r,
                                                                 0, weight.tiles());
+  });
+}
+
+const char* miudo_probe_isa(size_t index) {
+  const auto loops = miudo::probe_loops();
+  return index < loops.size() ? loops[index]->isa : nullptr;
+}
+
+miudo_status miudo_probe(miudo_probe_kind kind, const char* isa, int32_t threads,
+                         uint64_t size_bytes, double seconds, double* rates, size_t n_rates,
+                         miudo_error* error) {
+  return guarded(error, [&] {
+    if (n_rates != 0) need(rates, "rates");
+    std::int32_t number;
+    std::memcpy(&number, &kind, sizeof(number));
+    const auto known = miudo::choice<miudo::ProbeKind>(number, 3, "probe");
+    if (!(seconds > 0.0 && seconds <= 60.0)) fail(Code::kRequest, "seconds are not in (0, 60]");
+    if (threads < 0) fail(Code::kRequest, "threads are fewer than none");
+    if (size_bytes > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
+    miudo::probe({known, &miudo::loops_of(isa), miudo::choose_threads(threads), size_bytes, seconds},
+                 {rates, n_rates});
   });
 }

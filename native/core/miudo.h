@@ -242,6 +242,23 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
                           size_t size_bytes, const float* x, size_t n, int32_t int8_activations,
                           float* out, miudo_error* error);
 
+/* What this machine can do at best, measured when asked: the floor that a model's speed is held
+ * against. */
+typedef enum {
+  MIUDO_PROBE_READ = 0,  /* plain reading, bytes a second */
+  MIUDO_PROBE_INT8 = 1,  /* 8-bit products summed in 32 bits, operations a second */
+  MIUDO_PROBE_FLOAT = 2  /* float products summed; a product and its sum are two operations */
+} miudo_probe_kind;
+
+/* The instruction sets that a probe can use here, best first; NULL past the last. */
+const char* miudo_probe_isa(size_t index);
+/* Fills rates [n_rates], each over about `seconds`, on `threads` threads (0 as in miudo_options).
+ * `isa` is one of those above; NULL is the first. READ goes over size_bytes again and again, which
+ * decides from which memory they come; the others need none. */
+miudo_status miudo_probe(miudo_probe_kind kind, const char* isa, int32_t threads,
+                         uint64_t size_bytes, double seconds, double* rates, size_t n_rates,
+                         miudo_error* error);
+
 #ifdef __cplusplus
 }
 #endif
