@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(MIUDO_PROBE_NEON)
+#if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -19,9 +19,9 @@
 namespace miudo {
 
 extern const ProbeLoops kPortableLoops;
-#if defined(MIUDO_HAVE_AVX2)
+#if defined(__x86_64__)
 extern const ProbeLoops kAvx2Loops, kAvx512Loops;
-#elif defined(MIUDO_PROBE_NEON)
+#elif defined(__aarch64__) && defined(__linux__)
 extern const ProbeLoops kNeonLoops;
 #endif
 
@@ -35,14 +35,14 @@ constexpr std::size_t kRounds = 20'000;     // the same of products: 10 to 100 m
 
 std::vector<const ProbeLoops*> available() {
   std::vector<const ProbeLoops*> found;
-#if defined(MIUDO_HAVE_AVX2)
+#if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
     found.push_back(&kAvx512Loops);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found.push_back(&kAvx2Loops);
   }
-#elif defined(MIUDO_PROBE_NEON)
+#elif defined(__aarch64__) && defined(__linux__)
   if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) found.push_back(&kNeonLoops);
 #endif
   found.push_back(&kPortableLoops);
