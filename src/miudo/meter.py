@@ -25,6 +25,7 @@ __all__ = [
     "Energy",
     "Meter",
     "busy_s",
+    "energy_basis",
     "energy_between",
     "peak_memory",
     "read_counters",
@@ -37,6 +38,7 @@ DEFAULT_WATTS = 8.0
 _POWERCAP = Path("/sys/class/powercap")
 _STATUS = Path("/proc/self/status")
 _STAT = Path("/proc/stat")
+_TOLD_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Meter:
     `watts` is the draw of a busy hardware thread, used only where no counter is readable.
     After the block `elapsed_s`, `cpu_s`, `energy` and `measurements()` hold the results, and
     `foreign_cores` how many cores other programs kept busy on average: None where the system
-    does not say. It counts in hundredths of a second, so a short block tells nothing.
+    does not say, or the block was too short for its hundredths of a second.
     """
 
     def __init__(self, *, watts: float = DEFAULT_WATTS, powercap: Path = _POWERCAP) -> None:
@@ -81,9 +83,9 @@ class Meter:
         self.elapsed_s = time.perf_counter() - self._start
         self.cpu_s = time.process_time() - self._cpu
         busy, after = busy_s(), read_counters(self._powercap)
-        if self._busy is not None and busy is not None:
+        if self._busy is not None and busy is not None and self.elapsed_s >= _TOLD_S:
             foreign = busy - self._busy - self.cpu_s
-            self.foreign_cores = max(0.0, foreign) / max(self.elapsed_s, 1e-9)
+            self.foreign_cores = max(0.0, foreign) / self.elapsed_s
         self.energy = energy_between(self._counters, after, cpu_s=self.cpu_s, watts=self._watts)
 
     def measurements(self) -> tuple[Measurement, ...]:
@@ -95,6 +97,11 @@ class Meter:
             peak_memory(),
             Measurement("energy", energy.energy_j, "J", energy.method, estimate=energy.estimate),
         )
+
+
+def energy_basis(method: str) -> str:
+    """Returns an energy's method without the CPU seconds of one block, for many blocks."""
+    return f"estimate from CPU time{method[method.index(' x ') :]}" if " x " in method else method
 
 
 def peak_memory() -> Measurement:

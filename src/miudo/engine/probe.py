@@ -47,7 +47,7 @@ def measure_peaks(threads: int, read_bytes: int, *, repeats: int = 3) -> Peaks:
     size = min(max(read_bytes, _SMALLEST), beyond_cache_bytes())
 
     def rate(kind: int, size: int) -> float:
-        rates = call(native.probe, kind, None, threads, size, _SECONDS, repeats)
+        rates: list[float] = call(native.probe, kind, None, threads, size, _SECONDS, repeats)
         return sorted(rates)[repeats // 2]
 
     return Peaks(size, rate(_READ, size), rate(_INT8, 0), rate(_FLOAT, 0))

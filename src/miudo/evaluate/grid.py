@@ -3,7 +3,7 @@
 For: `miudo bench`: prompts and new tokens, with the share of bandwidth and of arithmetic that
 they reach, energy, and what other programs took meanwhile.
 Not for: one figure a model (`miudo.evaluate.bench`), comparing with other programs.
-Read next: `miudo.evaluate.timed`, `miudo.evaluate.roofline`, `miudo.evaluate.grid_report`.
+Read next: `miudo.evaluate.timed`, `miudo.evaluate.roofline`, `miudo.evaluate.benched`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class GridSettings:
 class Phase:
     """Tokens a second of all conversations together: the median of `runs`, and their range.
 
-    A run takes in or makes `tokens`. `of_reading` is the share of its time in which the bytes
+    A run takes in or makes `tokens`. `of_bandwidth` is the share of its time in which the bytes
     that it needs could just be read, `of_arithmetic` that in which its operations could just be
     done; `ceiling_tokens_per_s` is where the larger of them would be 1. `foreign_cores` is what
     other programs had of the machine, None where the system does not say.
@@ -69,7 +69,7 @@ class Phase:
     runs: int
     tokens: int
     work: StepWork
-    of_reading: float
+    of_bandwidth: float
     of_arithmetic: float
     ceiling_tokens_per_s: float
     energy_per_token_j: float
@@ -245,7 +245,7 @@ def _phase(
         runs=len(seconds),
         tokens=tokens,
         work=work,
-        of_reading=moving / median,
+        of_bandwidth=moving / median,
         of_arithmetic=computing / median,
         ceiling_tokens_per_s=tokens / max(moving, computing),
         energy_per_token_j=meter.energy.energy_j / (tokens * len(seconds)),
