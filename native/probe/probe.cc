@@ -114,9 +114,9 @@ void serve(const ProbePlan& plan, std::size_t bytes, Start& start, std::span<dou
     start.failed = true;
   }
   meet(start, plan.threads);
-  for (std::size_t i = 0; i < rates.size() && !start.failed; ++i) {
+  if (start.failed) return;
+  for (std::size_t i = 0; i < rates.size(); ++i) {
     meet(start, plan.threads * static_cast<int>(i + 2));
-    if (start.failed) return;  // its share is not there
     const auto begin = Clock::now();
     double units = 0.0, seconds = 0.0;
     while (seconds < plan.seconds) {

@@ -136,6 +136,15 @@ def test_a_model_with_a_template_chats(run: Runner) -> None:
     assert run.prompt == [END, *_ids("(user)hi"), END, *_ids("(say)")]
 
 
+def test_energy_is_of_the_tokens_after_the_first(run: Runner) -> None:
+    energy = json.loads(run("--json", "--watts", "3", "a b").stdout)["energy"]
+    made = len(_ids(run.reply)) + 1  # the end is a token too
+    assert energy["new_token_j"] == pytest.approx(energy["rest_j"] / (made - 1))
+    assert not energy["estimate"] or "x 3 W assumed" in energy["method"]
+    one = json.loads(run("--json", "--max-tokens", "1", "a b").stdout)["energy"]
+    assert one["new_token_j"] is None
+
+
 def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> None:
     result = run("--json", "a b")
     value = json.loads(result.stdout)
@@ -145,6 +154,7 @@ def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> N
     assert value["usage"] == counts | {"drafted_tokens": 0, "accepted_tokens": 0}
     assert json.loads(run("--json", "a b", "--no-speculate").stdout)["usage"] == counts
     assert set(value["timings"]) == {"first_token_s", "prompt_tokens_per_s", "new_tokens_per_s"}
+    assert set(value["energy"]) == {"first_token_j", "rest_j", "new_token_j", "method", "estimate"}
 
 
 def test_a_draft_model_is_loaded_and_must_have_the_tokenizer(

@@ -33,6 +33,7 @@ def converse(
     *,
     speculation: Speculation | None,
     raw: bool,
+    watts: float | None = None,
 ) -> None:
     """Reads a line, prints the answer, until the user ends it. Turns are kept in a chat."""
     with contextlib.suppress(ImportError):
@@ -53,7 +54,9 @@ def converse(
         if line.strip() == "/clear":
             messages.clear()
         elif line.strip():
-            _turn(loaded, settings, messages, line, speculation=speculation, raw=raw)
+            _turn(
+                loaded, settings, messages, line, speculation=speculation, raw=raw, watts=watts
+            )
 
 
 def _turn(
@@ -64,12 +67,15 @@ def _turn(
     *,
     speculation: Speculation | None,
     raw: bool,
+    watts: float | None,
 ) -> None:
     messages.append(Message("user", line))
     template = None if raw else loaded.model.chat_template
     try:
         ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-        said = answer(loaded, ids, settings, speculation=speculation, as_json=False)
+        said = answer(
+            loaded, ids, settings, speculation=speculation, as_json=False, watts=watts
+        )
     except KeyboardInterrupt:
         messages.pop()
         click.secho("\n(stopped)", dim=True, err=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.answering import answer
-from miudo.cli.options import BLOCK_TYPES, verb
+from miudo.cli.options import BLOCK_TYPES, verb, watts_option
 from miudo.cli.templates import read_template, template_option
 from miudo.errors import RequestError, UsageError
 from miudo.hub.resolve import model_path
@@ -53,6 +53,7 @@ __all__ = ["choose", "run"]
     type=click.Choice(["F32", "F16", "BF16", *BLOCK_TYPES], case_sensitive=False),
     help="Hold matrices as this type; default: as they are.",
 )
+@watts_option
 @click.option(
     "--context",
     type=click.IntRange(1),
@@ -89,6 +90,7 @@ def run(
     from miudo.tensors import DType
 
     model, given = choose(model_and_prompt, prompt)
+    watts = flags.pop("watts")
     engine = {flag: flags.pop(flag) for flag in ("threads", "activations", "context")}
     speculate, draft = flags.pop("speculate"), flags.pop("draft_model")
     settings = _settings(**flags)
@@ -117,7 +119,7 @@ def run(
 
         if as_json:
             raise UsageError("--json needs a prompt", remedy="Give --prompt or pipe one in")
-        converse(loaded, settings, speculation=speculation, raw=raw)
+        converse(loaded, settings, speculation=speculation, raw=raw, watts=watts)
         return
     text = _piped(raw=raw) if given in (None, "-") else str(given)
     if not text.strip() and not raw:
@@ -128,7 +130,7 @@ def run(
     template = None if raw else loaded.model.chat_template
     messages = [Message("user", text)]
     ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-    answer(loaded, ids, settings, speculation=speculation, as_json=as_json)
+    answer(loaded, ids, settings, speculation=speculation, as_json=as_json, watts=watts)
 
 
 def choose(arguments: Sequence[str], prompt: str | None) -> tuple[str | None, str | None]:

@@ -142,10 +142,15 @@ class _Run:
             peaks=peaks,
         )  # fmt: skip
 
-    def too_long(self, context: int, batch: int) -> float | None:
-        """Returns the seconds that a prompt would take, where so many are not left."""
+    def too_long(self, context: int, batch: int) -> str | None:
+        """Returns why there is no time for a cell, None where there is."""
         expected = self.prompt_token_s * context * batch
-        return expected if expected > self.end - time.monotonic() else None
+        left = self.end - time.monotonic()
+        if left <= 0 < self.prompt_token_s:  # one cell is always measured
+            return f"the {self.settings.seconds:g} s were over"
+        if expected > left:
+            return f"a prompt would take {expected:,.0f} s, of {self.settings.seconds:g} s in all"
+        return None
 
     def _work(self, sequences: list[tuple[int, int]]) -> StepWork:
         return step_work(self.engine.config, self.types, sequences, int8=self.int8)
@@ -184,22 +189,24 @@ def measure_grid(
     """Returns the speeds of `engine`, whose tensors have `types` (`roofline.stored_types`).
 
     `threads` are those of the engine; as many measure the machine. A context beyond the model's
-    positions becomes the longest that leaves room for new tokens. Raises UsageError where no
-    context fits.
+    positions becomes the longest that leaves room for new tokens. There is one cell at least:
+    raises what the engine raises in it, UsageError where no context fits.
     """
     pairs = _pairs(engine.config.max_positions, settings)
     run = _Run(engine, types, settings, threads=threads, int8=int8, adapter=adapter)
     cells, left_out = [], {}
     for i, (context, batch) in enumerate(pairs):
         name = f"context {context:,}, batch {batch}"
-        if (seconds := run.too_long(context, batch)) is not None:
-            left_out[name] = f"a prompt would take about {seconds:,.0f} s"
+        if (why := run.too_long(context, batch)) is not None:
+            left_out[name] = why
             continue
         progress(name)
         share_s = max(0.0, run.end - time.monotonic()) / (len(pairs) - i)
         try:
             cells.append(run.cell(context, batch, share_s))
         except MiudoError as error:  # as a rule the cache, which is as large as it was asked for
+            if not cells:
+                raise
             left_out[name] = str(error)
     return Grid(tuple(cells), left_out, run.resident)
 

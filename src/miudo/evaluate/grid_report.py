@@ -59,7 +59,7 @@ def write_page(benched: BenchedModel, path: Path) -> None:
     """Writes the page: plots of speed under the machine's ceiling, and the table."""
     cells = benched.grid.cells
     single = [cell for cell in cells if cell.batch == 1]
-    first = min((cell.context for cell in cells), default=0)
+    first = cells[0].context
     batches = [cell for cell in cells if cell.context == first]
     facts = Table(("", ""), _facts(benched), text_columns=frozenset({0, 1}))
     sections = [
@@ -106,7 +106,7 @@ def _plot(
 def _facts(benched: BenchedModel) -> list[tuple[str, str]]:
     """Returns (name, value) of the model, and of the machine as far as the grid saw it."""
     grid, loading = benched.grid, benched.peak_load_bytes
-    peaks = [peak for cell in grid.cells for peak in cell.peaks] or [benched.memory]
+    peaks = [peak for cell in grid.cells for peak in cell.peaks]
     most = max(loading, grid.resident_bytes or 0.0)
     smallest = min(peak.read_bytes for peak in peaks)
     lines = [
@@ -155,13 +155,14 @@ def _caption(grid: Grid) -> str:
         "arithmetic: the share of the time in which this machine could just read the bytes, or do "
         "the operations, that the step needs, at the rates measured before and after each row."
     ]
-    if grid.cells:
-        lines.append(f"Energy: {energy_basis(grid.cells[0].decode.energy.method)}.")
+    lines.append(f"Energy: {energy_basis(grid.cells[0].decode.energy.method)}.")
     if any(_foreign(cell) >= _DISTURBED for cell in grid.cells):
         lines.append(
             "Other programs were busy in the marked rows: measure again when they are not."
         )
-    lines += [f"Left out: {name}: {why}." for name, why in grid.left_out.items()]
+    for why in dict.fromkeys(grid.left_out.values()):
+        names = [name for name, reason in grid.left_out.items() if reason == why]
+        lines.append(f"Left out, since {why}: {'; '.join(names)}.")
     return " ".join(lines)
 
 
