@@ -39,7 +39,7 @@ std::uint64_t int8(std::size_t rounds) {
       sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, ones));
     }
   }
-  for (int i = 1; i < kIntSums; ++i) sums[0] = _mm256_xor_si256(sums[0], sums[i]);
+  for (int i = 1; i < kIntSums; ++i) sums[0] = _mm256_add_epi32(sums[0], sums[i]);
   return folded(sums[0]);
 }
 

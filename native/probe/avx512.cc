@@ -34,7 +34,7 @@ std::uint64_t int8(std::size_t rounds) {
     __asm__ volatile("" : "+v"(x));
     for (int i = 0; i < kSums; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], x, y);
   }
-  for (int i = 1; i < kSums; ++i) sums[0] = _mm512_xor_si512(sums[0], sums[i]);
+  for (int i = 1; i < kSums; ++i) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
   return folded(sums[0]);
 }
 

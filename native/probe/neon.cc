@@ -28,7 +28,7 @@ std::uint64_t int8(std::size_t rounds) {
     __asm__ volatile("" : "+w"(x));
     for (int i = 0; i < kSums; ++i) sums[i] = vdotq_s32(sums[i], x, y);
   }
-  for (int i = 1; i < kSums; ++i) sums[0] = veorq_s32(sums[0], sums[i]);
+  for (int i = 1; i < kSums; ++i) sums[0] = vaddq_s32(sums[0], sums[i]);
   return static_cast<std::uint64_t>(vaddvq_s32(sums[0]));
 }
 
