@@ -39,7 +39,9 @@ def measured(engine: FakeEngine, **settings: Any) -> Grid:
     return measure_grid(engine, types, GridSettings(**settings), threads=3, int8=True)
 
 
-def test_batches_come_first_then_contexts_of_one_conversation(make_engine: MakeEngine) -> None:
+def test_each_context_has_one_conversation_and_each_batch_the_first_context(
+    make_engine: MakeEngine,
+) -> None:
     grid = measured(make_engine(), contexts=(8, 4, 16), batches=(2, 1), new_tokens=4, seconds=0.5)
     assert [(c.context, c.batch) for c in grid.cells] == [(4, 1), (4, 2), (8, 1), (16, 1)]
     assert not grid.left_out
@@ -94,7 +96,9 @@ def test_what_there_is_no_time_for_is_named(
     monkeypatch.setattr(Conversations, "decode", lambda self, steps: float(steps))
     grid = measured(make_engine(), contexts=(2, 4, 40), batches=(1,), new_tokens=2, seconds=9.0)
     assert [cell.context for cell in grid.cells] == [2, 4]
-    assert grid.left_out == {"context 40, batch 1": "a prompt would take 40 s, of 9 s in all"}
+    assert grid.left_out == {
+        "context 40, batch 1": "a prompt takes about 40 s, more than was left of 9 s"
+    }
     grid = measured(make_engine(), contexts=(2, 4), batches=(1,), new_tokens=2, seconds=0.2)
     assert [cell.context for cell in grid.cells] == [2]
     assert grid.left_out == {"context 4, batch 1": "the 0.2 s were over"}

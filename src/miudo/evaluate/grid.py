@@ -8,6 +8,7 @@ Read next: `miudo.evaluate.timed`, `miudo.evaluate.roofline`, `miudo.evaluate.be
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,8 @@ from miudo.tensors import DType
 __all__ = ["Cell", "Grid", "GridSettings", "Phase", "measure_grid"]
 
 _MOST_RUNS = 9
-_FEWEST_STEPS = 4
+_WANTED_RUNS = 3  # of new tokens; where they take long, fewer are made at a time
+_FEWEST_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What was measured, and what was not and why. `resident_bytes` is the most that was seen."""
+    """What was measured, by context and batch, and what was not and why.
+
+    `resident_bytes` is the most that was seen of the process.
+    """
 
     cells: tuple[Cell, ...]
     left_out: Mapping[str, str]
@@ -126,8 +131,8 @@ class _Run:
             prompts, prompt_meter = self._prompts(conversations, context, share_s / 2)
             conversations.rewind(context)
             warm = conversations.decode(2) / 2
-            fitting = int(share_s / 2 / max(warm, 1e-9))
-            steps = max(min(steps, _FEWEST_STEPS), min(steps, fitting))
+            fitting = int(share_s / 2 / _WANTED_RUNS / max(warm, 1e-9))
+            steps = min(steps, max(_FEWEST_STEPS, fitting))
             decodes, decode_meter = self._decodes(conversations, context, steps, share_s / 2)
             self.resident = max(self.resident or 0.0, resident_bytes() or 0.0) or None
         peaks = before, measure_peaks(self.threads, reading)
@@ -149,7 +154,8 @@ class _Run:
         if left <= 0 < self.prompt_token_s:  # one cell is always measured
             return f"the {self.settings.seconds:g} s were over"
         if expected > left:
-            return f"a prompt would take {expected:,.0f} s, of {self.settings.seconds:g} s in all"
+            given = self.settings.seconds
+            return f"a prompt takes about {expected:,.0f} s, more than was left of {given:g} s"
         return None
 
     def _work(self, sequences: list[tuple[int, int]]) -> StepWork:
@@ -193,6 +199,7 @@ def measure_grid(
     raises what the engine raises in it, UsageError where no context fits.
     """
     pairs = _pairs(engine.config.max_positions, settings)
+    weights = [_weight(*pair) for pair in pairs]
     run = _Run(engine, types, settings, threads=threads, int8=int8, adapter=adapter)
     cells, left_out = [], {}
     for i, (context, batch) in enumerate(pairs):
@@ -201,24 +208,31 @@ def measure_grid(
             left_out[name] = why
             continue
         progress(name)
-        share_s = max(0.0, run.end - time.monotonic()) / (len(pairs) - i)
+        share_s = max(0.0, run.end - time.monotonic()) * weights[i] / sum(weights[i:])
         try:
             cells.append(run.cell(context, batch, share_s))
         except MiudoError as error:  # as a rule the cache, which is as large as it was asked for
             if not cells:
                 raise
             left_out[name] = str(error)
+    cells.sort(key=lambda cell: (cell.context, cell.batch))
     return Grid(tuple(cells), left_out, run.resident)
 
 
 def _pairs(positions: int, settings: GridSettings) -> list[tuple[int, int]]:
-    """Returns (context, batch), in an order that spends time on what is dear last."""
+    """Returns (context, batch), dearest last: what time is too short for."""
     longest = positions - min(settings.new_tokens, max(2, positions // 2))
     if longest < 1:
         raise UsageError(f"the model has {positions} positions, too few to measure a speed")
     contexts = sorted({min(context, longest) for context in settings.contexts})
-    batches = sorted(set(settings.batches))
-    return [(contexts[0], n) for n in batches] + [(context, 1) for context in contexts[1:]]
+    pairs = [(contexts[0], n) for n in set(settings.batches)]
+    pairs += [(context, 1) for context in contexts[1:]]
+    return sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair))
+
+
+def _weight(context: int, batch: int) -> float:
+    """Of the time: more for what takes longer, but not as much more."""
+    return max(16.0, math.sqrt(context * batch))
 
 
 def _repeat(body: Callable[[int], float], share_s: float) -> list[float]:

@@ -48,7 +48,7 @@ def bench_table(grid: Grid) -> Table:
             *_phase_cells(cell.prompt),
             *_phase_cells(cell.decode),
             _energy(cell.decode),
-            _mark(cell),
+            "*" if _foreign(cell) >= _DISTURBED else "",
         )
         for cell in grid.cells
     ]
@@ -138,11 +138,6 @@ def _phase_cells(phase: Phase) -> tuple[str, str, str]:
 def _energy(phase: Phase) -> str:
     mark = "~" if phase.energy.estimate else ""
     return f"{mark}{phase.energy_per_token_j * 1e3:,.2f} mJ"
-
-
-def _mark(cell: Cell) -> str:
-    foreign = _foreign(cell)
-    return "" if foreign < _DISTURBED else f"others: {foreign:.1f} cores"
 
 
 def _foreign(cell: Cell) -> float:
