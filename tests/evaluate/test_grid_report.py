@@ -55,7 +55,7 @@ def test_a_disturbed_row_is_marked(benched: BenchedModel) -> None:
     cells = quiet, replace(busy, prompt=replace(PHASE, foreign_cores=1.25))
     table = bench_table(replace(benched.grid, cells=cells))
     assert [row[-1] for row in table.rows] == ["", "*"]
-    assert "* Other programs kept 1.2 to 1.2 cores busy" in table.caption
+    assert "* Other programs kept up to 1.2 cores busy" in table.caption
 
 
 def test_a_counter_is_no_estimate_and_unknown_load_is_no_load(benched: BenchedModel) -> None:

@@ -151,9 +151,10 @@ def _caption(grid: Grid) -> str:
         "the operations, that the step needs, at the rates measured before and after each row."
     ]
     lines.append(f"Energy: {energy_basis(grid.cells[0].decode.energy.method)}.")
-    if any(_foreign(cell) >= _DISTURBED for cell in grid.cells):
+    busy = [foreign for cell in grid.cells if (foreign := _foreign(cell)) >= _DISTURBED]
+    if busy:
         lines.append(
-            "Other programs were busy in the marked rows: measure again when they are not."
+            f"* Other programs kept up to {max(busy):.1f} cores busy: measure again when they do not."
         )
     for why in dict.fromkeys(grid.left_out.values()):
         names = [name for name, reason in grid.left_out.items() if reason == why]
