@@ -154,7 +154,7 @@ def _caption(grid: Grid) -> str:
     busy = [foreign for cell in grid.cells if (foreign := _foreign(cell)) >= _DISTURBED]
     if busy:
         lines.append(
-            f"* Other programs kept up to {max(busy):.1f} cores busy: measure again when they do not."
+            f"* Other programs kept up to {max(busy):.1f} cores busy: measure again later."
         )
     for why in dict.fromkeys(grid.left_out.values()):
         names = [name for name, reason in grid.left_out.items() if reason == why]
