@@ -248,6 +248,15 @@ class Engine {
     });
   }
 
+  void time_phases(bool wanted) {
+    run([&](miudo_error* error) { return miudo_time_phases(engine_, wanted ? 1 : 0, error); });
+  }
+  std::vector<double> phase_seconds() {
+    std::vector<double> seconds(MIUDO_PHASES);
+    run([&](miudo_error* error) { return miudo_phase_seconds(engine_, seconds.data(), error); });
+    return seconds;
+  }
+
   std::string isa() const { return miudo_isa(engine_); }
   int threads() const { return miudo_threads(engine_); }
   std::uint64_t weight_bytes() const { return miudo_weight_bytes(engine_); }
@@ -395,6 +404,8 @@ NB_MODULE(_native, m) {
       .def("score", &Engine::score, nb::arg("ids"), nb::arg("logprobs"), nb::arg("argmax"),
            nb::arg("logsumexp"), nb::arg("top_k"), nb::arg("top_ids"), nb::arg("top_logprobs"),
            nb::arg("adapter").none())
+      .def("time_phases", &Engine::time_phases)
+      .def("phase_seconds", &Engine::phase_seconds)
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("weight_bytes", &Engine::weight_bytes)

@@ -101,6 +101,17 @@ void Engine::truncate(std::int64_t conversation, std::size_t length) {
   give_back_beyond(held, length);
 }
 
+void Engine::time_phases(bool wanted) {
+  const std::lock_guard lock(mutex_);
+  laps_ = Laps();
+  timed_ = wanted;
+}
+
+std::array<double, kPhases> Engine::phase_seconds() {
+  const std::lock_guard lock(mutex_);
+  return laps_.seconds();
+}
+
 std::size_t Engine::cache_bytes_used() {
   const std::lock_guard lock(mutex_);
   return pages_.used_bytes();

@@ -3,6 +3,7 @@
 // Read next: core/step.cc, then model/forward.cc.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -16,6 +17,7 @@
 #include "model/adapter.h"
 #include "model/forward.h"
 #include "model/kv_cache.h"
+#include "util/laps.h"
 #include "util/team.h"
 
 namespace miudo {
@@ -48,6 +50,10 @@ class Engine {
 
   void step(std::span<miudo_work> works);
   void score(std::span<const std::int32_t> ids, const char* adapter, const miudo_scores& scores);
+
+  // Begins to sum the seconds of steps by phase, from none, or ceases.
+  void time_phases(bool wanted);
+  std::array<double, kPhases> phase_seconds();
 
   const Model& model() const { return model_; }
   int threads() const { return team_.size(); }
@@ -103,6 +109,8 @@ class Engine {
   Model model_;
   Team team_;
   Stop stop_;
+  Laps laps_;
+  bool timed_ = false;
   PagePool pages_;
   bool complete_ = false;
   std::int64_t next_conversation_ = 1;

@@ -1,6 +1,7 @@
 // The C door: checks what comes in, lets no exception out.
 #include "core/miudo.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -186,6 +187,23 @@ miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
     need(scores, "scores");
     if (n_ids != 0) need(ids, "ids");
     engine->engine.score({ids, n_ids}, adapter, *scores);
+  });
+}
+
+miudo_status miudo_time_phases(miudo_engine* engine, int32_t wanted, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    engine->engine.time_phases(wanted != 0);
+  });
+}
+
+miudo_status miudo_phase_seconds(miudo_engine* engine, double* seconds, miudo_error* error) {
+  static_assert(miudo::kPhases == MIUDO_PHASES);
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(seconds, "seconds");
+    const auto found = engine->engine.phase_seconds();
+    std::copy(found.begin(), found.end(), seconds);
   });
 }
 

@@ -222,6 +222,24 @@ miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t 
                             int (*on_token)(int32_t token, void* context), void* context,
                             int32_t* tokens, size_t* n_tokens, miudo_error* error);
 
+/* Where the time of steps goes. The clock is that of the thread that calls, waiting for the others
+ * a phase of its own. `wanted` begins to sum from none; 0 ceases, as at first. */
+enum {
+  MIUDO_PHASE_ENTRY = 0, /* checks, pages, token rows, rotations */
+  MIUDO_PHASE_NORM,      /* residual stream and norms */
+  MIUDO_PHASE_QKV,       /* queries, keys and values, into the cache */
+  MIUDO_PHASE_ATTENTION,
+  MIUDO_PHASE_OUTPUT, /* attention's last matrix */
+  MIUDO_PHASE_FEEDFORWARD,
+  MIUDO_PHASE_HEAD,
+  MIUDO_PHASE_SAMPLING,
+  MIUDO_PHASE_WAITING,
+  MIUDO_PHASES
+};
+miudo_status miudo_time_phases(miudo_engine* engine, int32_t wanted, miudo_error* error);
+/* seconds [MIUDO_PHASES] so far. */
+miudo_status miudo_phase_seconds(miudo_engine* engine, double* seconds, miudo_error* error);
+
 const char* miudo_isa(const miudo_engine* engine);
 int32_t miudo_threads(const miudo_engine* engine);
 uint64_t miudo_weight_bytes(const miudo_engine* engine);

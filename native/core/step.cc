@@ -12,6 +12,7 @@ namespace miudo {
 
 void Engine::step(std::span<miudo_work> works) {
   const std::lock_guard lock(mutex_);
+  if (timed_) laps_.begin();
   std::vector<Item> items = check_batch(works);
   for (miudo_work& work : works) work.n_tokens = 0;
   try {
@@ -36,6 +37,7 @@ void Engine::compute(std::span<Item> items) {
     const Pass pass = take_chunk(items, first);
     run(pass);
     answer(pass, items);
+    pass.end(Phase::kSampling);
   }
 }
 
@@ -75,7 +77,7 @@ Pass Engine::take_chunk(std::span<Item> items, std::size_t& first) {
     item.taken += seg.n;
     if (item.taken == work.n_ids) ++first;
   }
-  return {model_, team_, scratch_, segments_, adapted_, stop_, n};
+  return {model_, team_, scratch_, segments_, adapted_, stop_, n, timed_ ? &laps_ : nullptr};
 }
 
 // Logits of the rows that someone wants, a few at a time, each handed on as it comes.

@@ -253,7 +253,7 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
       for (std::size_t i = a.first_stretch(); i < a.end_stretch(); ++i) a.attend(i);
       a.finish();
     });
-    pass.team.meet();
+    pass.meet();
     return;
   }
   for_blocks(pass, c, [&](const Block& block, std::size_t number) {
@@ -266,11 +266,11 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
       a.attend(i);
     }
   });
-  pass.team.meet();
+  pass.meet();
   for_blocks(pass, c, [&](const Block& block, std::size_t number) {
     if (number % workers == own) attending(block, number).finish();
   });
-  pass.team.meet();
+  pass.meet();
 }
 
 }  // namespace miudo

@@ -81,8 +81,11 @@ void attention(const Pass& pass, std::size_t layer, const float* h, float* out) 
       for (std::size_t head = 0; head < c.n_kv_heads; ++head) take_in(pass, layer, row, head);
     });
   }
+  pass.end(Phase::kQkv);
   attend(pass, layer, plan, taken_in);
+  pass.end(Phase::kAttention);
   project(pass, s.mixed.data(), pass.n, c.n_heads * c.v_head_dim, {{w.o, out}});
+  pass.end(Phase::kOutput);
 }
 
 }  // namespace miudo

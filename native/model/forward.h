@@ -12,6 +12,7 @@
 #include "model/adapter.h"
 #include "model/model.h"
 #include "util/buffer.h"
+#include "util/laps.h"
 #include "util/stop.h"
 #include "util/team.h"
 
@@ -66,12 +67,18 @@ struct Pass {
   const AdaptedRows& adapted;
   Stop& stop;
   std::size_t n;
+  Laps* laps = nullptr;  // of worker 0, where someone wants to know
   int worker = 0;
 
   Pass of(int number) const {
     Pass own = *this;
     own.worker = number;
+    if (number != 0) own.laps = nullptr;
     return own;
+  }
+  void meet() const { team.meet(laps); }
+  void end(Phase phase) const {
+    if (laps != nullptr) laps->end(phase);
   }
 };
 

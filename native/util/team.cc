@@ -63,8 +63,9 @@ void Team::dispatch(Call call, const void* work) {
   meet();
 }
 
-void Team::meet() {
+void Team::meet(Laps* laps) {
   if (threads_.empty()) return;
+  if (laps != nullptr) return laps->waiting([this] { meet(); });
   const std::uint32_t now = meeting_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
     arrived_.store(0, std::memory_order_relaxed);

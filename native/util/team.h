@@ -13,6 +13,7 @@
 
 #include "util/buffer.h"
 #include "util/deal.h"
+#include "util/laps.h"
 
 namespace miudo {
 
@@ -34,14 +35,16 @@ class Team {
     dispatch(call, &work);
   }
 
-  // Inside run(): returns when every worker has called it as often as this one.
-  void meet();
+  // Inside run(): returns when every worker has called it as often as this one. `laps`, where
+  // this worker keeps them, are told of the waiting.
+  void meet(Laps* laps = nullptr);
 
   // Inside run(), on every worker: deals out tasks, and meets.
   template <typename Work>
-  void deal(int worker, std::size_t tasks, std::size_t piece, const Work& work) {
+  void deal(int worker, std::size_t tasks, std::size_t piece, const Work& work,
+            Laps* laps = nullptr) {
     deal_->run(worker, tasks, piece, work);
-    meet();
+    meet(laps);
   }
 
  private:

@@ -36,7 +36,14 @@ from miudo.tensors import Weights, check_weights, tensor_table
 if TYPE_CHECKING:
     from miudo import _native
 
-__all__ = ["CACHE_TYPES", "DEFAULT_CACHE_BYTES", "CacheType", "NativeEngine", "RunnableModel"]
+__all__ = [
+    "CACHE_TYPES",
+    "DEFAULT_CACHE_BYTES",
+    "PHASES",
+    "CacheType",
+    "NativeEngine",
+    "RunnableModel",
+]
 
 CacheType = Literal["f32", "f16", "bf16", "int8"]
 
@@ -45,6 +52,11 @@ CACHE_TYPES: tuple[CacheType, ...] = ("f32", "f16", "bf16", "int8")
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """Budget for keys and values; memory is taken page by page, when conversations need it."""
+
+PHASES = (
+    "entry", "norms", "qkv", "attention", "output", "feed-forward", "head", "sampling", "waiting",
+)  # fmt: skip
+"""Of a step, in the order of miudo.h, which says what each is."""
 
 _NO_SAMPLING = (0.0, 0, 1.0, 0.0, 1.0, (), (), 0, 0)
 
@@ -158,6 +170,17 @@ class NativeEngine:
     def page_bytes(self) -> int:
         """Bytes that a page takes; `cache_bytes` holds as many as fit it whole."""
         return self._core.page_bytes
+
+    def time_phases(self, wanted: bool) -> None:
+        """Begins to sum the seconds of steps by phase, from none; False ceases, as at first."""
+        call(self._core.time_phases, wanted)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Returns the seconds of each phase since `time_phases`, by the clock of the caller.
+
+        What it waits for the other threads, in whatever phase, stands under "waiting".
+        """
+        return dict(zip(PHASES, call(self._core.phase_seconds), strict=True))
 
     def open(self) -> int:
         """Returns a new, empty conversation."""
