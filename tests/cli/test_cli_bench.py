@@ -19,12 +19,13 @@ def bench(*arguments: str | Path) -> Result:
 
 def test_it_prints_facts_and_a_table_and_writes_a_page(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    result = bench(embedded_path(), *SHORT, "--threads", "1", "--out", page)
+    result = bench(embedded_path(), *SHORT, "--threads", "1", "--phases", "--out", page)
     assert result.exit_code == 0, result.output
     facts = dict(line.split("  ", 1) for line in result.stdout.splitlines()[:4])
     assert "1 threads, int8 activations" in facts["runs on"]
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith("     ")]
     assert rows[0][:2] == ["16", "1"]
+    assert "feed-forward" in result.stdout
     assert "context 16, batch 1" in result.stderr
     assert page.read_text().count("<svg") == 3
 

@@ -121,6 +121,40 @@ def test_what_the_engine_refuses_is_named(
         measured(make_engine(), contexts=(4,), batches=(2,), new_tokens=2, seconds=0.2)
 
 
+def test_phases_are_those_of_one_run_more(make_engine: MakeEngine) -> None:
+    class Timed(FakeEngine):
+        on, counted = False, 0
+
+        def time_phases(self, wanted: bool) -> None:
+            self.on, self.counted = wanted, 0
+
+        def phase_seconds(self) -> dict[str, float]:
+            return {"all": float(self.counted)}
+
+        def step(self, batch: Any) -> list[StepOut]:
+            self.counted += self.on
+            return super().step(batch)
+
+    engine = make_engine()
+    engine.__class__ = Timed
+    how: dict[str, Any] = {"contexts": (4,), "batches": (1,), "new_tokens": 3, "seconds": 0.1}
+    (cell,) = measured(engine, **how).cells
+    assert (cell.prompt.phases_s, cell.decode.phases_s) == ({}, {})
+    (cell,) = measured(engine, **how, phases=True).cells
+    assert (cell.prompt.phases_s, cell.decode.phases_s) == ({"all": 1.0}, {"all": 3.0})
+    assert isinstance(engine, Timed)
+    assert not engine.on
+    (cell,) = measured(make_engine(), **how, phases=True).cells
+    assert cell.decode.phases_s == {}
+
+
+def test_a_single_new_token_at_the_last_position(make_engine: MakeEngine) -> None:
+    grid = measured(
+        make_engine(max_positions=8), contexts=(99,), batches=(1,), new_tokens=1, seconds=0.1
+    )
+    assert [(cell.context, cell.decode.tokens) for cell in grid.cells] == [(7, 1)]
+
+
 def test_settings_that_measure_nothing_are_refused(make_engine: MakeEngine) -> None:
     for settings in ({"contexts": (0,)}, {"batches": ()}, {"new_tokens": 0}, {"seconds": 0.0}):
         with pytest.raises(UsageError):

@@ -9,7 +9,7 @@ import pytest
 from miudo.engine.probe import Peaks
 from miudo.evaluate.benched import BenchedModel
 from miudo.evaluate.grid import Cell, Grid, Phase
-from miudo.evaluate.grid_report import bench_json, bench_table, bench_text, write_page
+from miudo.evaluate.grid_report import bench_json, bench_tables, bench_text, write_page
 from miudo.evaluate.roofline import StepWork
 from miudo.meter import Energy
 
@@ -39,7 +39,7 @@ def benched() -> BenchedModel:
 
 
 def test_rows_have_the_median_its_spread_and_both_shares(benched: BenchedModel) -> None:
-    table = bench_table(benched.grid)
+    (table,) = bench_tables(benched.grid)
     assert table.rows[0] == (
         "16", "1", "1,500 ±20%", "42%", "3%", "1,500 ±20%", "42%", "3%", "~2.00 mJ", "",
     )  # fmt: skip
@@ -53,7 +53,7 @@ def test_rows_have_the_median_its_spread_and_both_shares(benched: BenchedModel) 
 def test_a_disturbed_row_is_marked(benched: BenchedModel) -> None:
     quiet, busy = benched.grid.cells[:2]
     cells = quiet, replace(busy, prompt=replace(PHASE, foreign_cores=1.25))
-    table = bench_table(replace(benched.grid, cells=cells))
+    (table,) = bench_tables(replace(benched.grid, cells=cells))
     assert [row[-1] for row in table.rows] == ["", "*"]
     assert "* Other programs kept up to 1.2 cores busy" in table.caption
 
@@ -61,7 +61,7 @@ def test_a_disturbed_row_is_marked(benched: BenchedModel) -> None:
 def test_a_counter_is_no_estimate_and_unknown_load_is_no_load(benched: BenchedModel) -> None:
     counted = replace(PHASE, energy=Energy(0.3, "counter: powercap a", False), foreign_cores=None)
     cell = replace(benched.grid.cells[0], prompt=counted, decode=counted)
-    table = bench_table(replace(benched.grid, cells=(cell,)))
+    (table,) = bench_tables(replace(benched.grid, cells=(cell,)))
     assert table.rows[0][-2:] == ("2.00 mJ", "")
     assert "Energy: counter: powercap a." in table.caption
 
@@ -93,3 +93,16 @@ def test_the_page_draws_speeds_under_their_ceiling(benched: BenchedModel, tmp_pa
     for words in ("small", "context (tokens)", "conversations", "prompt (tokens)", "512", "42%"):
         assert words in text
     assert "://" not in text.replace("http://www.w3.org", "")
+
+
+def test_where_the_time_goes_is_a_table_of_its_own(benched: BenchedModel, tmp_path: Path) -> None:
+    told = replace(PHASE, phases_s={"qkv": 0.1, "attention": 0.2, "waiting": 0.1})
+    cell = replace(benched.grid.cells[0], prompt=told, decode=told)
+    grid = replace(benched.grid, cells=(cell,))
+    _, table = bench_tables(grid)
+    assert table.headers == ("context", "batch", "", "qkv", "attention", "waiting")
+    assert table.rows == [
+        ("16", "1", "prompt", "25%", "50%", "25%"), ("16", "1", "new tokens", "25%", "50%", "25%"),
+    ]  # fmt: skip
+    write_page(replace(benched, grid=grid), tmp_path / "page.html")
+    assert "Where the time goes" in (tmp_path / "page.html").read_text()

@@ -46,6 +46,7 @@ def _numbers(
     help="About what all may take; what does not fit is left out.  [default: 60]",
 )
 @click.option("--quick", is_flag=True, help="Two contexts, two batches, ten seconds.")
+@click.option("--phases", is_flag=True, help="Tell where the time goes, by parts of a step.")
 @watts_option
 @click.option(
     "--adapter", type=click.Path(path_type=Path), help="Lay this LoRA adapter over the model."
@@ -62,14 +63,14 @@ def bench(model: str, *, quick: bool, out: Path | None, as_json: bool, **options
     """
     from miudo.evaluate.benched import bench_model
     from miudo.evaluate.grid import GridSettings
-    from miudo.evaluate.grid_report import bench_json, bench_table, bench_text, write_page
+    from miudo.evaluate.grid_report import bench_json, bench_tables, bench_text, write_page
     from miudo.report import text_table
 
     if out is not None:
         _check_page(out)
     given = {
         name: options[name]
-        for name in ("contexts", "batches", "new_tokens", "seconds", "watts")
+        for name in ("contexts", "batches", "new_tokens", "seconds", "watts", "phases")
         if options[name] is not None
     }
     settings = GridSettings(**((_QUICK if quick else {}) | given))
@@ -82,9 +83,10 @@ def bench(model: str, *, quick: bool, out: Path | None, as_json: bool, **options
     )
     if out is not None:
         write_page(benched, out)
-    table = bench_table(benched.grid)
-    text = f"{bench_text(benched)}\n\n{text_table(table)}\n\n{table.caption}"
-    emit(bench_json(benched), text, as_json=as_json)
+    parts = [bench_text(benched)]
+    for table in bench_tables(benched.grid):
+        parts += [text_table(table), table.caption]
+    emit(bench_json(benched), "\n\n".join(parts), as_json=as_json)
 
 
 def _check_page(out: Path) -> None:

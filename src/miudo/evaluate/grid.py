@@ -12,7 +12,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from miudo.engine.probe import Peaks, measure_peaks
 from miudo.errors import MiudoError, UsageError
@@ -22,7 +23,7 @@ from miudo.meter import DEFAULT_WATTS, Energy, Meter, resident_bytes
 from miudo.protocol import Engine
 from miudo.tensors import DType
 
-__all__ = ["Cell", "Grid", "GridSettings", "Phase", "measure_grid"]
+__all__ = ["Cell", "Grid", "GridSettings", "Phase", "PhaseTimer", "measure_grid"]
 
 _MOST_RUNS = 9
 _WANTED_RUNS = 3  # of new tokens; where they take long, fewer are made at a time
@@ -34,7 +35,8 @@ class GridSettings:
     """What to run: each context with one conversation, each batch with the first context.
 
     `new_tokens` are decoded at a time. `seconds` is about what all may take: what does not fit
-    is left out and named. `watts` as in `miudo.meter.Meter`.
+    is left out and named. `watts` as in `miudo.meter.Meter`. With `phases` one more run of each
+    tells where its time goes, for an engine that can (`PhaseTimer`).
     """
 
     contexts: tuple[int, ...] = (16, 128, 512, 2048, 8192)
@@ -42,6 +44,7 @@ class GridSettings:
     new_tokens: int = 64
     seconds: float = 60.0
     watts: float = DEFAULT_WATTS
+    phases: bool = False
 
     def __post_init__(self) -> None:
         if min((*self.contexts, *self.batches, self.new_tokens), default=0) < 1:
@@ -62,7 +65,8 @@ class Phase:
     A run takes in or makes `tokens`. `of_bandwidth` is the share of its time in which the bytes
     that it needs could just be read, `of_arithmetic` that in which its operations could just be
     done; `ceiling_tokens_per_s` is where the larger of them would be 1. `foreign_cores` is what
-    other programs had of the machine, None where the system does not say.
+    other programs had of the machine, None where the system does not say. `phases_s` are the
+    seconds of a run by what they went to, empty where nobody asked.
     """
 
     tokens_per_s: float
@@ -77,6 +81,20 @@ class Phase:
     energy_per_token_j: float
     energy: Energy
     foreign_cores: float | None
+    phases_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class PhaseTimer(Protocol):
+    """An engine that tells where its time goes: `miudo.engine.native.NativeEngine`."""
+
+    def time_phases(self, wanted: bool) -> None:
+        """Begins to sum the seconds of steps by phase, from none, or ceases."""
+        ...
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Returns the seconds of each phase so far."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +148,14 @@ class _Run:
         with Conversations(self.engine, batch, adapter=self.adapter) as conversations:
             prompts, prompt_meter = self._prompts(conversations, context, share_s / 2)
             conversations.rewind(context)
-            warm = conversations.decode(2) / 2
+            trial = min(2, steps)
+            warm = conversations.decode(trial) / trial
             fitting = int(share_s / 2 / _WANTED_RUNS / max(warm, 1e-9))
             steps = min(steps, max(_FEWEST_STEPS, fitting))
             decodes, decode_meter = self._decodes(conversations, context, steps, share_s / 2)
+            prompt_phases = self._phases(lambda: conversations.prompt(context, _MOST_RUNS))
+            conversations.rewind(context)
+            decode_phases = self._phases(lambda: conversations.decode(steps))
             self.resident = max(self.resident or 0.0, resident_bytes() or 0.0) or None
         peaks = before, measure_peaks(self.threads, reading)
         self.prompt_token_s = statistics.median(prompts) / (context * batch)
@@ -141,9 +163,9 @@ class _Run:
             context,
             batch,
             prompt=_phase(prompts, self._work([(0, context)] * batch), 1, context * batch,
-                          peaks, prompt_meter),
+                          peaks, prompt_meter, prompt_phases),
             decode=_phase(decodes, self._work([(context + steps // 2, 1)] * batch), steps,
-                          steps * batch, peaks, decode_meter),
+                          steps * batch, peaks, decode_meter, decode_phases),
             peaks=peaks,
         )  # fmt: skip
 
@@ -157,6 +179,17 @@ class _Run:
             given = self.settings.seconds
             return f"a prompt takes about {expected:,.0f} s, more than was left of {given:g} s"
         return None
+
+    def _phases(self, body: Callable[[], float]) -> dict[str, float]:
+        """Runs `body` once more: its clocks are not to slow down what is measured."""
+        if not (self.settings.phases and isinstance(self.engine, PhaseTimer)):
+            return {}
+        self.engine.time_phases(True)
+        try:
+            body()
+            return self.engine.phase_seconds()
+        finally:
+            self.engine.time_phases(False)
 
     def _work(self, sequences: list[tuple[int, int]]) -> StepWork:
         return step_work(self.engine.config, self.types, sequences, int8=self.int8)
@@ -251,6 +284,7 @@ def _phase(
     tokens: int,
     peaks: tuple[Peaks, Peaks],
     meter: Meter,
+    phases_s: Mapping[str, float],
 ) -> Phase:
     """`work` is that of each of `steps` steps, which together take one of `seconds`."""
     median = statistics.median(seconds)
@@ -272,4 +306,5 @@ def _phase(
         energy_per_token_j=meter.energy.energy_j / (tokens * len(seconds)),
         energy=meter.energy,
         foreign_cores=meter.foreign_cores,
+        phases_s=phases_s,
     )

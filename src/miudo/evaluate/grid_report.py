@@ -17,7 +17,7 @@ from miudo.evaluate.grid import Cell, Grid, Phase
 from miudo.meter import energy_basis
 from miudo.report import Line, Section, Table, html_report, line_plot
 
-__all__ = ["bench_json", "bench_table", "bench_text", "write_page"]
+__all__ = ["bench_json", "bench_tables", "bench_text", "write_page"]
 
 _DISTURBED = 0.15
 """Cores of other programs from which on a row is marked: figures then say little."""
@@ -35,24 +35,12 @@ def bench_text(benched: BenchedModel) -> str:
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines)
 
 
-def bench_table(grid: Grid) -> Table:
-    """Returns a row a cell, and how to read it in the caption."""
-    headers = (
-        "context", "batch", "prompt tok/s", "bandwidth", "arithmetic",
-        "new tok/s", "bandwidth", "arithmetic", "energy / token", "",
-    )  # fmt: skip
-    rows = [
-        (
-            f"{cell.context:,}",
-            f"{cell.batch}",
-            *_phase_cells(cell.prompt),
-            *_phase_cells(cell.decode),
-            _energy(cell.decode),
-            "*" if _foreign(cell) >= _DISTURBED else "",
-        )
-        for cell in grid.cells
-    ]
-    return Table(headers, rows, caption=_caption(grid), text_columns=frozenset({9}))
+def bench_tables(grid: Grid) -> list[Table]:
+    """Returns speeds, a row a cell, and the phases of a step where those were asked for.
+
+    How to read a table stands in its caption.
+    """
+    return [_speed_table(grid), *([_phase_table(grid)] if grid.cells[0].decode.phases_s else [])]
 
 
 def write_page(benched: BenchedModel, path: Path) -> None:
@@ -81,9 +69,49 @@ def write_page(benched: BenchedModel, path: Path) -> None:
             "Prompts",
             svg=_plot(single, lambda c: c.context, lambda c: c.prompt, "prompt (tokens)"),
         ),
-        Section("All figures", table=bench_table(benched.grid)),
+        *(
+            Section(title, table=table)
+            for title, table in zip(
+                ("All figures", "Where the time goes"), bench_tables(benched.grid), strict=False
+            )
+        ),
     ]
     html_report(f"How fast {benched.name} runs", sections, path)
+
+
+def _speed_table(grid: Grid) -> Table:
+    headers = (
+        "context", "batch", "prompt tok/s", "bandwidth", "arithmetic",
+        "new tok/s", "bandwidth", "arithmetic", "energy / token", "",
+    )  # fmt: skip
+    rows = [
+        (
+            f"{cell.context:,}",
+            f"{cell.batch}",
+            *_phase_cells(cell.prompt),
+            *_phase_cells(cell.decode),
+            _energy(cell.decode),
+            "*" if _foreign(cell) >= _DISTURBED else "",
+        )
+        for cell in grid.cells
+    ]
+    return Table(headers, rows, caption=_caption(grid), text_columns=frozenset({9}))
+
+
+def _phase_table(grid: Grid) -> Table:
+    """Returns where the time goes, in shares of a run, where it was asked for."""
+    rows, names = [], [*grid.cells[0].decode.phases_s]
+    for cell in grid.cells:
+        for kind, phase in (("prompt", cell.prompt), ("new tokens", cell.decode)):
+            seconds = [phase.phases_s[name] for name in names]
+            shares = [f"{value / sum(seconds):.0%}" for value in seconds]
+            rows.append((f"{cell.context:,}", f"{cell.batch}", kind, *shares))
+    caption = (
+        "Shares of one run more, by the clock of the thread that calls; waiting is for the other "
+        "threads, in whatever phase."
+    )
+    headers = ("context", "batch", "", *names)
+    return Table(headers, rows, caption=caption, text_columns=frozenset({2}))
 
 
 def _plot(
