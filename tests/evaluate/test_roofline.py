@@ -1,6 +1,7 @@
 """Bytes and operations of a step, counted by hand and against each other."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_one_step_of_a_small_model_counted_by_hand() -> None:
     head = 10 * 32
     assert work.weight_bytes == (INSIDE + head) // 32 * 34 + NORMS
     # A key and a value of 16 numbers: five read, one written.
-    assert work.cache_bytes == 2 * 16 * 4 * (5 + 1)
+    assert work.cache_bytes == 2 * 16 * 2 * (5 + 1)
     assert work.int8_ops == 2 * (INSIDE + head)
     assert work.float_ops == 2 * (16 + 16) * 2 * 6  # two heads, six positions
     assert (work.bytes, work.ops) == (
@@ -90,7 +91,7 @@ def test_a_window_bounds_what_is_read_and_seen() -> None:
     kinds = types(config, DType.F32)
     far = step_work(config, kinds, [(60, 1)])
     assert far == step_work(config, kinds, [(3, 1)])
-    assert far.cache_bytes == 2 * 16 * 4 * 4
+    assert far.cache_bytes == 2 * 16 * 2 * 4
 
 
 def test_a_batch_reads_weights_once_and_each_cache() -> None:
@@ -110,8 +111,18 @@ def test_latent_attention_counts_its_narrow_matrices_and_wide_cache() -> None:
     matrices = sum(
         spec.shape[0] * spec.shape[1] for spec in tensor_table(config) if len(spec.shape) == 2
     )
-    assert work.cache_bytes == 2 * (24 + 16) * 4
+    assert work.cache_bytes == 2 * (24 + 16) * 2
     assert work.ops == 2 * matrices + 2 * (24 + 16) * 2
+
+
+@pytest.mark.parametrize(
+    ("cache", "head_dim", "row"),
+    [("f32", 16, 64), ("f16", 16, 32), ("bf16", 16, 32), ("int8", 16, 34), ("int8", 40, 68)],
+)
+def test_keys_and_values_are_of_the_caches_type(cache: Any, head_dim: int, row: int) -> None:
+    config = tiny(head_dim=head_dim)
+    work = step_work(config, types(config, DType.F32), [(2, 1)], cache=cache)
+    assert work.cache_bytes == 2 * row * 3
 
 
 def test_qwen2_as_it_was_counted_elsewhere() -> None:

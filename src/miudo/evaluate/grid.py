@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from miudo.engine.native import CacheType
 from miudo.engine.probe import Peaks, measure_peaks
 from miudo.errors import MiudoError, UsageError
 from miudo.evaluate.roofline import StepWork, bounds, step_work
@@ -131,10 +132,11 @@ class _Run:
         *,
         threads: int,
         int8: bool,
+        cache: CacheType,
         adapter: str | None,
     ) -> None:
         self.engine, self.types, self.settings = engine, types, settings
-        self.threads, self.int8, self.adapter = threads, int8, adapter
+        self.threads, self.int8, self.cache, self.adapter = threads, int8, cache, adapter
         self.end = time.monotonic() + settings.seconds
         self.prompt_token_s = 0.0
         self.resident: float | None = None
@@ -192,7 +194,9 @@ class _Run:
             self.engine.time_phases(False)
 
     def _work(self, sequences: list[tuple[int, int]]) -> StepWork:
-        return step_work(self.engine.config, self.types, sequences, int8=self.int8)
+        return step_work(
+            self.engine.config, self.types, sequences, int8=self.int8, cache=self.cache
+        )
 
     def _prompts(
         self, conversations: Conversations, context: int, share_s: float
@@ -222,18 +226,19 @@ def measure_grid(
     *,
     threads: int,
     int8: bool,
+    cache: CacheType = "f16",
     adapter: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Grid:
     """Returns the speeds of `engine`, whose tensors have `types` (`roofline.stored_types`).
 
-    `threads` are those of the engine; as many measure the machine. A context beyond the model's
+    `threads`, `int8` and `cache` are the engine's; as many threads measure the machine. A context beyond the model's
     positions becomes the longest that leaves room for new tokens. There is one cell at least:
     raises what the engine raises in it, UsageError where no context fits.
     """
     pairs = _pairs(engine.config.max_positions, settings)
     weights = [_weight(*pair) for pair in pairs]
-    run = _Run(engine, types, settings, threads=threads, int8=int8, adapter=adapter)
+    run = _Run(engine, types, settings, threads=threads, int8=int8, cache=cache, adapter=adapter)
     cells, left_out = [], {}
     for i, (context, batch) in enumerate(pairs):
         name = f"context {context:,}, batch {batch}"
