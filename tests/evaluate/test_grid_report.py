@@ -31,8 +31,9 @@ def benched() -> BenchedModel:
         Cell(512, 1, PHASE, PHASE, (PEAKS, PEAKS)),
     )
     return BenchedModel(
-        name="small", path="m.gguf", isa="avx2", threads=2, activations="int8", cache="f16", adapter=None,
-        load_s=0.25, weight_bytes=6_000_000, peak_load_bytes=50e6, machine_isa="avx512vnni",
+        name="small", path="m.gguf", isa="avx2", threads=2, activations="int8",
+        cache="f16", adapter=None, load_s=0.25, weight_bytes=6_000_000, peak_load_bytes=50e6,
+        machine_isa="avx512vnni",
         memory=replace(PEAKS, read_bytes=1 << 28, read_bytes_per_s=12.5e9),
         grid=Grid(cells, {"context 8,192, batch 1": "a prompt would take 90 s"}, 60e6),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from miudo.config import LatentAttention, LayerConfig, ModelConfig, Position
 from miudo.engine.probe import Peaks
-from miudo.evaluate.roofline import StepWork, bounds, step_work
+from miudo.evaluate.roofline import Numbers, StepWork, bounds, step_work
 from miudo.tensors import DType, Role, tensor_table
 
 
@@ -19,12 +19,12 @@ def tiny(**changes: object) -> ModelConfig:
     return ModelConfig.uniform(**(values | changes))
 
 
-def types(config: ModelConfig, matrices: DType, head: DType | None = None) -> dict[str, DType]:
+def types(config: ModelConfig, matrices: DType, head: DType | None = None) -> Numbers:
     chosen = {}
     for spec in tensor_table(config):
         outside = spec.role in (Role.EMBED, Role.HEAD) and head is not None
         chosen[spec.name] = DType.F32 if len(spec.shape) == 1 else head if outside else matrices
-    return chosen
+    return Numbers(chosen)
 
 
 # q 32 x 32, k and v 16 x 32, o 32 x 32, gate, up and down 64 x 32.
@@ -51,7 +51,7 @@ def test_float_weights_and_float_activations_are_float_operations() -> None:
     rounded = step_work(config, types(config, DType.Q8_0), [(0, 1)])
     for work in (
         step_work(config, types(config, DType.F16), [(0, 1)]),
-        step_work(config, types(config, DType.Q8_0), [(0, 1)], int8=False),
+        step_work(config, replace(types(config, DType.Q8_0), int8=False), [(0, 1)]),
     ):
         assert (work.int8_ops, work.ops) == (0, rounded.ops)
 
@@ -121,7 +121,7 @@ def test_latent_attention_counts_its_narrow_matrices_and_wide_cache() -> None:
 )
 def test_keys_and_values_are_of_the_caches_type(cache: Any, head_dim: int, row: int) -> None:
     config = tiny(head_dim=head_dim)
-    work = step_work(config, types(config, DType.F32), [(2, 1)], cache=cache)
+    work = step_work(config, replace(types(config, DType.F32), cache=cache), [(2, 1)])
     assert work.cache_bytes == 2 * row * 3
 
 

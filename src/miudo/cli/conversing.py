@@ -54,9 +54,7 @@ def converse(
         if line.strip() == "/clear":
             messages.clear()
         elif line.strip():
-            _turn(
-                loaded, settings, messages, line, speculation=speculation, raw=raw, watts=watts
-            )
+            _turn(loaded, settings, messages, line, speculation=speculation, raw=raw, watts=watts)
 
 
 def _turn(
@@ -73,9 +71,7 @@ def _turn(
     template = None if raw else loaded.model.chat_template
     try:
         ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-        said = answer(
-            loaded, ids, settings, speculation=speculation, as_json=False, watts=watts
-        )
+        said = answer(loaded, ids, settings, speculation=speculation, as_json=False, watts=watts)
     except KeyboardInterrupt:
         messages.pop()
         click.secho("\n(stopped)", dim=True, err=True)

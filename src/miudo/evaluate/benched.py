@@ -16,7 +16,7 @@ from miudo.engine.native import CacheType, NativeEngine
 from miudo.engine.probe import Peaks, beyond_cache_bytes, measure_peaks, probe_isa
 from miudo.evaluate.grid import Grid, GridSettings, measure_grid
 from miudo.evaluate.loading import Activations, load_model
-from miudo.evaluate.roofline import stored_types
+from miudo.evaluate.roofline import Numbers
 from miudo.meter import peak_memory
 
 __all__ = ["BenchedModel", "bench_model"]
@@ -80,11 +80,9 @@ def bench_model(
         memory=measure_peaks(engine.threads, beyond_cache_bytes()),
         grid=measure_grid(
             engine,
-            stored_types(loaded.model.weights),
+            Numbers.of(loaded.model.weights, int8=activations == "int8", cache=engine.cache),
             settings,
             threads=engine.threads,
-            int8=activations == "int8",
-            cache=engine.cache,
             adapter=loaded.adapter,
             progress=progress,
         ),
