@@ -17,7 +17,7 @@ import os
 
 from miudo.config import ModelConfig
 from miudo.engine.probe import Peaks, beyond_cache_bytes, measure_peaks
-from miudo.evaluate.roofline import bounds, step_work
+from miudo.evaluate.roofline import Numbers, bounds, step_work
 from miudo.report import Table, text_table
 from miudo.tensors import DType, Role, tensor_table
 
@@ -80,7 +80,7 @@ def row(
         else kinds[spec.role in (Role.EMBED, Role.HEAD)]
         for spec in tensor_table(config)
     }  # fmt: skip
-    work = step_work(config, types, [(held, taken)])
+    work = step_work(config, Numbers(types), [(held, taken)])
     moving, computing = bounds(work, peaks)
     return (
         name,

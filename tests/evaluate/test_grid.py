@@ -12,6 +12,7 @@ from miudo.engine.probe import Peaks
 from miudo.errors import RequestError, UsageError
 from miudo.evaluate import grid as module
 from miudo.evaluate.grid import Grid, GridSettings, measure_grid
+from miudo.evaluate.roofline import Numbers
 from miudo.evaluate.timed import Conversations
 from miudo.protocol import SeqWork, StepOut
 from miudo.tensors import DType, tensor_table
@@ -35,8 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def measured(engine: FakeEngine, **settings: Any) -> Grid:
-    types = {spec.name: DType.F32 for spec in tensor_table(engine.config)}
-    return measure_grid(engine, types, GridSettings(**settings), threads=3, int8=True)
+    return measure_grid(engine, _f32(engine), GridSettings(**settings), threads=3)
 
 
 def test_each_context_has_one_conversation_and_each_batch_the_first_context(
@@ -179,5 +179,5 @@ def test_no_prompt_begins_like_another(make_engine: MakeEngine) -> None:
     assert len(prompts) == len({prompt[0] for prompt in prompts}) == 9
 
 
-def _f32(engine: FakeEngine) -> dict[str, DType]:
-    return {spec.name: DType.F32 for spec in tensor_table(engine.config)}
+def _f32(engine: FakeEngine) -> Numbers:
+    return Numbers({spec.name: DType.F32 for spec in tensor_table(engine.config)})

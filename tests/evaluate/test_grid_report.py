@@ -31,8 +31,9 @@ def benched() -> BenchedModel:
         Cell(512, 1, PHASE, PHASE, (PEAKS, PEAKS)),
     )
     return BenchedModel(
-        name="small", path="m.gguf", isa="avx2", threads=2, activations="int8", adapter=None,
-        load_s=0.25, weight_bytes=6_000_000, peak_load_bytes=50e6, machine_isa="avx512vnni",
+        name="small", path="m.gguf", isa="avx2", threads=2, activations="int8",
+        cache="f16", adapter=None, load_s=0.25, weight_bytes=6_000_000, peak_load_bytes=50e6,
+        machine_isa="avx512vnni",
         memory=replace(PEAKS, read_bytes=1 << 28, read_bytes_per_s=12.5e9),
         grid=Grid(cells, {"context 8,192, batch 1": "a prompt would take 90 s"}, 60e6),
     )  # fmt: skip
@@ -68,7 +69,7 @@ def test_a_counter_is_no_estimate_and_unknown_load_is_no_load(benched: BenchedMo
 
 def test_the_text_tells_of_model_and_machine(benched: BenchedModel) -> None:
     text = bench_text(replace(benched, adapter="mine"))
-    assert "native avx2, 2 threads, int8 activations" in text
+    assert "native avx2, 2 threads, int8 activations, f16 keys and values" in text
     assert "weights 6.0 MB; the process 60.0 MB at most, 50.0 MB while loading" in text
     assert "25 to 31 GB/s over what a step reads (6.0 MB and more), 12.5 GB/s from memory" in text
     assert "800 Gop/s int8, 200 Gop/s float (avx512vnni)" in text

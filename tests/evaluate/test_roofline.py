@@ -1,12 +1,13 @@
 """Bytes and operations of a step, counted by hand and against each other."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from miudo.config import LatentAttention, LayerConfig, ModelConfig, Position
 from miudo.engine.probe import Peaks
-from miudo.evaluate.roofline import StepWork, bounds, step_work
+from miudo.evaluate.roofline import Numbers, StepWork, bounds, step_work
 from miudo.tensors import DType, Role, tensor_table
 
 
@@ -18,12 +19,12 @@ def tiny(**changes: object) -> ModelConfig:
     return ModelConfig.uniform(**(values | changes))
 
 
-def types(config: ModelConfig, matrices: DType, head: DType | None = None) -> dict[str, DType]:
+def types(config: ModelConfig, matrices: DType, head: DType | None = None) -> Numbers:
     chosen = {}
     for spec in tensor_table(config):
         outside = spec.role in (Role.EMBED, Role.HEAD) and head is not None
         chosen[spec.name] = DType.F32 if len(spec.shape) == 1 else head if outside else matrices
-    return chosen
+    return Numbers(chosen)
 
 
 # q 32 x 32, k and v 16 x 32, o 32 x 32, gate, up and down 64 x 32.
@@ -37,7 +38,7 @@ def test_one_step_of_a_small_model_counted_by_hand() -> None:
     head = 10 * 32
     assert work.weight_bytes == (INSIDE + head) // 32 * 34 + NORMS
     # A key and a value of 16 numbers: five read, one written.
-    assert work.cache_bytes == 2 * 16 * 4 * (5 + 1)
+    assert work.cache_bytes == 2 * 16 * 2 * (5 + 1)
     assert work.int8_ops == 2 * (INSIDE + head)
     assert work.float_ops == 2 * (16 + 16) * 2 * 6  # two heads, six positions
     assert (work.bytes, work.ops) == (
@@ -50,7 +51,7 @@ def test_float_weights_and_float_activations_are_float_operations() -> None:
     rounded = step_work(config, types(config, DType.Q8_0), [(0, 1)])
     for work in (
         step_work(config, types(config, DType.F16), [(0, 1)]),
-        step_work(config, types(config, DType.Q8_0), [(0, 1)], int8=False),
+        step_work(config, replace(types(config, DType.Q8_0), int8=False), [(0, 1)]),
     ):
         assert (work.int8_ops, work.ops) == (0, rounded.ops)
 
@@ -90,7 +91,7 @@ def test_a_window_bounds_what_is_read_and_seen() -> None:
     kinds = types(config, DType.F32)
     far = step_work(config, kinds, [(60, 1)])
     assert far == step_work(config, kinds, [(3, 1)])
-    assert far.cache_bytes == 2 * 16 * 4 * 4
+    assert far.cache_bytes == 2 * 16 * 2 * 4
 
 
 def test_a_batch_reads_weights_once_and_each_cache() -> None:
@@ -110,8 +111,18 @@ def test_latent_attention_counts_its_narrow_matrices_and_wide_cache() -> None:
     matrices = sum(
         spec.shape[0] * spec.shape[1] for spec in tensor_table(config) if len(spec.shape) == 2
     )
-    assert work.cache_bytes == 2 * (24 + 16) * 4
+    assert work.cache_bytes == 2 * (24 + 16) * 2
     assert work.ops == 2 * matrices + 2 * (24 + 16) * 2
+
+
+@pytest.mark.parametrize(
+    ("cache", "head_dim", "row"),
+    [("f32", 16, 64), ("f16", 16, 32), ("bf16", 16, 32), ("int8", 16, 34), ("int8", 40, 68)],
+)
+def test_keys_and_values_are_of_the_caches_type(cache: Any, head_dim: int, row: int) -> None:
+    config = tiny(head_dim=head_dim)
+    work = step_work(config, replace(types(config, DType.F32), cache=cache), [(2, 1)])
+    assert work.cache_bytes == 2 * row * 3
 
 
 def test_qwen2_as_it_was_counted_elsewhere() -> None:

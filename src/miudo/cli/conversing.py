@@ -54,9 +54,7 @@ def converse(
         if line.strip() == "/clear":
             messages.clear()
         elif line.strip():
-            _turn(
-                loaded, settings, messages, line, speculation=speculation, raw=raw, watts=watts
-            )
+            _turn(loaded, settings, messages, line, speculation=speculation, raw=raw, watts=watts)
 
 
 def _turn(

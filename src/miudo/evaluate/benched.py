@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from miudo.engine.native import NativeEngine
+from miudo.engine.native import CacheType, NativeEngine
 from miudo.engine.probe import Peaks, beyond_cache_bytes, measure_peaks, probe_isa
 from miudo.evaluate.grid import Grid, GridSettings, measure_grid
 from miudo.evaluate.loading import Activations, load_model
-from miudo.evaluate.roofline import stored_types
+from miudo.evaluate.roofline import Numbers
 from miudo.meter import peak_memory
 
 __all__ = ["BenchedModel", "bench_model"]
@@ -35,6 +35,7 @@ class BenchedModel:
     isa: str
     threads: int
     activations: Activations
+    cache: CacheType
     adapter: str | None
     load_s: float
     weight_bytes: int
@@ -70,6 +71,7 @@ def bench_model(
         isa=engine.isa,
         threads=engine.threads,
         activations=activations,
+        cache=engine.cache,
         adapter=None if adapter is None else str(adapter),
         load_s=load_s,
         weight_bytes=engine.weight_bytes,
@@ -78,10 +80,9 @@ def bench_model(
         memory=measure_peaks(engine.threads, beyond_cache_bytes()),
         grid=measure_grid(
             engine,
-            stored_types(loaded.model.weights),
+            Numbers.of(loaded.model.weights, int8=activations == "int8", cache=engine.cache),
             settings,
             threads=engine.threads,
-            int8=activations == "int8",
             adapter=loaded.adapter,
             progress=progress,
         ),

@@ -17,11 +17,10 @@ from typing import Protocol, runtime_checkable
 
 from miudo.engine.probe import Peaks, measure_peaks
 from miudo.errors import MiudoError, UsageError
-from miudo.evaluate.roofline import StepWork, bounds, step_work
+from miudo.evaluate.roofline import Numbers, StepWork, bounds, step_work
 from miudo.evaluate.timed import Conversations
 from miudo.meter import DEFAULT_WATTS, Energy, Meter, resident_bytes
 from miudo.protocol import Engine
-from miudo.tensors import DType
 
 __all__ = ["Cell", "Grid", "GridSettings", "Phase", "PhaseTimer", "measure_grid"]
 
@@ -126,15 +125,14 @@ class _Run:
     def __init__(
         self,
         engine: Engine,
-        types: Mapping[str, DType],
+        numbers: Numbers,
         settings: GridSettings,
         *,
         threads: int,
-        int8: bool,
         adapter: str | None,
     ) -> None:
-        self.engine, self.types, self.settings = engine, types, settings
-        self.threads, self.int8, self.adapter = threads, int8, adapter
+        self.engine, self.numbers, self.settings = engine, numbers, settings
+        self.threads, self.adapter = threads, adapter
         self.end = time.monotonic() + settings.seconds
         self.prompt_token_s = 0.0
         self.resident: float | None = None
@@ -192,7 +190,7 @@ class _Run:
             self.engine.time_phases(False)
 
     def _work(self, sequences: list[tuple[int, int]]) -> StepWork:
-        return step_work(self.engine.config, self.types, sequences, int8=self.int8)
+        return step_work(self.engine.config, self.numbers, sequences)
 
     def _prompts(
         self, conversations: Conversations, context: int, share_s: float
@@ -217,23 +215,22 @@ class _Run:
 
 def measure_grid(
     engine: Engine,
-    types: Mapping[str, DType],
+    numbers: Numbers,
     settings: GridSettings,
     *,
     threads: int,
-    int8: bool,
     adapter: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Grid:
-    """Returns the speeds of `engine`, whose tensors have `types` (`roofline.stored_types`).
+    """Returns the speeds of `engine`, which runs on `threads` threads and in `numbers`.
 
-    `threads` are those of the engine; as many measure the machine. A context beyond the model's
-    positions becomes the longest that leaves room for new tokens. There is one cell at least:
-    raises what the engine raises in it, UsageError where no context fits.
+    As many threads measure the machine. A context beyond the model's positions becomes the
+    longest that leaves room for new tokens. There is one cell at least: raises what the engine
+    raises in it, UsageError where no context fits.
     """
     pairs = _pairs(engine.config.max_positions, settings)
     weights = [_weight(*pair) for pair in pairs]
-    run = _Run(engine, types, settings, threads=threads, int8=int8, adapter=adapter)
+    run = _Run(engine, numbers, settings, threads=threads, adapter=adapter)
     cells, left_out = [], {}
     for i, (context, batch) in enumerate(pairs):
         name = f"context {context:,}, batch {batch}"

@@ -140,7 +140,7 @@ def _facts(benched: BenchedModel) -> list[tuple[str, str]]:
     lines = [
         ("model", benched.name),
         ("runs on", f"native {benched.isa}, {benched.threads} threads, "
-                    f"{benched.activations} activations"),
+                    f"{benched.activations} activations, {benched.cache} keys and values"),
         ("loading", f"{benched.load_s:.2f} s"),
         ("memory", f"weights {_bytes(benched.weight_bytes)}; the process {_bytes(most)} at most, "
                    f"{_bytes(loading)} while loading"),

@@ -14,18 +14,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from miudo.config import LayerConfig, ModelConfig
+from miudo.engine.native import CacheType
 from miudo.engine.probe import Peaks
 from miudo.tensors import DType, Role, Weights, tensor_table
 
-__all__ = ["KV_BYTES", "StepWork", "bounds", "step_work", "stored_types"]
+__all__ = ["Numbers", "StepWork", "bounds", "step_work"]
 
-KV_BYTES = 4
-"""Bytes of one number of the cache: the engine keeps keys and values as float32."""
+_CACHED: Mapping[CacheType, DType] = {
+    "f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "int8": DType.Q8_0,
+}  # fmt: skip
+"""Bytes of a key or value are those of a row of this type, its last group filled up."""
 
 _FLOAT_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
 """Their products are floats; those of blocks are 8-bit integers where activations are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """In what types a model runs: every tensor's, by name, and that of keys and values.
+
+    With `int8` activations are rounded to 8 bits where weights are blocks; else all operations
+    are floats.
+    """
+
+    weights: Mapping[str, DType]
+    int8: bool = True
+    cache: CacheType = "f16"
+
+    @classmethod
+    def of(cls, weights: Weights, *, int8: bool, cache: CacheType) -> Self:
+        """Returns the numbers of a model whose tensors are `weights`."""
+        return cls({name: tensor.dtype for name, tensor in weights.items()}, int8, cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +70,17 @@ class StepWork:
         return self.int8_ops + self.float_ops
 
 
-def stored_types(weights: Weights) -> dict[str, DType]:
-    """Returns the type of every tensor, by name."""
-    return {name: tensor.dtype for name, tensor in weights.items()}
-
-
 def step_work(
-    config: ModelConfig,
-    types: Mapping[str, DType],
-    sequences: Sequence[tuple[int, int]],
-    *,
-    int8: bool = True,
-    kv_bytes: int = KV_BYTES,
+    config: ModelConfig, numbers: Numbers, sequences: Sequence[tuple[int, int]]
 ) -> StepWork:
     """Returns what a step over `sequences` needs: (positions held before, ids taken in) of each.
 
-    The last id of each gives logits. With `int8` activations are rounded to 8 bits where weights
-    are blocks; else all operations are floats.
+    The last id of each gives logits.
     """
     new = sum(taken for _, taken in sequences)
     weight_bytes = int8_ops = float_ops = 0
     for spec in tensor_table(config):
-        dtype = types[spec.name]
+        dtype = numbers.weights[spec.name]
         head = spec.role is Role.HEAD or (spec.role is Role.EMBED and config.tie_embeddings)
         if spec.role in (Role.EMBED, Role.POSITION) and not head:
             weight_bytes += new * dtype.size_bytes(spec.shape[-1:])
@@ -78,15 +89,15 @@ def step_work(
         if len(spec.shape) < 2:
             continue
         ops = 2 * spec.shape[0] * spec.shape[1] * (len(sequences) if head else new)
-        if int8 and dtype not in _FLOAT_TYPES:
+        if numbers.int8 and dtype not in _FLOAT_TYPES:
             int8_ops += ops
         else:
             float_ops += ops
     cache_bytes = 0
     for layer in config.layers:
-        width = (layer.head_dim + layer.v_head_dim) * layer.n_kv_heads * kv_bytes
+        row = sum(_cached_bytes(numbers.cache, n) for n in (layer.head_dim, layer.v_head_dim))
         for held, taken in sequences:
-            cache_bytes += width * (_first_seen(layer, held) + taken)
+            cache_bytes += row * layer.n_kv_heads * (_first_seen(layer, held) + taken)
             seen = _seen(layer, held, taken)
             float_ops += 2 * (layer.head_dim + layer.v_head_dim) * layer.n_heads * seen
     return StepWork(weight_bytes, cache_bytes, int8_ops, float_ops)
@@ -100,6 +111,11 @@ def bounds(work: StepWork, peaks: Peaks) -> tuple[float, float]:
     moving = work.bytes / peaks.read_bytes_per_s
     computing = work.int8_ops / peaks.int8_ops_per_s + work.float_ops / peaks.float_ops_per_s
     return moving, computing
+
+
+def _cached_bytes(cache: CacheType, numbers: int) -> int:
+    dtype = _CACHED[cache]
+    return dtype.size_bytes((-(-numbers // dtype.block) * dtype.block,))
 
 
 def _first_seen(layer: LayerConfig, held: int) -> int:
