@@ -29,6 +29,12 @@ void transpose(const std::uint8_t* rows, std::size_t row_bytes, std::size_t coun
   }
 }
 
+std::size_t tile_bytes_of(DType type, std::size_t cols) {
+  const std::size_t bytes = is_float(type) ? kTileRows * stored_bytes(type, 1, cols)
+                                           : TileLayout(format_of(type)).size(cols / kGroup);
+  return round_up(bytes, kLine);
+}
+
 }  // namespace
 
 std::size_t stored_bytes(DType type, std::size_t rows, std::size_t cols) {
@@ -40,20 +46,25 @@ void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* o
   dequantize(type, bytes, count, out);
 }
 
-PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols) {
-  const std::size_t tile_bytes = is_float(type)
-                                     ? kTileRows * stored_bytes(type, 1, cols)
-                                     : TileLayout(format_of(type)).size(cols / kGroup);
-  // Tiles begin on cache lines.
-  view_ = {nullptr, rows, cols, round_up(tile_bytes, kLine), type};
-  data_ = Buffer<std::uint8_t>(tiles() * view_.tile_bytes, kUnset);
-  view_.data = data_.data();
+std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols) {
+  return tiles_of(rows) * tile_bytes_of(type, cols);
+}
+
+PackedMatrix::PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols)
+    : view_{space, rows, cols, tile_bytes_of(type, cols), type}, space_(space) {}
+
+PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols,
+                           const std::uint8_t* bytes)
+    : own_(packed_bytes(type, rows, cols), kUnset) {
+  view_ = {own_.data(), rows, cols, tile_bytes_of(type, cols), type};
+  space_ = own_.data();
+  pack(bytes, 0, tiles());
 }
 
 void PackedMatrix::pack(const std::uint8_t* bytes, std::size_t begin, std::size_t end) {
   const std::size_t row_bytes = stored_bytes(type(), 1, cols());
   for (std::size_t tile = begin; tile < end; ++tile) {
-    std::uint8_t* to = data_.data() + tile * view_.tile_bytes;
+    std::uint8_t* to = space_ + tile * view_.tile_bytes;
     const std::size_t first = tile * kTileRows, count = std::min(kTileRows, rows() - first);
     const std::uint8_t* from = bytes + first * row_bytes;
     if (!is_float(type())) {

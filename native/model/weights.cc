@@ -167,13 +167,22 @@ Weights::Slot& Weights::slot_of(const StoredTensor& tensor) {
 }
 
 void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
+  std::size_t size = 0;
+  for (const StoredTensor& tensor : tensors) {
+    const Slot& slot = slot_of(tensor);
+    if (slot.matrix != nullptr) size += packed_bytes(tensor.type, slot.shape[0], slot.shape[1]);
+  }
+  // One piece of memory, in the order of the pass through the model.
+  spaces_.emplace_back(size, kUnset);
+  std::uint8_t* space = spaces_.back().data();
   std::vector<Piece> pieces;
   for (const StoredTensor& tensor : tensors) {
     Slot& slot = slot_of(tensor);
     if (slot.matrix != nullptr) {
-      *slot.matrix = PackedMatrix(tensor.type, slot.shape[0], slot.shape[1]);
-      cut(tensor, *slot.matrix, pieces);
+      *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1]);
+      space += slot.matrix->size_bytes();
       size_bytes_ += slot.matrix->size_bytes();
+      cut(tensor, *slot.matrix, pieces);
     } else {
       *slot.vector = Vector(round_up(slot.shape[0], kTileRows));
       to_float(tensor.type, tensor.bytes, slot.shape[0], slot.vector->data());

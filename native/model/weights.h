@@ -96,6 +96,7 @@ class Weights {
 
   bool tied_;
   std::size_t size_bytes_ = 0;
+  std::vector<Buffer<std::uint8_t>> spaces_;  // what the matrices lie in
   std::map<std::string, Slot> slots_;
   std::map<std::string, const Linear*> block_matrices_;
 };
