@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, overload
 
 from miudo.errors import TokenizerError
 from miudo.limits import Limits
 
 __all__ = [
     "Pair",
+    "WrittenMerges",
     "check_merges",
     "check_vocab",
     "read_added_tokens",
@@ -25,6 +26,45 @@ __all__ = [
 ]
 
 Pair = tuple[str, str]
+
+
+class WrittenMerges(Sequence[Pair]):
+    """Merges as files write them, "a b", which become pairs only where somebody asks for pairs.
+
+    Of 150,000 that takes longer than all else that is done to read them. Every text must hold
+    one space, and something on either side.
+    """
+
+    def __init__(self, written: Sequence[str]) -> None:
+        self.written = written
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
+        """Returns a pair, or several."""
+        if isinstance(index, slice):
+            return WrittenMerges(self.written[index])
+        return _pair(self.written[index])
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return map(_pair, self.written)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, WrittenMerges):
+            return self.written == other.written
+        return list(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _pair(written: str) -> Pair:
+    left, _, right = written.partition(" ")
+    return left, right
 
 
 def check_vocab(model: Mapping[str, Any], where: object) -> tuple[dict[str, int], int | None]:
@@ -154,7 +194,7 @@ def _check_token(token: str, number: int, where: object, limits: Limits) -> None
         )
 
 
-def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
+def read_merges(model: Mapping[str, Any], where: object) -> Sequence[Pair]:
     """Returns the pairs of tokens that are joined, in order; `check_merges` looks them up."""
     merges = model.get("merges")
     if not isinstance(merges, list):
@@ -162,6 +202,8 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
     kinds = set(map(type, merges))
     pairs: list[Any] = []
     if kinds == {str}:
+        if _well_written(merges):
+            return WrittenMerges(merges)
         pairs = [tuple(merge.split(" ")) for merge in merges]
     elif kinds == {list}:
         pairs = list(map(tuple, merges))
@@ -178,6 +220,13 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
         )
         raise TokenizerError(f"model.merges[{next(wrong)}] is no pair of tokens", where=where)
     return pairs
+
+
+def _well_written(merges: list[str]) -> bool:
+    """Whether each holds one space, inside; False too for some that are right all the same."""
+    lines = "\n".join(["", *merges, ""])
+    inside = "\n " not in lines and " \n" not in lines
+    return inside and set(map(str.count, merges, itertools.repeat(" "))) == {1}
 
 
 def check_merges(
