@@ -229,16 +229,27 @@ def _well_written(merges: list[str]) -> bool:
     return inside and set(map(str.count, merges, itertools.repeat(" "))) == {1}
 
 
+def _all_known(merges: Sequence[str], vocab: Container[str]) -> bool:
+    """Whether all parts and all they join to are in the vocabulary; False too where unsure."""
+    lines = "\n".join(merges)
+    joined = lines.replace(" ", "").split("\n")
+    parts = set(lines.replace("\n", " ").split(" "))
+    known = vocab.__contains__
+    # A line end inside a token makes more lines than merges.
+    return len(joined) == len(merges) and all(map(known, joined)) and all(map(known, parts))
+
+
 def check_merges(
     model: Mapping[str, Any], merges: Sequence[Pair], vocab: Container[str], where: object
 ) -> None:
     """Raises TokenizerError for a merge of or into a token that is not in the vocabulary.
 
     Joined tokens are longer than both parts, so merges that are all in the vocabulary can make
-    no cycle. At 150,000 merges this costs as much as everything else; the `tokenizers` library
-    does it anyway, so it is asked first.
+    no cycle.
     """
     skip = len(model.get("continuing_subword_prefix") or "")
+    if isinstance(merges, WrittenMerges) and not skip and _all_known(merges.written, vocab):
+        return
     for i, (left, right) in enumerate(merges):
         for token in (left, right, left + right[skip:]):
             if token not in vocab:
