@@ -58,6 +58,9 @@ void need_size(std::size_t size, std::size_t wanted, const char* message) {
   if (size != wanted) refuse(message);
 }
 
+// name, type, shape, bytes, mapped
+using TensorTuple = std::tuple<std::string, int, std::vector<std::int64_t>, Bytes, bool>;
+
 // A name that C would cut short is another name.
 const char* c_name(const std::string& name) {
   if (name.find('\0') != std::string::npos) refuse("a name holds a zero character");
@@ -144,11 +147,14 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  void set_tensor(const std::string& name, int type, const std::vector<std::int64_t>& shape,
-                  const Bytes& bytes) {
+  void set_tensors(const std::vector<TensorTuple>& tuples) {
+    std::vector<miudo_tensor> tensors;
+    for (const auto& [name, type, shape, bytes, mapped] : tuples) {
+      tensors.push_back({name.c_str(), static_cast<miudo_dtype>(type), shape.data(), shape.size(),
+                         bytes.data(), bytes.size(), mapped ? 1 : 0});
+    }
     run([&](miudo_error* error) {
-      return miudo_set_tensor(engine_, name.c_str(), static_cast<miudo_dtype>(type), shape.data(),
-                              shape.size(), bytes.data(), bytes.size(), error);
+      return miudo_set_tensors(engine_, tensors.data(), tensors.size(), error);
     });
   }
   void finalize() {
@@ -391,7 +397,7 @@ NB_MODULE(_native, m) {
                     std::uint64_t>(),
            nb::arg("config"), nb::arg("layers"), nb::arg("threads"), nb::arg("int8"),
            nb::arg("cache_type"), nb::arg("cache_bytes"))
-      .def("set_tensor", &Engine::set_tensor)
+      .def("set_tensors", &Engine::set_tensors)
       .def("finalize", &Engine::finalize)
       .def("open", &Engine::open)
       .def("fork", &Engine::fork)

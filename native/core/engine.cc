@@ -46,12 +46,10 @@ Engine::Engine(ModelConfig config, const miudo_options& options)
       stop_(options.interrupt, options.interrupt_context),
       pages_(model_.layout.page_bytes(), options.cache_bytes) {}
 
-void Engine::set_tensor(const std::string& name, DType type,
-                        const std::vector<std::size_t>& shape, const std::uint8_t* bytes,
-                        std::size_t size_bytes) {
+void Engine::set_tensors(std::span<const StoredTensor> tensors) {
   const std::lock_guard lock(mutex_);
-  if (complete_) fail(Code::kModelFile, "the model is complete, tensor " + name + " is too late");
-  model_.weights.set(name, type, shape, bytes, size_bytes, team_);
+  if (complete_) fail(Code::kModelFile, "the model is complete, tensors are too late");
+  model_.weights.set(tensors, team_);
 }
 
 void Engine::finalize() {

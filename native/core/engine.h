@@ -35,8 +35,7 @@ class Engine {
  public:
   Engine(ModelConfig config, const miudo_options& options);
 
-  void set_tensor(const std::string& name, DType type, const std::vector<std::size_t>& shape,
-                  const std::uint8_t* bytes, std::size_t size_bytes);
+  void set_tensors(std::span<const StoredTensor> tensors);
   void finalize();
 
   std::int64_t open();

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "core/door.h"
 #include "core/engine.h"
@@ -62,6 +64,20 @@ const ProbeLoops& loops_of(const char* isa) {
   fail(Code::kRequest, "this machine has no instruction set " + std::string(isa));
 }
 
+StoredTensor tensor_of(const miudo_tensor& from) {
+  need(from.name, "name");
+  need(from.shape, "shape");
+  need(from.bytes, "bytes");
+  if (from.n_dims < 1 || from.n_dims > 4) fail(Code::kModelFile, "a tensor has 1 to 4 axes");
+  StoredTensor to = {from.name, dtype_of(from.type), {}, nullptr, from.size_bytes, false};
+  for (const std::int64_t n : std::span(from.shape, from.n_dims)) {
+    to.shape.push_back(size_of(n, "shape"));
+  }
+  to.bytes = static_cast<const std::uint8_t*>(from.bytes);
+  to.mapped = from.mapped != 0;
+  return to;
+}
+
 }  // namespace
 }  // namespace miudo
 
@@ -83,19 +99,16 @@ miudo_status miudo_create(const miudo_config* config, const miudo_options* optio
 
 void miudo_destroy(miudo_engine* engine) { delete engine; }
 
-miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtype type,
-                              const int64_t* shape, size_t n_dims, const void* bytes,
-                              size_t size_bytes, miudo_error* error) {
+miudo_status miudo_set_tensors(miudo_engine* engine, const miudo_tensor* tensors, size_t n_tensors,
+                               miudo_error* error) {
   return guarded(error, [&] {
     need(engine, "engine");
-    need(name, "name");
-    need(shape, "shape");
-    need(bytes, "bytes");
-    if (n_dims < 1 || n_dims > 4) fail(Code::kModelFile, "a tensor has 1 to 4 axes");
-    std::vector<std::size_t> sizes;
-    for (std::size_t i = 0; i < n_dims; ++i) sizes.push_back(miudo::size_of(shape[i], "shape"));
-    engine->engine.set_tensor(name, miudo::dtype_of(type), sizes,
-                              static_cast<const std::uint8_t*>(bytes), size_bytes);
+    if (n_tensors != 0) need(tensors, "tensors");
+    std::vector<miudo::StoredTensor> stored;
+    for (const miudo_tensor& tensor : std::span(tensors, n_tensors)) {
+      stored.push_back(miudo::tensor_of(tensor));
+    }
+    engine->engine.set_tensors(stored);
   });
 }
 

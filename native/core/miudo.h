@@ -1,8 +1,8 @@
 /* The engine as plain C: what a program needs to run a model, with Python or without.
  *
- * Life: miudo_create, miudo_set_tensor for every tensor, miudo_finalize, then conversations and
- * steps, miudo_destroy. Nothing is global. Calls on one engine may come from any thread; they
- * run one after the other. Every function that can fail returns a status and fills `error`
+ * Life: miudo_create, miudo_set_tensors until every tensor is there, miudo_finalize, then
+ * conversations and steps, miudo_destroy. Nothing is global. Calls on one engine may come from any
+ * thread; they run one after the other. Every function that can fail returns a status and fills `error`
  * (which may be NULL). All sizes are checked here again, whatever the caller has checked.
  *
  * Not for: files, tokenizers, text. Read next: core/engine.h.
@@ -166,9 +166,22 @@ typedef struct {
   float* top_logprobs;
 } miudo_scores;
 
+/* A tensor as it lies in a file. Matrices are [out, in]. */
+typedef struct {
+  const char* name;
+  miudo_dtype type;
+  const int64_t* shape;
+  size_t n_dims;
+  const void* bytes;
+  size_t size_bytes;
+  /* Not 0: `bytes` lie in a read-only map of a file, whose pages may be let go once they are
+   * packed. Of other memory that would destroy what it holds. */
+  int32_t mapped;
+} miudo_tensor;
+
 /* One matrix's low-rank correction: out += scale * up (down x), beside the matrix. */
 typedef struct {
-  const char* matrix; /* as in miudo_set_tensor: "layers.0.attn.q.weight" */
+  const char* matrix; /* as in miudo_tensor: "layers.0.attn.q.weight" */
   int64_t rank;
   const float* down; /* [rank, in] */
   size_t n_down;     /* numbers behind down */
@@ -183,10 +196,10 @@ miudo_status miudo_create(const miudo_config* config, const miudo_options* optio
                           miudo_engine** engine, miudo_error* error);
 void miudo_destroy(miudo_engine* engine);
 
-/* `bytes` is copied into the engine's own layout. Matrices are [out, in]. */
-miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtype type,
-                              const int64_t* shape, size_t n_dims, const void* bytes,
-                              size_t size_bytes, miudo_error* error);
+/* Copies tensors into the engine's own layout, on all of its threads: the more at a time, the
+ * better they share the work. */
+miudo_status miudo_set_tensors(miudo_engine* engine, const miudo_tensor* tensors, size_t n_tensors,
+                               miudo_error* error);
 miudo_status miudo_finalize(miudo_engine* engine, miudo_error* error);
 
 miudo_status miudo_open(miudo_engine* engine, int64_t* conversation, miudo_error* error);

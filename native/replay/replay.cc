@@ -107,17 +107,18 @@ EnginePtr engine_of(const Dump& dump) {
   std::vector<std::vector<float>> numbers;
   const std::vector<miudo_layer> layers = layers_of(dump, numbers);
   const miudo_config config = config_of(dump, layers);
-  const miudo_options options = {0, number<std::int32_t>(dump, "int8_activations"), kCacheBytes,
-                                 nullptr, nullptr};
+  const miudo_options options = {0,           number<std::int32_t>(dump, "int8_activations"),
+                                 MIUDO_CACHE_F32, kCacheBytes,
+                                 nullptr,     nullptr};
   miudo_error error = {};
   miudo_engine* raw = nullptr;
   check(miudo_create(&config, &options, &raw, &error), error);
   EnginePtr engine(raw);
   for (const auto& [name, tensor] : dump.tensors) {
     if (name == "logits") continue;  // what is expected
-    check(miudo_set_tensor(raw, name.c_str(), tensor.type, tensor.shape.data(),
-                           tensor.shape.size(), tensor.bytes, tensor.size_bytes, &error),
-          error);
+    const miudo_tensor given = {name.c_str(), tensor.type,       tensor.shape.data(),
+                                tensor.shape.size(), tensor.bytes, tensor.size_bytes, 0};
+    check(miudo_set_tensors(raw, &given, 1, &error), error);
   }
   check(miudo_finalize(raw, &error), error);
   return engine;

@@ -42,8 +42,9 @@ inline miudo_status set(miudo_engine* e, const std::string& name, std::vector<st
   std::size_t n = 1;
   for (const std::int64_t s : shape) n *= static_cast<std::size_t>(s);
   const std::vector<float> values = noise.floats(n);
-  return miudo_set_tensor(e, name.c_str(), MIUDO_F32, shape.data(), shape.size(), values.data(),
-                          n * 4, nullptr);
+  const miudo_tensor tensor = {name.c_str(),  MIUDO_F32, shape.data(), shape.size(),
+                               values.data(), n * 4,     0};
+  return miudo_set_tensors(e, &tensor, 1, nullptr);
 }
 
 inline EnginePtr make_engine(int threads, std::uint64_t cache_bytes = 1 << 24,

@@ -10,6 +10,8 @@ _Layer = tuple[int, int, int, int, int, int, Sequence[float], Sequence[float]]
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int32]
 _Mask = npt.NDArray[np.bool_]
+# name, type, shape, bytes, whether they lie in a mapped file
+_Tensor = tuple[str, int, Sequence[int], npt.NDArray[np.uint8], bool]
 _LowRank = tuple[str, _Floats, _Floats, float]
 
 class NativeError(RuntimeError):
@@ -42,9 +44,7 @@ class Engine:
         cache_type: int,
         cache_bytes: int,
     ) -> None: ...
-    def set_tensor(
-        self, name: str, type: int, shape: Sequence[int], data: npt.NDArray[np.uint8], /
-    ) -> None: ...
+    def set_tensors(self, tensors: Sequence[_Tensor], /) -> None: ...
     def finalize(self) -> None: ...
     def open(self) -> int: ...
     def fork(self, conversation: int, length: int, /) -> int: ...

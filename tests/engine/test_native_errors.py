@@ -143,7 +143,7 @@ def test_the_c_door_knows_every_tensor(config: ModelConfig, make_model: Callable
         made = native.Engine(config_values(config), layer_values(config), 1, True, 1, 1 << 24)
         for name in names:
             data = np.ascontiguousarray(model.weights[name].data)
-            made.set_tensor(name, 0, kinds[name], data)
+            made.set_tensors([(name, 0, kinds[name], data, False)])
         return made
 
     engine(list(kinds)).finalize()
@@ -151,7 +151,8 @@ def test_the_c_door_knows_every_tensor(config: ModelConfig, make_model: Callable
         with pytest.raises(native.NativeError, match=f"{name} is missing"):
             engine([n for n in kinds if n != name]).finalize()
     with pytest.raises(native.NativeError, match="is unknown"):
-        engine([]).set_tensor("layers.0.attn.other.weight", 0, [1], np.zeros(4, np.uint8))
+        data = np.zeros(4, np.uint8)
+        engine([]).set_tensors([("layers.0.attn.other.weight", 0, [1], data, False)])
 
 
 def test_an_unfinished_engine_runs_nothing(llama: Any) -> None:

@@ -9,10 +9,11 @@ Shapes: T ids in one work item, L layers, D d_model, V vocab_size, H query heads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from miudo.adapter import Adapter, base_fingerprint, check_adapter
 from miudo.config import ModelConfig
@@ -29,7 +30,7 @@ from miudo.engine.native_door import (
     sampling_values,
 )
 from miudo.errors import RequestError
-from miudo.formats.derived import drop_pages
+from miudo.formats.derived import map_under
 from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.tensors import Weights, check_weights, tensor_table
 
@@ -57,6 +58,9 @@ PHASES = (
     "entry", "norms", "qkv", "attention", "output", "feed-forward", "head", "sampling", "waiting",
 )  # fmt: skip
 """Of a step, in the order of miudo.h, which says what each is."""
+
+_MADE_BYTES = 8 << 20
+_Tensor = tuple[str, int, tuple[int, ...], npt.NDArray[np.uint8], bool]
 
 _NO_SAMPLING = (0.0, 0, 1.0, 0.0, 1.0, (), (), 0, 0)
 
@@ -124,11 +128,8 @@ class NativeEngine:
             CACHE_TYPES.index(cache),
             cache_bytes,
         )
-        for spec in tensor_table(model.config):
-            tensor = model.weights[spec.name]
-            kind, data = DTYPES.index(tensor.dtype), np.ascontiguousarray(tensor.data)
-            call(self._core.set_tensor, spec.name, kind, list(tensor.shape), data)
-            drop_pages(data)  # of one tensor at a time there are two copies in memory
+        for batch in _batches(model):
+            call(self._core.set_tensors, batch)
         call(self._core.finalize)
 
     @property
@@ -303,6 +304,25 @@ def _drafted(work: SeqWork, n_ids: int) -> int:
     if not 0 <= work.n_drafted < n_ids:
         raise RequestError(f"{work.n_drafted} of {n_ids} ids are drafted")
     return work.n_drafted
+
+
+def _batches(model: RunnableModel) -> Iterator[list[_Tensor]]:
+    """All tensors, as many at a time as the core can take without much that is made for them.
+
+    Of what is made there are two copies in memory; of mapped files the core lets the pages go.
+    """
+    batch: list[_Tensor] = []
+    made = 0
+    for spec in tensor_table(model.config):
+        tensor = model.weights[spec.name]
+        data = np.ascontiguousarray(tensor.data)
+        mapped = map_under(data) is not None
+        made += 0 if mapped else data.nbytes
+        batch.append((spec.name, DTYPES.index(tensor.dtype), tensor.shape, data, mapped))
+        if made > _MADE_BYTES:
+            yield batch
+            batch, made = [], 0
+    yield batch
 
 
 def _f32(array: FloatArray) -> FloatArray:

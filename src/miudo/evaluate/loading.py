@@ -7,14 +7,15 @@ Read next: `miudo.engine.native`, `miudo.decoder.torch_engine`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from threading import Thread
+from typing import Literal, TypeVar
 
 from miudo.adapter import AdaptableEngine, base_fingerprint, check_adapter
 from miudo.errors import TokenizerError, UsageError
 from miudo.formats import ModelFile, open_model
-from miudo.formats.adapter import adapter_template, open_adapter
 from miudo.formats.precision import held_as
 from miudo.protocol import Engine
 from miudo.tensors import DType
@@ -26,6 +27,7 @@ EngineKind = Literal["native", "torch"]
 Activations = Literal["int8", "float"]
 
 _ADAPTER = "adapter"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +71,55 @@ def load_model(
         else:  # nothing beside a .gguf is read
             cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
         raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
-    tokenizer = TextTokenizer(model.tokenizer)
+    spec = model.tokenizer
+    tokenizer_of = _beside(lambda: TextTokenizer(spec))
     # What the model has anyway is not taken from it: tasks may need more than was thought of.
     session = max(context or 0, model.config.with_context().max_positions)
-    running = _engine(model, engine, threads, activations, session)
+    try:
+        running = _engine(model, engine, threads, activations, session)
+    finally:
+        tokenizer = tokenizer_of()
     if adapter is None:
         return LoadedModel(path, model, running, tokenizer)
+    from miudo.formats.adapter import adapter_template
+
     _add_adapter(running, adapter, model, tokenizer)
     if template := adapter_template(adapter):
         model = replace(model, chat_template=template)
     return LoadedModel(path, model, running, tokenizer, _ADAPTER)
 
 
+def _beside(work: Callable[[], _T]) -> Callable[[], _T]:
+    """Starts `work` on a thread; what is returned waits for its result, or raises its error.
+
+    The engine packs weights without the GIL: meanwhile the tokenizer costs little time.
+    """
+    made: list[_T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            failed.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+
+    def result() -> _T:
+        thread.join()
+        if failed:
+            raise failed[0]
+        return made[0]
+
+    return result
+
+
 def _add_adapter(
     engine: AdaptableEngine, path: Path, model: ModelFile, tokenizer: TextTokenizer
 ) -> None:
+    from miudo.formats.adapter import open_adapter
+
     adapter = open_adapter(path, model.config)
     base = base_fingerprint(model.config, model.weights)
     check_adapter(model.config, adapter, base=base, tokenizer=tokenizer.fingerprint, where=path)

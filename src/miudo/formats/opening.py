@@ -15,10 +15,8 @@ from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
 from miudo.formats.blocks import is_finite
 from miudo.formats.gguf import read_gguf
-from miudo.formats.hf import read_folder
 from miudo.formats.mapping import WatchedWeights
 from miudo.formats.model_file import ModelFile
-from miudo.formats.peft import PEFT_CONFIG
 from miudo.records import Record
 
 __all__ = ["open_model"]
@@ -58,6 +56,10 @@ def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
 
 def _open(path: Path) -> ModelFile:
     if path.is_dir():
+        # Here, since a GGUF file is open before these are imported.
+        from miudo.formats.hf import read_folder
+        from miudo.formats.peft import PEFT_CONFIG
+
         if (path / PEFT_CONFIG).is_file() and not (path / "config.json").exists():
             raise ModelFileError(
                 "is an adapter, not a model", where=path, remedy="Give its model, and --adapter"
