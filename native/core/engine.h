@@ -55,7 +55,7 @@ class Engine {
   std::array<double, kPhases> phase_seconds();
 
   const Model& model() const { return model_; }
-  int threads() const { return team_.size(); }
+  int threads() const { return team_.threads(); }
   std::size_t page_bytes() const { return pages_.page_bytes(); }
   std::size_t cache_bytes_used();
 

@@ -20,7 +20,7 @@ void reserve_latents(const Pass& pass) {
 
 void reserve_attention(const Pass& pass) {
   Scratch& s = pass.scratch;
-  const auto workers = static_cast<std::size_t>(pass.team.size());
+  const auto workers = static_cast<std::size_t>(pass.team.threads());
   for (std::size_t i = 0; i < pass.model.config.layers.size(); ++i) {
     const LayerConfig& c = pass.model.config.layers[i];
     const AttentionPlan plan = plan_attention(pass, c);
