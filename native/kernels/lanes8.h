@@ -1,6 +1,6 @@
 // What kernels written for lanes of any width stand on, eight wide: F8 under the names that
-// kernels/lanes16.h gives sixteen. Comes after kernels/simd_avx2.h or
-// kernels/simd_portable.h.
+// kernels/lanes16.h gives sixteen. Comes after kernels/simd_avx2.h,
+// kernels/simd_neon.h or kernels/simd_portable.h.
 #pragma once
 
 #include <cstddef>
