@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/half.h"
+
 namespace miudo {
 namespace {
 
@@ -68,6 +70,10 @@ inline F8 load_bfloat(const std::uint8_t* p) {
   const uint16x8_t bits = vreinterpretq_u16_u8(vld1q_u8(p));
   return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16)),
           vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16))};
+}
+inline void store_half(Half* p, F8 v) {
+  const float16x8_t half = vcvt_high_f16_f32(vcvt_f16_f32(v.lo), v.hi);
+  std::memcpy(p, &half, 16);
 }
 inline void store_int8(std::int8_t* p, F8 v) {
   const int16x8_t words =
