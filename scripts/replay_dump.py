@@ -3,8 +3,8 @@
 A dump is a GGUF container of architecture `miudo.replay`. Its keys: the numbers of miudo_config
 in native/core/miudo.h by their names; `n_layers`; of layer i `layers.i` (n_heads, n_kv_heads,
 head_dim, v_head_dim, d_ff, window), `layers.i.frequencies` and `layers.i.slopes` where it has
-them; `ids`; `tokens`, what follows greedily; `int8_activations`; `bound`, the greatest absolute
-difference of a logit. Its tensors: the model's, and `logits` [T, V].
+them; `ids`; `tokens`, what follows greedily; `int8_activations` and `cache_type` of miudo_options;
+`bound`, the greatest absolute difference of a logit. Its tensors: the model's, and `logits` [T, V].
 
     python scripts/replay_dump.py model.gguf dump.gguf --ids 64
     build/aarch64/miudo_replay dump.gguf
@@ -21,7 +21,7 @@ import numpy as np
 
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
-from miudo.engine.native import RunnableModel
+from miudo.engine.native import CACHE_TYPES, CacheType, RunnableModel
 from miudo.engine.native_door import config_values, layer_values
 from miudo.files import atomic_write
 from miudo.formats import open_model
@@ -41,11 +41,12 @@ def write_dump(
     ids: Sequence[int],
     *,
     int8: bool = False,
+    cache: CacheType = "f32",
     bound: float = FLOAT_BOUND,
 ) -> None:
     """Writes what `truth` makes of `ids`, its greedy continuation, and all of `model`.
 
-    `int8` says with which activations to replay.
+    `int8` and `cache` say with which activations and keys to replay.
     """
     (out,) = truth.step([SeqWork(truth.open(), list(ids), want=Want.ALL_LOGITS)])
     keys: dict[str, Any] = {"general.architecture": "miudo.replay"}
@@ -54,7 +55,7 @@ def write_dump(
     for i, (*sizes, frequencies, slopes) in enumerate(layer_values(model.config)):
         keys |= {f"layers.{i}": sizes} | _arrays(i, frequencies=frequencies, slopes=slopes)
     keys |= {"ids": list(ids), "tokens": _greedy(truth, ids)}
-    keys |= {"int8_activations": int(int8), "bound": bound}
+    keys |= {"int8_activations": int(int8), "cache_type": CACHE_TYPES.index(cache), "bound": bound}
     logits = StoredTensor.from_f32(np.asarray(out.logits))
     tensors = [*model.weights.items(), ("logits", logits)]
     atomic_write(path, lambda file: write_container(file, keys, tensors))

@@ -73,7 +73,7 @@ inline F8 load_bfloat(const std::uint8_t* p) {
 }
 inline void store_half(Half* p, F8 v) {
   const float16x8_t half = vcvt_high_f16_f32(vcvt_f16_f32(v.lo), v.hi);
-  std::memcpy(p, &half, sizeof(half));
+  std::memcpy(p, &half, 16);
 }
 inline void store_int8(std::int8_t* p, F8 v) {
   const int16x8_t words =

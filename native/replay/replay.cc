@@ -107,9 +107,10 @@ EnginePtr engine_of(const Dump& dump) {
   std::vector<std::vector<float>> numbers;
   const std::vector<miudo_layer> layers = layers_of(dump, numbers);
   const miudo_config config = config_of(dump, layers);
-  const miudo_options options = {0,           number<std::int32_t>(dump, "int8_activations"),
-                                 MIUDO_CACHE_F32, kCacheBytes,
-                                 nullptr,     nullptr};
+  miudo_options options = {};
+  options.int8_activations = number<std::int32_t>(dump, "int8_activations");
+  options.cache_type = number<std::int32_t>(dump, "cache_type");
+  options.cache_bytes = kCacheBytes;
   miudo_error error = {};
   miudo_engine* raw = nullptr;
   check(miudo_create(&config, &options, &raw, &error), error);

@@ -11,17 +11,21 @@ class Writer {
  public:
   template <typename T>
   Writer& put(const T& value) {
-    const std::size_t at = bytes.size();
-    bytes.resize(at + sizeof(T));
-    std::memcpy(bytes.data() + at, &value, sizeof(T));
-    return *this;
+    return add(&value, sizeof(T));
   }
   Writer& text(const std::string& value) {
     put(std::uint64_t{value.size()});
-    bytes.insert(bytes.end(), value.begin(), value.end());
-    return *this;
+    return add(value.data(), value.size());
   }
   std::vector<std::uint8_t> bytes;
+
+ private:
+  Writer& add(const void* from, std::size_t n) {
+    const std::size_t at = bytes.size();
+    bytes.resize(at + n);
+    std::memcpy(bytes.data() + at, from, n);
+    return *this;
+  }
 };
 
 // A number of each kind, a text, an array of each kind, and two tensors: 2 x 3 floats, a Q8_0 row.
