@@ -58,8 +58,8 @@ void need_size(std::size_t size, std::size_t wanted, const char* message) {
   if (size != wanted) refuse(message);
 }
 
-// name, type, shape, bytes, mapped
-using TensorTuple = std::tuple<std::string, int, std::vector<std::int64_t>, Bytes, bool>;
+// name, type, shape, bytes, bytes of a map of a file before them
+using TensorTuple = std::tuple<std::string, int, std::vector<std::int64_t>, Bytes, std::size_t>;
 
 // A name that C would cut short is another name.
 const char* c_name(const std::string& name) {
@@ -149,9 +149,9 @@ class Engine {
 
   void set_tensors(const std::vector<TensorTuple>& tuples) {
     std::vector<miudo_tensor> tensors;
-    for (const auto& [name, type, shape, bytes, mapped] : tuples) {
+    for (const auto& [name, type, shape, bytes, mapped_before] : tuples) {
       tensors.push_back({name.c_str(), static_cast<miudo_dtype>(type), shape.data(), shape.size(),
-                         bytes.data(), bytes.size(), mapped ? 1 : 0});
+                         bytes.data(), bytes.size(), mapped_before});
     }
     run([&](miudo_error* error) {
       return miudo_set_tensors(engine_, tensors.data(), tensors.size(), error);

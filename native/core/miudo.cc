@@ -69,12 +69,12 @@ StoredTensor tensor_of(const miudo_tensor& from) {
   need(from.shape, "shape");
   need(from.bytes, "bytes");
   if (from.n_dims < 1 || from.n_dims > 4) fail(Code::kModelFile, "a tensor has 1 to 4 axes");
-  StoredTensor to = {from.name, dtype_of(from.type), {}, nullptr, from.size_bytes, false};
+  StoredTensor to = {from.name, dtype_of(from.type), {}, nullptr, from.size_bytes, 0};
   for (const std::int64_t n : std::span(from.shape, from.n_dims)) {
     to.shape.push_back(size_of(n, "shape"));
   }
   to.bytes = static_cast<const std::uint8_t*>(from.bytes);
-  to.mapped = from.mapped != 0;
+  to.mapped_before = from.mapped_before;
   return to;
 }
 

@@ -174,9 +174,9 @@ typedef struct {
   size_t n_dims;
   const void* bytes;
   size_t size_bytes;
-  /* Not 0: `bytes` lie in a read-only map of a file, whose pages may be let go once they are
-   * packed. Of other memory that would destroy what it holds. */
-  int32_t mapped;
+  /* Bytes of a read-only map of a file that lie before `bytes`: pages of the map may be let go
+   * once they are packed. 0 for other memory, which would lose what it holds. */
+  size_t mapped_before;
 } miudo_tensor;
 
 /* One matrix's low-rank correction: out += scale * up (down x), beside the matrix. */

@@ -34,10 +34,13 @@ void cut(const StoredTensor& tensor, PackedMatrix& matrix, std::vector<Piece>& p
 void pack(const Piece& piece) {
   const StoredTensor& from = *piece.from;
   piece.to->pack(from.bytes, piece.begin, piece.end);
-  if (!from.mapped) return;
+  if (from.mapped_before == 0) return;
   const std::size_t tile_bytes = kTileRows * stored_bytes(from.type, 1, piece.to->cols());
   const std::size_t begin = piece.begin * tile_bytes;
-  let_go(from.bytes + begin, std::min(piece.end * tile_bytes, from.size_bytes) - begin);
+  const std::size_t end = std::min(piece.end * tile_bytes, from.size_bytes);
+  // To read a page maps its neighbours too, which were let go with the piece before.
+  const std::size_t before = std::min(from.mapped_before + begin, kPieceBytes);
+  let_go(from.bytes + begin - before, end - begin + before);
 }
 
 }  // namespace
@@ -195,9 +198,8 @@ void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
       for (std::size_t i = begin; i < end; ++i) pack(pieces[i]);
     });
   });
-  // Reading a page maps its neighbours too, some of them a second time.
-  for (const StoredTensor& tensor : tensors) {
-    if (tensor.mapped) let_go(tensor.bytes, tensor.size_bytes);
+  for (const StoredTensor& tensor : tensors) {  // what was mapped again after all
+    if (tensor.mapped_before != 0) let_go(tensor.bytes, tensor.size_bytes);
   }
 }
 

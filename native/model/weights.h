@@ -27,15 +27,16 @@ struct Linear {
   std::size_t slot = kNoSlot;  // place among the blocks' matrices, which adapters may correct
 };
 
-// A tensor as it lies in a file. `mapped`: `bytes` lie in a read-only map of a file, whose pages
-// are let go as they are packed, so that a model is not in memory twice.
+// A tensor as it lies in a file. `mapped_before`: so much of a read-only map of the file lies before
+// `bytes`; pages of the map are let go as they are packed, so that a model is not in memory twice.
+// 0: other memory.
 struct StoredTensor {
   std::string name;
   DType type;
   std::vector<std::size_t> shape;
   const std::uint8_t* bytes;
   std::size_t size_bytes;
-  bool mapped;
+  std::size_t mapped_before;
 };
 
 struct NormWeights {

@@ -10,8 +10,8 @@ _Layer = tuple[int, int, int, int, int, int, Sequence[float], Sequence[float]]
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int32]
 _Mask = npt.NDArray[np.bool_]
-# name, type, shape, bytes, whether they lie in a mapped file
-_Tensor = tuple[str, int, Sequence[int], npt.NDArray[np.uint8], bool]
+# name, type, shape, bytes, bytes of a map of a file before them
+_Tensor = tuple[str, int, Sequence[int], npt.NDArray[np.uint8], int]
 _LowRank = tuple[str, _Floats, _Floats, float]
 
 class NativeError(RuntimeError):

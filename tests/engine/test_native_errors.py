@@ -143,16 +143,16 @@ def test_the_c_door_knows_every_tensor(config: ModelConfig, make_model: Callable
         made = native.Engine(config_values(config), layer_values(config), 1, True, 1, 1 << 24)
         for name in names:
             data = np.ascontiguousarray(model.weights[name].data)
-            made.set_tensors([(name, 0, kinds[name], data, False)])
+            made.set_tensors([(name, 0, kinds[name], data, 0)])
         return made
 
     engine(list(kinds)).finalize()
     for name in kinds:
         with pytest.raises(native.NativeError, match=f"{name} is missing"):
             engine([n for n in kinds if n != name]).finalize()
+    unknown = ("layers.0.attn.other.weight", 0, [1], np.zeros(4, np.uint8), 0)
     with pytest.raises(native.NativeError, match="is unknown"):
-        data = np.zeros(4, np.uint8)
-        engine([]).set_tensors([("layers.0.attn.other.weight", 0, [1], data, False)])
+        engine([]).set_tensors([unknown])
 
 
 def test_an_unfinished_engine_runs_nothing(llama: Any) -> None:

@@ -30,7 +30,7 @@ from miudo.engine.native_door import (
     sampling_values,
 )
 from miudo.errors import RequestError
-from miudo.formats.derived import map_under
+from miudo.formats.derived import mapped_before
 from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.tensors import Weights, check_weights, tensor_table
 
@@ -59,8 +59,8 @@ PHASES = (
 )  # fmt: skip
 """Of a step, in the order of miudo.h, which says what each is."""
 
-_MADE_BYTES = 8 << 20
-_Tensor = tuple[str, int, tuple[int, ...], npt.NDArray[np.uint8], bool]
+_MADE_BYTES = 4 << 20
+_Tensor = tuple[str, int, tuple[int, ...], npt.NDArray[np.uint8], int]
 
 _NO_SAMPLING = (0.0, 0, 1.0, 0.0, 1.0, (), (), 0, 0)
 
@@ -316,12 +316,13 @@ def _batches(model: RunnableModel) -> Iterator[list[_Tensor]]:
     for spec in tensor_table(model.config):
         tensor = model.weights[spec.name]
         data = np.ascontiguousarray(tensor.data)
-        mapped = map_under(data) is not None
-        made += 0 if mapped else data.nbytes
-        batch.append((spec.name, DTYPES.index(tensor.dtype), tensor.shape, data, mapped))
+        before = mapped_before(data)
+        made += 0 if before else data.nbytes
+        batch.append((spec.name, DTYPES.index(tensor.dtype), tensor.shape, data, before))
         if made > _MADE_BYTES:
             yield batch
-            batch, made = [], 0
+            batch.clear()  # before the next is made
+            made = 0
     yield batch
 
 

@@ -161,10 +161,9 @@ class _Cursor:
             self.offset = self.skip(count * struct.calcsize("<" + _SCALARS[kind]), what)
         elif kind == _STRING:
             starts = find_strings(self.data, self.offset, count)
-            if starts is None:
-                self.skip(len(self.memory) + 1, what)  # says that the file ends too soon
+            end = len(self.memory) + 1 if starts is None else int(starts[-1])
             at = ArrayAt(kind, count, self.offset, starts)
-            self.offset = int(starts[-1])
+            self.offset = self.skip(end - self.offset, what)
         else:
             raise ModelFileError(f"{what} is an array of type {kind}", where=self.path)
         return at
