@@ -14,8 +14,9 @@ std::string text_of(const std::vector<std::size_t>& shape) {
   return text + "]";
 }
 
-// What is packed at a time. Small: of that much of a mapped file the pages count as ours.
-constexpr std::size_t kPieceBytes = 1 << 20;
+// What is packed at a time. Of that much of a mapped file the pages count as ours; to let go of less
+// at a time costs more, since every processor that runs the process is told.
+constexpr std::size_t kPieceBytes = 2 << 20;
 
 struct Piece {
   const StoredTensor* from;
