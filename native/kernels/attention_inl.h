@@ -1,6 +1,6 @@
 // Attention over tiles of 32 positions. Compiled once per instruction set; see kernels.h.
 // Every score sums over head_dim ascending, every output over positions ascending, and a softmax
-// sum has one lane per (position mod kWidth): the bits are those of a row alone, however many
+// sum has one lane per (position mod 16): the bits are those of a row alone, however many
 // rows share a load and however a prompt was chunked.
 #pragma once
 
@@ -215,15 +215,22 @@ Part softmax(float* s, std::size_t begin, std::size_t end, std::size_t size) {
   float top = kHidden;
   for (const float x : lane) top = x > top ? x : top;
   const Lanes greatest = spread(top), scale = spread(kLog2E);
-  Lanes sums = spread(0.0f);
-  for (std::size_t j = 0; j < size; j += kWidth) {
-    const Lanes e = exp2_of(mul(sub(load_lanes(s + j), greatest), scale));
-    store_lanes(s + j, e);
-    sums = add(sums, e);
+  constexpr std::size_t kSums = kTileRows / kWidth;  // sixteen sums, whatever the width
+  Lanes sums[kSums];
+  for (Lanes& part : sums) part = spread(0.0f);
+  for (std::size_t j = 0; j < size; j += kTileRows) {
+    for (std::size_t i = 0; i < kSums; ++i) {
+      float* at = s + j + i * kWidth;
+      const Lanes e = exp2_of(mul(sub(load_lanes(at), greatest), scale));
+      store_lanes(at, e);
+      sums[i] = add(sums[i], e);
+    }
   }
-  store_lanes(lane, sums);
   float sum = 0.0f;
-  for (const float x : lane) sum += x;
+  for (const Lanes& part : sums) {
+    store_lanes(lane, part);
+    for (const float x : lane) sum += x;
+  }
   return {top, sum};
 }
 

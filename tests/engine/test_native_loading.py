@@ -87,7 +87,7 @@ def test_a_tensor_given_twice_is_refused(make_model: Callable[..., Any]) -> None
     twice = dict(model.weights)
     engine = module.load_native().Engine
     values, layers = module.config_values(LARGE), module.layer_values(LARGE)
-    core = engine(values, layers, 1, True, 1 << 20)
+    core = engine(values, layers, 1, True, 0, 1 << 20)
     name = "norm.weight"
     one = (name, 0, list(twice[name].shape), np.ascontiguousarray(twice[name].data), 0)
     with pytest.raises(ModelFileError, match=r"norm\.weight was given twice"):

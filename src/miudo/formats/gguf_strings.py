@@ -6,6 +6,7 @@ Not for: single strings and other values (`miudo.formats.gguf_reader`).
 A string is eight bytes of length, then its bytes. Of a short one, seven of the eight are zero:
 wherever a byte is followed by seven zeros a string may begin, and where each such place is
 exactly one string behind the last, these are the strings. The rest is walked through.
+Read next: `miudo.formats.gguf_reader`.
 """
 
 from __future__ import annotations
