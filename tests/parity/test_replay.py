@@ -69,7 +69,7 @@ def dumped(path: Path, model: Any, length: int = LENGTH) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("cpu", "isa"), [(PI_5, "neon"), (PI_4, "portable"), ("max", "neon")])
+@pytest.mark.parametrize(("cpu", "isa"), [(PI_5, "neon"), (PI_4, "portable")])
 def test_native_tests_pass(run: Callable[..., tuple[int, str]], cpu: str, isa: str) -> None:
     status, printed = run(cpu, "miudo_tests")
     assert status == 0, printed
