@@ -15,7 +15,7 @@ from pathlib import Path
 from engine_pairs import NotMeasured, Sample, interval, shown
 from engine_rows import OURS, Check, Row
 
-from miudo.evaluate.roofline import step_work, stored_types
+from miudo.evaluate.roofline import Numbers, step_work
 from miudo.formats import open_model
 
 Samples = Mapping[str, Sequence[Sample]]
@@ -89,11 +89,11 @@ def factor_of(row: Row, check: Check, ours: Sample, other: Sample, models: Path)
         return 1.0
     side = row.sides[OURS]
     model = open_model(models / side.model)
-    types, order = stored_types(model.weights), side.order
+    numbers, order = Numbers.of(model.weights, int8=True, cache="f16"), side.order
     if check.factor == "ops":
         tokens = int(order["tokens"])
-        return step_work(model.config, types, [(0, tokens)]).ops / tokens
-    weights = float(step_work(model.config, types, [(0, 1)]).weight_bytes)
+        return step_work(model.config, numbers, [(0, tokens)]).ops / tokens
+    weights = float(step_work(model.config, numbers, [(0, 1)]).weight_bytes)
     if check.factor == "weights":
         return weights
     contexts = [int(row.sides[name].order["context"]) for name in (OURS, *check.over)]

@@ -5,16 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.resources import files
+from math import prod
 from pathlib import Path
+from typing import Literal
 
 import pytest
+
+from miudo.formats import open_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+from engine_lines import factor_of, line_of, memory_line  # noqa: E402
 from engine_pairs import NotMeasured, Sample, Worker, in_turns, interval  # noqa: E402
+from engine_rows import OURS, Check, Order, Row, Side, decode, prompt, rows  # noqa: E402
 
 Give = Callable[[], Sample]
+MODELS = Path(str(files("miudo.hub") / "embedded"))
+MODEL = "miudo-6m.gguf"
+
+
+def row_of(order: Order, check: Check, other: Order | None = None) -> Row:
+    sides = {OURS: Side(OURS, MODEL, order), "other": Side(OURS, MODEL, other or order)}
+    return Row("row", "Row", sides, (check,))
 
 
 def quiet(line: str) -> None:
@@ -102,8 +115,8 @@ def test_a_side_that_fails_is_named_and_the_rest_goes_on() -> None:
 
 
 def test_the_process_answers_orders_and_says_what_it_cannot() -> None:
-    model = files("miudo.hub") / "embedded" / "miudo-6m.gguf"
-    worker = [sys.executable, str(BENCHMARKS / "engine_worker.py"), "miudo", str(model), "1"]
+    worker = [sys.executable, str(BENCHMARKS / "engine_worker.py"), "miudo"]
+    worker += [str(MODELS / MODEL), "1"]
     with Worker(worker, {"MIUDO_ISA": "portable"}) as running:
         assert "portable" in running.version
         decoded = running.ask({"do": "decode", "context": 8, "tokens": 3, "sequences": 2})
@@ -120,3 +133,53 @@ def test_a_model_that_does_not_load_is_a_side_that_is_missing(tmp_path: Path) ->
     command = [sys.executable, str(BENCHMARKS / "engine_worker.py"), "miudo"]
     with pytest.raises(NotMeasured, match="no such file"):
         Worker([*command, str(tmp_path / "none.gguf"), "1"], {})
+
+
+def test_a_line_holds_pairs_against_the_best_that_is_here() -> None:
+    check = Check("x best peer", 1.35, 2.0, ("slow", "fast", "absent"))
+    samples = {
+        OURS: [Sample(30.0, 1.0)] * 9,
+        "slow": [Sample(10.0, 1.0)] * 9,
+        "fast": [Sample(20.0, 1.0, foreign=0.1)] * 9,
+    }
+    line = line_of(row_of(decode(16, 4), check), check, samples, MODELS, quiet=0.15)
+    assert line.figure == "x best peer (fast), without absent"
+    assert (line.measured, line.interval, line.met) == ("1.50", "1.50 to 1.50", "must?")
+    assert line.load == "0.10"
+    bare = line_of(row_of(decode(16, 4), check), check, {OURS: samples[OURS]}, MODELS, quiet=0.15)
+    assert (bare.measured, bare.met) == ("-", "-")
+
+
+def test_factors_are_the_bytes_and_operations_of_the_file() -> None:
+    model = open_model(MODELS / MODEL)
+    stored = sum(t.dtype.size_bytes(t.shape) for t in model.weights.values())
+    matrices = sum(prod(t.shape) for t in model.weights.values() if len(t.shape) > 1)
+    assert model.config.tie_embeddings
+    some = Sample(1.0, 1.0)
+
+    def factor(kind: Literal["weights", "ops", "cache"], order: Order, *two: Sample) -> float:
+        check = Check("", 1.0, 1.0, ("other",), kind)
+        return factor_of(row_of(order, check, decode(100, 4)), check, *two, MODELS)
+
+    # One row of the table is looked up besides.
+    assert factor("weights", decode(16, 4), some, some) == pytest.approx(stored, rel=0.01)
+    # Attention comes on top, the head is computed once.
+    head = model.config.vocab_size * model.config.d_model
+    assert 0.9 < factor("ops", prompt(256), some, some) / (2 * (matrices - head)) < 1.2
+    far, near = Sample(1.0, 1.0, cache_bytes=1100.0), Sample(1.0, 1.0, cache_bytes=100.0)
+    predicted = (stored + 1102) / (stored + 102)
+    assert factor("cache", decode(1100, 4), far, near) == pytest.approx(predicted, rel=1e-5)
+
+
+def test_memory_is_held_against_the_file() -> None:
+    cells = [memory_line("", 1_000_000_000, most).met for most in (1_070e6, 1_190e6, 1_191e6)]
+    assert cells == ["aim", "must", "no"]
+
+
+def test_rows_have_names_of_their_own_and_bounds_in_order() -> None:
+    names = [row.name for row in rows()]
+    assert len(set(names)) == len(names) > 25
+    for row in rows():
+        for check in row.checks:
+            assert check.must < check.aim
+            assert set(check.over) <= set(row.sides)
