@@ -33,7 +33,8 @@ demo: $(VENV)/.make
 test: $(VENV)/.test
 	$(bin)/python -m pytest -m 'not slow and not parity' $(PYTEST_ARGS)
 
-# The table is printed whatever failed: a failed case has no number in it.
+# The table is printed whatever failed: a failed case has no number in it. MIUDO_ISA=avx2 or portable
+# in the environment is the path that is compared.
 parity: $(VENV)/.peers
 	ZOO_RESULTS=build/zoo.json $(bin)/python -m pytest -m parity $(PYTEST_ARGS); \
 	status=$$?; $(bin)/python scripts/zoo_table.py build/zoo.json; exit $$status

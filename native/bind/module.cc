@@ -143,8 +143,9 @@ class Engine {
 
   void set_tensor(const std::string& name, int type, const std::vector<std::int64_t>& shape,
                   const Bytes& bytes) {
+    const char* called = c_name(name);
     run([&](miudo_error* error) {
-      return miudo_set_tensor(engine_, name.c_str(), static_cast<miudo_dtype>(type), shape.data(),
+      return miudo_set_tensor(engine_, called, static_cast<miudo_dtype>(type), shape.data(),
                               shape.size(), bytes.data(), bytes.size(), error);
     });
   }
@@ -228,7 +229,11 @@ class Engine {
   std::string isa() const { return miudo_isa(engine_); }
   int threads() const { return miudo_threads(engine_); }
   std::uint64_t weight_bytes() const { return miudo_weight_bytes(engine_); }
-  std::uint64_t cache_bytes_used() const { return miudo_cache_bytes_used(engine_); }
+  // Waits for a step on another thread, which may want the GIL to look for Ctrl-C.
+  std::uint64_t cache_bytes_used() const {
+    const nb::gil_scoped_release without_gil;
+    return miudo_cache_bytes_used(engine_);
+  }
 
  private:
   template <typename Body>

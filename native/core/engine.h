@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "model/adapter.h"
 #include "model/forward.h"
 #include "model/kv_cache.h"
+#include "util/own_mutex.h"
 #include "util/team.h"
 
 namespace miudo {
@@ -51,6 +51,8 @@ class Engine {
   const Model& model() const { return model_; }
   int threads() const { return team_.size(); }
   std::size_t cache_bytes_used();
+  // Whether this is a child of the process that made the engine.
+  bool elsewhere() const { return mutex_.elsewhere(); }
 
  private:
   // One work item on its way through a step.
@@ -88,7 +90,7 @@ class Engine {
                         std::vector<std::int32_t>& order);
   std::size_t head_rows() const;
 
-  std::mutex mutex_;
+  OwnMutex mutex_;
   miudo_options options_;
   Model model_;
   Team team_;

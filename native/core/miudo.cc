@@ -71,7 +71,12 @@ miudo_status miudo_create(const miudo_config* config, const miudo_options* optio
   });
 }
 
-void miudo_destroy(miudo_engine* engine) { delete engine; }
+// In a child process there is no worker to join, and what another thread was doing is half done:
+// the memory, which the child shares with its parent, is left as it is.
+void miudo_destroy(miudo_engine* engine) {
+  if (engine == nullptr || engine->engine.elsewhere()) return;
+  delete engine;
+}
 
 miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtype type,
                               const int64_t* shape, size_t n_dims, const void* bytes,
@@ -182,7 +187,9 @@ uint64_t miudo_weight_bytes(const miudo_engine* engine) {
 }
 
 uint64_t miudo_cache_bytes_used(miudo_engine* engine) {
-  return engine->engine.cache_bytes_used();
+  uint64_t used = 0;
+  guarded(nullptr, [&] { used = engine->engine.cache_bytes_used(); });
+  return used;
 }
 
 double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position) {

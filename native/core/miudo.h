@@ -2,8 +2,10 @@
  *
  * Life: miudo_create, miudo_set_tensor for every tensor, miudo_finalize, then conversations and
  * steps, miudo_destroy. Nothing is global. Calls on one engine may come from any thread; they
- * run one after the other. Every function that can fail returns a status and fills `error`
- * (which may be NULL). All sizes are checked here again, whatever the caller has checked.
+ * run one after the other. Not from an interrupt function, nor in a child that fork() made: both
+ * are refused, and miudo_destroy does nothing in a child. Every function that can fail returns a
+ * status and fills `error` (which may be NULL). All sizes are checked here again, whatever the
+ * caller has checked. Where memory runs out, MIUDO_RESOURCE is returned and nothing has changed.
  *
  * Not for: files, tokenizers, text. Read next: core/engine.h.
  * Shapes: T ids in one work item, L layers, D d_model, V vocab_size, H heads.
@@ -96,8 +98,9 @@ typedef struct {
   int32_t threads;          /* 0: MIUDO_THREADS, or the cores this process may use */
   int32_t int8_activations; /* for matrices in blocks; 0 is the float reference */
   uint64_t cache_bytes;     /* budget for keys and values, taken page by page when needed */
-  /* Called between chunks of at most 256 positions; not 0 stops the call, which then has changed
-   * no conversation. May be NULL. */
+  /* Called between chunks of at most 256 positions, and some twenty times a second between the
+   * layers of a long one; not 0 stops the call, which then has changed no conversation. It must
+   * not call the engine. May be NULL. */
   int (*interrupt)(void* context);
   void* interrupt_context;
 } miudo_options;
@@ -204,7 +207,7 @@ miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t 
 const char* miudo_isa(const miudo_engine* engine);
 int32_t miudo_threads(const miudo_engine* engine);
 uint64_t miudo_weight_bytes(const miudo_engine* engine);
-uint64_t miudo_cache_bytes_used(miudo_engine* engine);
+uint64_t miudo_cache_bytes_used(miudo_engine* engine); /* 0 where calls are refused */
 
 /* Pieces alone, for tests and other programs. */
 double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position);

@@ -21,16 +21,27 @@ void spin_pause() {
 
 Team::Team(int threads) {
   try {
+    start(threads);
+    deal_ = std::make_unique<Deal>(size());
+  } catch (...) {
+    end();
+    throw;
+  }
+}
+
+Team::~Team() { end(); }
+
+void Team::start(int threads) {
+  try {
     for (int worker = 1; worker < threads; ++worker) {
       threads_.emplace_back([this, worker] { serve(worker); });
     }
   } catch (const std::system_error&) {
     // Fewer threads than wanted still give the same results.
   }
-  deal_ = std::make_unique<Deal>(size());
 }
 
-Team::~Team() {
+void Team::end() noexcept {
   stop_.store(true);
   publish(job_, job_.load() + 1, idle_);
   for (std::thread& thread : threads_) thread.join();

@@ -49,6 +49,8 @@ class Team {
 
   void dispatch(Call call, const void* work);
   void serve(int worker);
+  void start(int threads);
+  void end() noexcept;
 
   // Waits by spinning, then asleep, while `value` is `seen`.
   static void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t seen,
