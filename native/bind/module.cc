@@ -332,14 +332,17 @@ NB_MODULE(_native, m) {
                             std::move(sampling), std::move(mask),      std::move(logits),
                             std::move(hidden),   std::move(attention), std::move(adapter)};
           },
+          // What is written must be the caller's own array, not one converted from it.
           nb::arg("conversation"), nb::arg("ids"), nb::arg("want"), nb::arg("sampling"),
-          nb::arg("mask").none(), nb::arg("logits").none(), nb::arg("hidden").none(),
-          nb::arg("attention"), nb::arg("adapter").none());
+          nb::arg("mask").none(), nb::arg("logits").none().noconvert(),
+          nb::arg("hidden").none().noconvert(), nb::arg("attention").noconvert(),
+          nb::arg("adapter").none());
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, std::uint64_t>(),
            nb::arg("config"), nb::arg("layers"), nb::arg("threads"), nb::arg("int8"),
            nb::arg("cache_bytes"))
-      .def("set_tensor", &Engine::set_tensor)
+      .def("set_tensor", &Engine::set_tensor, nb::arg("name"), nb::arg("type"), nb::arg("shape"),
+           nb::arg("bytes").noconvert())
       .def("finalize", &Engine::finalize)
       .def("open", &Engine::open)
       .def("close", &Engine::close)
@@ -348,8 +351,9 @@ NB_MODULE(_native, m) {
       .def("add_adapter", &Engine::add_adapter)
       .def("remove_adapter", &Engine::remove_adapter)
       .def("step", &Engine::step)
-      .def("score", &Engine::score, nb::arg("ids"), nb::arg("logprobs"), nb::arg("argmax"),
-           nb::arg("logsumexp"), nb::arg("top_k"), nb::arg("top_ids"), nb::arg("top_logprobs"),
+      .def("score", &Engine::score, nb::arg("ids"), nb::arg("logprobs").noconvert(),
+           nb::arg("argmax").noconvert(), nb::arg("logsumexp").noconvert(), nb::arg("top_k"),
+           nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
            nb::arg("adapter").none())
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("threads", &Engine::threads)

@@ -226,7 +226,8 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const miudo::DType dtype = miudo::dtype_of(type);
     const std::size_t r = miudo::size_of(rows, "rows"), k = miudo::size_of(cols, "cols");
     const bool known = r >= 1 && k >= 1 && r <= (1u << 24) && k <= (1u << 24);
-    if (!known || size_bytes != miudo::stored_bytes(dtype, r, k)) {
+    // No bytes at all are what rows of no whole blocks would have.
+    if (!known || size_bytes == 0 || size_bytes != miudo::stored_bytes(dtype, r, k)) {
       fail(Code::kModelFile, "rows, cols and bytes do not fit together");
     }
     const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));

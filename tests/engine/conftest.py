@@ -10,6 +10,8 @@ import pytest
 
 from miudo.adapter import Adapter, LowRank, base_fingerprint
 from miudo.config import ModelConfig
+from miudo.engine.native import NativeEngine
+from miudo.errors import RequestError
 from miudo.tensors import DType, Role, StoredTensor, tensor_table
 
 
@@ -30,6 +32,22 @@ def random_adapter(model: Any, seed: int = 1, rank: int = 5) -> Adapter:
 @pytest.fixture
 def make_adapter() -> Callable[..., Adapter]:
     return random_adapter
+
+
+@pytest.fixture
+def force_isa(monkeypatch: pytest.MonkeyPatch, llama: Any) -> Callable[[str | None], None]:
+    """Makes engines from now on use an instruction set, None the best; skips where it is absent."""
+
+    def force(isa: str | None) -> None:
+        if isa is None:
+            return
+        monkeypatch.setenv("MIUDO_ISA", isa)
+        try:
+            NativeEngine(llama, threads=1)
+        except RequestError as absent:
+            pytest.skip(str(absent))
+
+    return force
 
 
 @pytest.fixture

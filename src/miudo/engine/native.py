@@ -19,6 +19,7 @@ from miudo.config import ModelConfig
 from miudo.engine.native_door import (
     DTYPES,
     adapter_name,
+    byte_array,
     call,
     config_values,
     empty,
@@ -88,7 +89,6 @@ class NativeEngine:
         config = self._config = model.config.with_context(context)
         self._work = native.Work
         check_weights(model.config, model.weights)
-        self._base = base_fingerprint(model.config, model.weights)
         int8 = activations == "int8"
         values, layers = config_values(config), layer_values(config)
         self._core: _native.Engine = call(
@@ -96,10 +96,12 @@ class NativeEngine:
         )
         for spec in tensor_table(model.config):
             tensor = model.weights[spec.name]
-            kind, data = DTYPES.index(tensor.dtype), np.ascontiguousarray(tensor.data)
+            kind, data = DTYPES.index(tensor.dtype), byte_array(spec.name, tensor.data)
             call(self._core.set_tensor, spec.name, kind, list(tensor.shape), data)
             drop_pages(data)  # of one tensor at a time there are two copies in memory
         call(self._core.finalize)
+        # Not before: it reads norms, whose sizes the core has checked.
+        self._base = base_fingerprint(model.config, model.weights)
 
     @property
     def config(self) -> ModelConfig:
@@ -140,8 +142,8 @@ class NativeEngine:
 
     def truncate(self, conversation: int, length: int) -> None:
         """Forgets all positions from `length` on."""
-        if length < 0:
-            raise RequestError(f"length is {length}")
+        if not isinstance(length, int | np.integer) or length < 0:
+            raise RequestError(f"length is {length!r:.50}")
         call(self._core.truncate, conversation, length)
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
