@@ -15,6 +15,6 @@ CXX=clang++ cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo 
 cmake --build build/fuzz
 for target in tensor linear; do
   mkdir -p "build/fuzz/corpus/$target"
-  build/fuzz/fuzz_$target -max_total_time="$seconds" -max_len=4096 -timeout=20 -rss_limit_mb=2048 \
+  build/fuzz/fuzz_$target -max_total_time="$seconds" -max_len=4096 -len_control=0 -timeout=60 -rss_limit_mb=2048 \
     -print_final_stats=1 -artifact_prefix="build/fuzz/$target-" "build/fuzz/corpus/$target"
 done

@@ -5,8 +5,8 @@
 # One sanitizer alone: SANITIZERS=address,undefined or SANITIZERS=thread.
 set -eu
 cd "$(dirname "$0")/.."
-PATH="$PATH:$PWD/.venv/bin"
-python=$(command -v "${PYTHON:-.venv/bin/python}")
+python=$(command -v "${PYTHON:-$PWD/.venv/bin/python}")
+PATH="$(dirname "$python"):$PATH"
 if [ "${1:-}" = python ]; then module=ON; else module=OFF; fi
 export UBSAN_OPTIONS=print_stacktrace=1
 
@@ -18,7 +18,7 @@ build_all() { # folder, what -fsanitize= is given
 
 test_natively() { # folder
   for isa in portable avx2 ""; do
-    if [ -n "$isa" ] && ! grep -qw "$isa" /proc/cpuinfo && [ "$isa" != portable ]; then continue; fi
+    if [ "$isa" = avx2 ] && ! grep -qw avx2 /proc/cpuinfo; then continue; fi
     MIUDO_ISA=$isa "$1/miudo_tests"
   done
 }

@@ -115,15 +115,13 @@ def test_closing_what_another_thread_is_using(make_model: Callable[..., Any]) ->
     engine = NativeEngine(make_model(config), threads=2)
     ids = np.arange(2000) % 64
 
-    def steps(k: int) -> int:
-        done = 0
+    def steps(k: int) -> str:
         try:
             for _ in range(2):
                 engine.step([SeqWork(k, ids, Want.NOTHING)])
-                done += 1
         except RequestError as gone:
-            assert "is not open" in str(gone)
-        return done
+            return str(gone)
+        return "done"
 
     with ThreadPoolExecutor(1) as pool:
         for wait in (0.0, 0.001, 0.02):
@@ -131,7 +129,7 @@ def test_closing_what_another_thread_is_using(make_model: Callable[..., Any]) ->
             running = pool.submit(steps, k)
             time.sleep(wait)
             engine.close(k)
-            assert running.result(PATIENCE) in (0, 1, 2)
+            assert running.result(PATIENCE) in ("done", f"conversation {k} is not open")
     assert engine.cache_bytes_used == 0
 
 
