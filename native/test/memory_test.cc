@@ -1,4 +1,5 @@
-// Memory that runs out at every allocation in turn, through the whole life of an engine.
+// Memory that runs out at every allocation in turn, through the whole life of an engine:
+// row "N4" of docs/bad-input.md.
 //
 // The operators below are the whole program's. Those of a sanitizer give way to them; it still sees
 // malloc and free, so that what a refusal leaves behind is found as a leak.
