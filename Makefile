@@ -36,7 +36,7 @@ test: $(VENV)/.test
 
 # The table is printed whatever failed: a failed case has no number in it. MIUDO_ISA=avx2 or portable
 # in the environment is the path that is compared.
-parity: $(VENV)/.peers
+parity: $(VENV)/.peers $(VENV)/.native
 	ZOO_RESULTS=build/zoo.json $(bin)/python -m pytest -m parity $(PYTEST_ARGS); \
 	status=$$?; $(bin)/python scripts/zoo_table.py build/zoo.json; exit $$status
 

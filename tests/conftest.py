@@ -324,3 +324,18 @@ def noise_blocks() -> Callable[..., StoredTensor]:
 @pytest.fixture
 def block_scales() -> Mapping[DType, tuple[int, ...]]:
     return _SCALES
+
+
+def _block_model(dtype: DType, config: ModelConfig | None = None) -> RandomModel:
+    """A Llama, if nothing else is given, with all of its matrices of one type of blocks."""
+    model = random_model(config or _made(d_model=256, n_heads=4, d_ff=512), seed=6)
+    for i, (name, tensor) in enumerate(model.weights.items()):
+        if len(tensor.shape) == 2:
+            spread = 1.5 * tensor.shape[1] ** -0.5
+            model.weights[name] = _noise_blocks(dtype, tensor.shape, seed=i, spread=spread)
+    return model
+
+
+@pytest.fixture
+def block_model() -> Callable[..., RandomModel]:
+    return _block_model

@@ -40,7 +40,7 @@ def naive(logits: Sequence[float], settings: SamplingSettings, point: float) -> 
     edges += [abs(w - settings.min_p * weights[0]) for w in weights[1:]]
     target, passed = point * math.fsum(weights[i] for i in kept), 0.0
     chosen = None
-    for i in kept:
+    for i in sorted(kept, key=lambda i: order[i]):  # what is left is drawn from by id
         passed += weights[i]
         edges.append(abs(passed - target))
         if chosen is None and passed > target:

@@ -8,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -57,6 +58,9 @@ void need_size(std::size_t size, std::size_t wanted, const char* message) {
   if (size != wanted) refuse(message);
 }
 
+// name, type, shape, bytes, bytes of a map of a file before them
+using TensorTuple = std::tuple<std::string, int, std::vector<std::int64_t>, Bytes, std::size_t>;
+
 // A name that C would cut short is another name.
 const char* c_name(const std::string& name) {
   if (name.find('\0') != std::string::npos) refuse("a name holds a zero character");
@@ -85,6 +89,7 @@ struct Work {
   std::optional<Floats> logits, hidden;
   std::vector<Floats> attention;
   std::optional<std::string> adapter;
+  std::size_t n_drafted;
 };
 
 // matrix, down [rank, in], up [out, rank], scale
@@ -94,7 +99,7 @@ using LowRankTuple = std::tuple<std::string, Factor, Factor, float>;
 class Engine {
  public:
   Engine(const nb::dict& values, const std::vector<LayerTuple>& tuples, int threads, bool int8,
-         std::uint64_t cache_bytes) {
+         int cache_type, std::uint64_t cache_bytes) {
     const auto number = [&](const char* key) { return nb::cast<std::int64_t>(values[key]); };
     const auto small = [&](const char* key) { return nb::cast<std::int32_t>(values[key]); };
     const auto real = [&](const char* key) { return nb::cast<double>(values[key]); };
@@ -133,7 +138,8 @@ class Engine {
     config_.logit_softcap = real("logit_softcap");
     config_.latent = {number("latent.q_rank"), number("latent.kv_rank"),
                       number("latent.rope_dim"), real("latent.norm_eps")};
-    const miudo_options options = {threads, int8 ? 1 : 0, cache_bytes, signals, nullptr};
+    const miudo_options options = {threads,     int8 ? 1 : 0, cache_type,
+                                   cache_bytes, signals,      nullptr};
     miudo_error error = {};
     check(miudo_create(&config_, &options, &engine_, &error), error);
   }
@@ -141,12 +147,14 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  void set_tensor(const std::string& name, int type, const std::vector<std::int64_t>& shape,
-                  const Bytes& bytes) {
-    const char* called = c_name(name);
+  void set_tensors(const std::vector<TensorTuple>& tuples) {
+    std::vector<miudo_tensor> tensors;
+    for (const auto& [name, type, shape, bytes, mapped_before] : tuples) {
+      tensors.push_back({c_name(name), static_cast<miudo_dtype>(type), shape.data(), shape.size(),
+                         bytes.data(), bytes.size(), mapped_before});
+    }
     run([&](miudo_error* error) {
-      return miudo_set_tensor(engine_, called, static_cast<miudo_dtype>(type), shape.data(),
-                              shape.size(), bytes.data(), bytes.size(), error);
+      return miudo_set_tensors(engine_, tensors.data(), tensors.size(), error);
     });
   }
   void finalize() {
@@ -157,6 +165,13 @@ class Engine {
     std::int64_t conversation = 0;
     run([&](miudo_error* error) { return miudo_open(engine_, &conversation, error); });
     return conversation;
+  }
+  std::int64_t fork(std::int64_t conversation, std::size_t length) {
+    std::int64_t forked = 0;
+    run([&](miudo_error* error) {
+      return miudo_fork(engine_, conversation, length, &forked, error);
+    });
+    return forked;
   }
   void close(std::int64_t conversation) {
     run([&](miudo_error* error) { return miudo_close(engine_, conversation, error); });
@@ -187,17 +202,30 @@ class Engine {
     run([&](miudo_error* error) { return miudo_remove_adapter(engine_, called, error); });
   }
 
-  std::vector<std::tuple<std::int32_t, double>> step(const std::vector<Work*>& items) {
+  // The tokens drawn for each item, and their log-probabilities.
+  std::vector<std::tuple<std::vector<std::int32_t>, std::vector<double>>> step(
+      const std::vector<Work*>& items) {
     std::vector<miudo_work> works;
     std::vector<std::vector<float*>> attention(items.size());
+    std::vector<std::tuple<std::vector<std::int32_t>, std::vector<double>>> out(items.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
+      auto& [tokens, logprobs] = out[i];
+      // More than n_ids are refused, but by the core.
+      const std::size_t most = std::min(items[i]->n_drafted, items[i]->ids.size()) + 1;
+      tokens.resize(most);
+      logprobs.resize(most);
       works.push_back(work_of(*items[i], attention[i]));
+      works.back().tokens = tokens.data();
+      works.back().logprobs = logprobs.data();
     }
     run([&](miudo_error* error) {
       return miudo_step(engine_, works.data(), works.size(), error);
     });
-    std::vector<std::tuple<std::int32_t, double>> out;
-    for (const miudo_work& work : works) out.emplace_back(work.token, work.logprob);
+    for (std::size_t i = 0; i < works.size(); ++i) {
+      auto& [tokens, logprobs] = out[i];
+      tokens.resize(works[i].n_tokens);
+      logprobs.resize(works[i].n_tokens);
+    }
     return out;
   }
 
@@ -226,6 +254,15 @@ class Engine {
     });
   }
 
+  void time_phases(bool wanted) {
+    run([&](miudo_error* error) { return miudo_time_phases(engine_, wanted ? 1 : 0, error); });
+  }
+  std::vector<double> phase_seconds() {
+    std::vector<double> seconds(MIUDO_PHASES);
+    run([&](miudo_error* error) { return miudo_phase_seconds(engine_, seconds.data(), error); });
+    return seconds;
+  }
+
   std::string isa() const { return miudo_isa(engine_); }
   int threads() const { return miudo_threads(engine_); }
   std::uint64_t weight_bytes() const { return miudo_weight_bytes(engine_); }
@@ -234,6 +271,7 @@ class Engine {
     const nb::gil_scoped_release without_gil;
     return miudo_cache_bytes_used(engine_);
   }
+  std::uint64_t page_bytes() const { return miudo_page_bytes(engine_); }
 
  private:
   template <typename Body>
@@ -252,6 +290,7 @@ class Engine {
     work.conversation = item.conversation;
     work.ids = item.ids.data();
     work.n_ids = item.ids.size();
+    work.n_drafted = item.n_drafted;
     work.want = item.want;
     work.sampling = sampling_of(item.sampling);
     work.adapter = item.adapter ? c_name(*item.adapter) : nullptr;
@@ -315,6 +354,27 @@ void linear(int type, std::int64_t rows, std::int64_t cols, const Bytes& bytes,
         error);
 }
 
+std::vector<double> probe(int kind, const std::optional<std::string>& isa, int threads,
+                          std::uint64_t size_bytes, double seconds, std::size_t repeats) {
+  std::vector<double> rates(repeats);
+  const char* name = isa ? c_name(*isa) : nullptr;
+  miudo_error error = {};
+  miudo_status status = MIUDO_OK;
+  {
+    const nb::gil_scoped_release without_gil;
+    status = miudo_probe(static_cast<miudo_probe_kind>(kind), name, threads, size_bytes, seconds,
+                         rates.data(), rates.size(), &error);
+  }
+  check(status, error);
+  return rates;
+}
+
+std::vector<std::string> probe_isas() {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; miudo_probe_isa(i) != nullptr; ++i) names.emplace_back(miudo_probe_isa(i));
+  return names;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -327,24 +387,26 @@ NB_MODULE(_native, m) {
           [](Work* self, std::int64_t conversation, Ids ids, std::uint32_t want,
              SamplingTuple sampling, std::optional<Mask> mask, std::optional<Floats> logits,
              std::optional<Floats> hidden, std::vector<Floats> attention,
-             std::optional<std::string> adapter) {
+             std::optional<std::string> adapter, std::size_t n_drafted) {
             new (self) Work{conversation,        std::move(ids),       want,
                             std::move(sampling), std::move(mask),      std::move(logits),
-                            std::move(hidden),   std::move(attention), std::move(adapter)};
+                            std::move(hidden),   std::move(attention), std::move(adapter),
+                            n_drafted};
           },
           // What is written must be the caller's own array, not one converted from it.
           nb::arg("conversation"), nb::arg("ids"), nb::arg("want"), nb::arg("sampling"),
           nb::arg("mask").none(), nb::arg("logits").none().noconvert(),
           nb::arg("hidden").none().noconvert(), nb::arg("attention").noconvert(),
-          nb::arg("adapter").none());
+          nb::arg("adapter").none(), nb::arg("n_drafted") = 0);
   nb::class_<Engine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, std::uint64_t>(),
+      .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, int,
+                    std::uint64_t>(),
            nb::arg("config"), nb::arg("layers"), nb::arg("threads"), nb::arg("int8"),
-           nb::arg("cache_bytes"))
-      .def("set_tensor", &Engine::set_tensor, nb::arg("name"), nb::arg("type"), nb::arg("shape"),
-           nb::arg("bytes").noconvert())
+           nb::arg("cache_type"), nb::arg("cache_bytes"))
+      .def("set_tensors", &Engine::set_tensors)
       .def("finalize", &Engine::finalize)
       .def("open", &Engine::open)
+      .def("fork", &Engine::fork)
       .def("close", &Engine::close)
       .def("length", &Engine::length)
       .def("truncate", &Engine::truncate)
@@ -355,12 +417,20 @@ NB_MODULE(_native, m) {
            nb::arg("argmax").noconvert(), nb::arg("logsumexp").noconvert(), nb::arg("top_k"),
            nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
            nb::arg("adapter").none())
+      .def("time_phases", &Engine::time_phases)
+      .def("phase_seconds", &Engine::phase_seconds)
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("weight_bytes", &Engine::weight_bytes)
-      .def_prop_ro("cache_bytes_used", &Engine::cache_bytes_used);
+      .def_prop_ro("cache_bytes_used", &Engine::cache_bytes_used)
+      .def_prop_ro("page_bytes", &Engine::page_bytes)
+      .def_prop_ro_static("page_positions",
+                          [](const nb::handle&) { return miudo_page_positions(); });
   m.def("sample", &sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("position"),
         nb::arg("seen"), nb::arg("mask").none());
   m.def("uniform", &miudo_uniform);
   m.def("linear", &linear);
+  m.def("probe", &probe, nb::arg("kind"), nb::arg("isa").none(), nb::arg("threads"),
+        nb::arg("size_bytes"), nb::arg("seconds"), nb::arg("repeats"));
+  m.def("probe_isas", &probe_isas);
 }

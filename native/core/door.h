@@ -29,6 +29,13 @@ Enum choice(std::int32_t value, std::int32_t count, const char* name) {
   return static_cast<Enum>(value);
 }
 
+inline CacheType cache_type_of(const miudo_options& options) {
+  if (options.cache_type < 0 || options.cache_type >= kCacheTypes) {
+    fail(Code::kRequest, "cache_type is " + std::to_string(options.cache_type) + ", allowed 0 to 3");
+  }
+  return static_cast<CacheType>(options.cache_type);
+}
+
 // Throws Failure for values that are no config; copies what pointers lead to.
 ModelConfig config_of(const miudo_config& from);
 

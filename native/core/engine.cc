@@ -5,24 +5,51 @@
 #include <string>
 #include <utility>
 
+#include "core/door.h"
 #include "util/cpu.h"
 #include "util/status.h"
 
 namespace miudo {
+namespace {
+
+void check_held(const Conversation& conversation, std::size_t length) {
+  if (length <= conversation.ids.size()) return;
+  fail(Code::kRequest, "length is " + std::to_string(length) + ", the conversation holds " +
+                           std::to_string(conversation.ids.size()));
+}
+
+// The page that the next position is written to; null where it will be a new one.
+Page begun_page(const Conversation& conversation) {
+  return conversation.ids.size() % kTilePositions == 0 ? nullptr : conversation.pages.back();
+}
+
+void check_draft(const miudo_work& work) {
+  if (work.n_drafted >= work.n_ids) {
+    fail(Code::kRequest, std::to_string(work.n_drafted) + " of " + std::to_string(work.n_ids) +
+                             " ids are drafted");
+  }
+  if (work.want != MIUDO_WANT_SAMPLE) {
+    fail(Code::kRequest, "a draft wants more than a sample");
+  }
+  if (work.tokens == nullptr || work.logprobs == nullptr) {
+    fail(Code::kRequest, "there is no space for the tokens of a draft");
+  }
+}
+
+}  // namespace
 
 Engine::Engine(ModelConfig config, const miudo_options& options)
     : options_(options),
-      model_(std::move(config), choose_isa(), options.int8_activations != 0),
+      model_(std::move(config), choose_isa(), options.int8_activations != 0,
+             cache_type_of(options)),
       team_(choose_threads(options.threads)),
       stop_(options.interrupt, options.interrupt_context),
-      pages_(model_.layout.page_floats(), options.cache_bytes) {}
+      pages_(model_.layout.page_bytes(), options.cache_bytes) {}
 
-void Engine::set_tensor(const std::string& name, DType type,
-                        const std::vector<std::size_t>& shape, const std::uint8_t* bytes,
-                        std::size_t size_bytes) {
+void Engine::set_tensors(std::span<const StoredTensor> tensors) {
   const std::lock_guard lock(mutex_);
-  if (complete_) fail(Code::kModelFile, "the model is complete, tensor " + name + " is too late");
-  model_.weights.set(name, type, shape, bytes, size_bytes, team_);
+  if (complete_) fail(Code::kModelFile, "the model is complete, tensors are too late");
+  model_.weights.set(tensors, team_);
 }
 
 void Engine::finalize() {
@@ -36,6 +63,20 @@ std::int64_t Engine::open() {
   if (!complete_) fail(Code::kRequest, "the model has no weights yet");
   conversations_.try_emplace(next_conversation_);
   return next_conversation_++;  // never used again: a stale handle is an error, not a neighbour
+}
+
+std::int64_t Engine::fork(std::int64_t conversation, std::size_t length) {
+  const std::lock_guard lock(mutex_);
+  const Conversation& from = find(conversation);
+  check_held(from, length);
+  Conversation made;
+  made.ids.assign(from.ids.begin(), from.ids.begin() + static_cast<std::ptrdiff_t>(length));
+  made.pages.assign(from.pages.begin(),
+                    from.pages.begin() + static_cast<std::ptrdiff_t>(pages_for(length)));
+  if (length != 0) made.adapter = from.adapter;
+  const auto placed = conversations_.try_emplace(next_conversation_, std::move(made)).first;
+  for (const Page page : placed->second.pages) pages_.share(page);
+  return next_conversation_++;
 }
 
 void Engine::close(std::int64_t conversation) {
@@ -52,13 +93,21 @@ std::size_t Engine::length(std::int64_t conversation) {
 void Engine::truncate(std::int64_t conversation, std::size_t length) {
   const std::lock_guard lock(mutex_);
   Conversation& held = find(conversation);
-  if (length > held.ids.size()) {
-    fail(Code::kRequest, "length is " + std::to_string(length) + ", the conversation holds " +
-                             std::to_string(held.ids.size()));
-  }
+  check_held(held, length);
   held.ids.resize(length);
   if (length == 0) held.adapter = nullptr;
   give_back_beyond(held, length);
+}
+
+void Engine::time_phases(bool wanted) {
+  const std::lock_guard lock(mutex_);
+  laps_ = Laps();
+  timed_ = wanted;
+}
+
+std::array<double, kPhases> Engine::phase_seconds() {
+  const std::lock_guard lock(mutex_);
+  return laps_.seconds();
 }
 
 std::size_t Engine::cache_bytes_used() {
@@ -95,6 +144,7 @@ void Engine::check_work(const miudo_work& work, const Conversation& conversation
   check_ids({work.ids, work.n_ids}, conversation.ids.size());
   if ((work.want & ~kAll) != 0) fail(Code::kRequest, "an unknown thing is wanted");
   if ((work.want & MIUDO_WANT_SAMPLE) != 0) check_sampling(work.sampling);
+  if (work.n_drafted != 0) check_draft(work);
   const bool logits = (work.want & (MIUDO_WANT_LAST_LOGITS | MIUDO_WANT_ALL_LOGITS)) != 0;
   if ((logits && work.logits == nullptr) ||
       ((work.want & MIUDO_WANT_HIDDEN) != 0 && work.hidden == nullptr) ||
@@ -145,12 +195,30 @@ void Engine::give_back_beyond(Conversation& conversation, std::size_t length) no
   }
 }
 
-void Engine::reserve(std::span<const Item> items) {
-  const auto pages_after = [](const Item& item) {
-    return pages_for(item.conversation->ids.size() + item.work->n_ids);
-  };
+std::size_t Engine::pages_wanted(std::span<const Item> items) const {
   std::size_t wanted = 0;
-  for (const Item& item : items) wanted += pages_after(item) - item.conversation->pages.size();
+  std::vector<Page> written;  // shared ones: the last owner to come needs no copy
+  for (const Item& item : items) {
+    const Conversation& c = *item.conversation;
+    wanted += pages_for(c.ids.size() + item.work->n_ids) - c.pages.size();
+    const Page page = begun_page(c);
+    if (page == nullptr || pages_.owners(page) == 1) continue;
+    const auto before = std::count(written.begin(), written.end(), page);
+    if (pages_.owners(page) - static_cast<std::size_t>(before) > 1) ++wanted;
+    written.push_back(page);
+  }
+  return wanted;
+}
+
+void Engine::own_last_page(Conversation& conversation) {
+  const Page page = begun_page(conversation);
+  if (page == nullptr || pages_.owners(page) == 1) return;
+  conversation.pages.back() = pages_.copy(page);
+  pages_.give_back(page);
+}
+
+void Engine::reserve(std::span<const Item> items) {
+  const std::size_t wanted = pages_wanted(items);
   if (wanted > pages_.available()) {
     fail(Code::kRequest, "the cache is full: " + std::to_string(wanted) +
                              " pages are wanted, " + std::to_string(pages_.available()) +
@@ -161,8 +229,9 @@ void Engine::reserve(std::span<const Item> items) {
     // What is taken in below is noted without fail at the end. Doubled, as a vector grows.
     const std::size_t length = c.ids.size() + item.work->n_ids;
     if (c.ids.capacity() < length) c.ids.reserve(std::max(length, 2 * c.ids.capacity()));
-    c.pages.reserve(std::max(pages_after(item), c.pages.size()));
-    while (c.pages.size() < pages_after(item)) c.pages.push_back(pages_.take());
+    own_last_page(c);
+    c.pages.reserve(pages_for(length));
+    while (c.pages.size() < pages_for(length)) c.pages.push_back(pages_.take());
   }
 }
 

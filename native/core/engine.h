@@ -3,6 +3,7 @@
 // Read next: core/step.cc, then model/forward.cc.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -15,6 +16,7 @@
 #include "model/adapter.h"
 #include "model/forward.h"
 #include "model/kv_cache.h"
+#include "util/laps.h"
 #include "util/own_mutex.h"
 #include "util/team.h"
 
@@ -24,7 +26,7 @@ namespace miudo {
 constexpr std::size_t kChunk = 256;
 
 struct Conversation {
-  std::vector<float*> pages;
+  std::vector<Page> pages;  // those full may be shared; the last one too, until it is written
   std::vector<std::int32_t> ids;  // taken in so far; its size is the length
   const Adapter* adapter = nullptr;  // which the pages were computed with
 };
@@ -33,11 +35,11 @@ class Engine {
  public:
   Engine(ModelConfig config, const miudo_options& options);
 
-  void set_tensor(const std::string& name, DType type, const std::vector<std::size_t>& shape,
-                  const std::uint8_t* bytes, std::size_t size_bytes);
+  void set_tensors(std::span<const StoredTensor> tensors);
   void finalize();
 
   std::int64_t open();
+  std::int64_t fork(std::int64_t conversation, std::size_t length);
   void close(std::int64_t conversation);
   std::size_t length(std::int64_t conversation);
   void truncate(std::int64_t conversation, std::size_t length);
@@ -48,8 +50,13 @@ class Engine {
   void step(std::span<miudo_work> works);
   void score(std::span<const std::int32_t> ids, const char* adapter, const miudo_scores& scores);
 
+  // Begins to sum the seconds of steps by phase, from none, or ceases.
+  void time_phases(bool wanted);
+  std::array<double, kPhases> phase_seconds();
+
   const Model& model() const { return model_; }
-  int threads() const { return team_.size(); }
+  int threads() const { return team_.threads(); }
+  std::size_t page_bytes() const { return pages_.page_bytes(); }
   std::size_t cache_bytes_used();
   // Whether this is a child of the process that made the engine.
   bool elsewhere() const { return mutex_.elsewhere(); }
@@ -61,6 +68,12 @@ class Engine {
     Conversation* conversation;
     const Adapter* adapter;
     std::size_t taken = 0;  // ids already computed
+    bool differed = false;  // a drawn id was not the drafted one
+
+    // How many of the ids the conversation keeps: a draft up to where a drawn id differed.
+    std::size_t kept() const {
+      return work->n_drafted == 0 ? work->n_ids : work->n_ids - work->n_drafted + work->n_tokens - 1;
+    }
   };
 
   Conversation& find(std::int64_t conversation);
@@ -72,9 +85,11 @@ class Engine {
   std::vector<Item> check_batch(std::span<miudo_work> works);
   void look_for_interrupt();
 
-  // Pages for `length` positions; all or none.
   void give_back_beyond(Conversation& conversation, std::size_t length) noexcept;
+  // Pages for what the items take in, and copies of shared ones that they write; all or none.
+  std::size_t pages_wanted(std::span<const Item> items) const;
   void reserve(std::span<const Item> items);
+  void own_last_page(Conversation& conversation);
   void release(std::span<const Item> items) noexcept;
 
   void compute(std::span<Item> items);
@@ -82,7 +97,7 @@ class Engine {
   void answer(const Pass& pass, std::span<Item> items);
   void run(const Pass& pass);
   void read_logits(const Pass& pass, std::size_t n);
-  void answer_row(const Item& item, std::size_t index, std::size_t at);
+  void answer_row(Item& item, std::size_t index, std::size_t at);
   void score_rows(const Pass& pass, std::span<const std::int32_t> ids, std::size_t start,
                   const miudo_scores& scores);
   static void score_row(const float* row, const Reading& reading, std::int32_t target,
@@ -95,6 +110,8 @@ class Engine {
   Model model_;
   Team team_;
   Stop stop_;
+  Laps laps_;
+  bool timed_ = false;
   PagePool pages_;
   bool complete_ = false;
   std::int64_t next_conversation_ = 1;

@@ -1,13 +1,18 @@
 // The C door: checks what comes in, lets no exception out.
 #include "core/miudo.h"
 
+#include <algorithm>
 #include <cstring>
+#include <limits>
 #include <new>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "core/door.h"
 #include "core/engine.h"
 #include "model/linear.h"
+#include "probe/probe.h"
 #include "util/philox.h"
 #include "util/status.h"
 
@@ -52,6 +57,27 @@ DType dtype_of(const miudo_dtype& type) {
   return choice<DType>(value, kDTypes, "tensor type");
 }
 
+const ProbeLoops& loops_of(const char* isa) {
+  for (const ProbeLoops* loops : probe_loops()) {
+    if (isa == nullptr || std::strcmp(isa, loops->isa) == 0) return *loops;
+  }
+  fail(Code::kRequest, "this machine has no instruction set " + std::string(isa));
+}
+
+StoredTensor tensor_of(const miudo_tensor& from) {
+  need(from.name, "name");
+  need(from.shape, "shape");
+  need(from.bytes, "bytes");
+  if (from.n_dims < 1 || from.n_dims > 4) fail(Code::kModelFile, "a tensor has 1 to 4 axes");
+  StoredTensor to = {from.name, dtype_of(from.type), {}, nullptr, from.size_bytes, 0};
+  for (const std::int64_t n : std::span(from.shape, from.n_dims)) {
+    to.shape.push_back(size_of(n, "shape"));
+  }
+  to.bytes = static_cast<const std::uint8_t*>(from.bytes);
+  to.mapped_before = from.mapped_before;
+  return to;
+}
+
 }  // namespace
 }  // namespace miudo
 
@@ -78,19 +104,16 @@ void miudo_destroy(miudo_engine* engine) {
   delete engine;
 }
 
-miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtype type,
-                              const int64_t* shape, size_t n_dims, const void* bytes,
-                              size_t size_bytes, miudo_error* error) {
+miudo_status miudo_set_tensors(miudo_engine* engine, const miudo_tensor* tensors, size_t n_tensors,
+                               miudo_error* error) {
   return guarded(error, [&] {
     need(engine, "engine");
-    need(name, "name");
-    need(shape, "shape");
-    need(bytes, "bytes");
-    if (n_dims < 1 || n_dims > 4) fail(Code::kModelFile, "a tensor has 1 to 4 axes");
-    std::vector<std::size_t> sizes;
-    for (std::size_t i = 0; i < n_dims; ++i) sizes.push_back(miudo::size_of(shape[i], "shape"));
-    engine->engine.set_tensor(name, miudo::dtype_of(type), sizes,
-                              static_cast<const std::uint8_t*>(bytes), size_bytes);
+    if (n_tensors != 0) need(tensors, "tensors");
+    std::vector<miudo::StoredTensor> stored;
+    for (const miudo_tensor& tensor : std::span(tensors, n_tensors)) {
+      stored.push_back(miudo::tensor_of(tensor));
+    }
+    engine->engine.set_tensors(stored);
   });
 }
 
@@ -106,6 +129,15 @@ miudo_status miudo_open(miudo_engine* engine, int64_t* conversation, miudo_error
     need(engine, "engine");
     need(conversation, "conversation");
     *conversation = engine->engine.open();
+  });
+}
+
+miudo_status miudo_fork(miudo_engine* engine, int64_t conversation, size_t length,
+                        int64_t* forked, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(forked, "forked");
+    *forked = engine->engine.fork(conversation, length);
   });
 }
 
@@ -176,6 +208,23 @@ miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
   });
 }
 
+miudo_status miudo_time_phases(miudo_engine* engine, int32_t wanted, miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    engine->engine.time_phases(wanted != 0);
+  });
+}
+
+miudo_status miudo_phase_seconds(miudo_engine* engine, double* seconds, miudo_error* error) {
+  static_assert(miudo::kPhases == MIUDO_PHASES);
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(seconds, "seconds");
+    const auto found = engine->engine.phase_seconds();
+    std::copy(found.begin(), found.end(), seconds);
+  });
+}
+
 const char* miudo_isa(const miudo_engine* engine) {
   return miudo::isa_name(engine->engine.model().kernels.isa);
 }
@@ -191,6 +240,10 @@ uint64_t miudo_cache_bytes_used(miudo_engine* engine) {
   guarded(nullptr, [&] { used = engine->engine.cache_bytes_used(); });
   return used;
 }
+
+size_t miudo_page_positions() { return miudo::kTilePositions; }
+
+uint64_t miudo_page_bytes(const miudo_engine* engine) { return engine->engine.page_bytes(); }
 
 double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position) {
   return miudo::uniform(seed, request, position);
@@ -251,5 +304,26 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const auto at = static_cast<std::size_t>(dtype);
     (int8 ? kernels.matmul_int8[at] : kernels.matmul_float[at])(weight.view(), nullptr, in, out, r,
                                                                 0, weight.tiles());
+  });
+}
+
+const char* miudo_probe_isa(size_t index) {
+  const auto loops = miudo::probe_loops();
+  return index < loops.size() ? loops[index]->isa : nullptr;
+}
+
+miudo_status miudo_probe(miudo_probe_kind kind, const char* isa, int32_t threads,
+                         uint64_t size_bytes, double seconds, double* rates, size_t n_rates,
+                         miudo_error* error) {
+  return guarded(error, [&] {
+    if (n_rates != 0) need(rates, "rates");
+    std::int32_t number;
+    std::memcpy(&number, &kind, sizeof(number));
+    const auto known = miudo::choice<miudo::ProbeKind>(number, 3, "probe");
+    if (!(seconds > 0.0 && seconds <= 60.0)) fail(Code::kRequest, "seconds are not in (0, 60]");
+    if (threads < 0) fail(Code::kRequest, "threads are fewer than none");
+    if (size_bytes > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
+    miudo::probe({known, &miudo::loops_of(isa), miudo::choose_threads(threads), size_bytes, seconds},
+                 {rates, n_rates});
   });
 }

@@ -1,11 +1,12 @@
 /* The engine as plain C: what a program needs to run a model, with Python or without.
  *
- * Life: miudo_create, miudo_set_tensor for every tensor, miudo_finalize, then conversations and
- * steps, miudo_destroy. Nothing is global. Calls on one engine may come from any thread; they
- * run one after the other. Not from an interrupt function, nor in a child that fork() made: both
- * are refused, and miudo_destroy does nothing in a child. Every function that can fail returns a
- * status and fills `error` (which may be NULL). All sizes are checked here again, whatever the
- * caller has checked. Where memory runs out, MIUDO_RESOURCE is returned and nothing has changed.
+ * Life: miudo_create, miudo_set_tensors until every tensor is there, miudo_finalize, then
+ * conversations and steps, miudo_destroy. Nothing is global. Calls on one engine may come from any
+ * thread; they run one after the other. Not from an interrupt function, nor in a child that fork()
+ * made: both are refused, and miudo_destroy does nothing in a child. Every function that can fail
+ * returns a status and fills `error` (which may be NULL). All sizes are checked here again, whatever
+ * the caller has checked. Where memory runs out, MIUDO_RESOURCE is returned and no conversation has
+ * changed.
  *
  * Not for: files, tokenizers, text. Read next: core/engine.h.
  * Shapes: T ids in one work item, L layers, D d_model, V vocab_size, H heads.
@@ -94,9 +95,18 @@ typedef struct {
   miudo_latent latent;
 } miudo_config;
 
+/* What keys and values are rounded to. Int8: groups of 32 with a float16 scale. */
+typedef enum {
+  MIUDO_CACHE_F32 = 0, /* with float activations: the reference */
+  MIUDO_CACHE_F16 = 1,
+  MIUDO_CACHE_BF16 = 2,
+  MIUDO_CACHE_INT8 = 3
+} miudo_cache_type;
+
 typedef struct {
   int32_t threads;          /* 0: MIUDO_THREADS, or the cores this process may use */
   int32_t int8_activations; /* for matrices in blocks; 0 is the float reference */
+  int32_t cache_type;       /* a miudo_cache_type */
   uint64_t cache_bytes;     /* budget for keys and values, taken page by page when needed */
   /* Called between chunks of at most 256 positions, and some twenty times a second between the
    * layers of a long one; not 0 stops the call, which then has changed no conversation. It must
@@ -129,13 +139,21 @@ typedef struct {
   int64_t conversation;
   const int32_t* ids;
   size_t n_ids;
+  /* How many of the last ids are a guess, less than n_ids; SAMPLE alone is wanted then. A token is
+   * drawn at each of their positions in turn and behind the last, until one differs from the
+   * guess; ids from there on are forgotten. So the tokens, and what the conversation then holds,
+   * are those of single steps. */
+  size_t n_drafted;
   uint32_t want;
   miudo_sampling sampling;
   const uint8_t* mask; /* [V], not 0 where an id may be drawn; NULL: everywhere */
   const char* adapter; /* one that miudo_add_adapter was given; NULL: none */
   /* Results; the caller owns the memory. */
-  int32_t token;
+  int32_t token;            /* the last that was drawn */
   double logprob;           /* of token, under the softmax of the raw logits */
+  int32_t* tokens;          /* [n_drafted + 1] all that were drawn; optional without a draft */
+  double* logprobs;         /* [n_drafted + 1] optional likewise */
+  size_t n_tokens;          /* how many were drawn */
   float* logits;            /* [T, V] for ALL_LOGITS, else [V] for LAST_LOGITS */
   float* hidden;            /* [L + 1, T, D]: the residual stream before and after each layer */
   float* const* attention;  /* L times [H, T, n_keys] */
@@ -152,9 +170,22 @@ typedef struct {
   float* top_logprobs;
 } miudo_scores;
 
+/* A tensor as it lies in a file. Matrices are [out, in]. */
+typedef struct {
+  const char* name;
+  miudo_dtype type;
+  const int64_t* shape;
+  size_t n_dims;
+  const void* bytes;
+  size_t size_bytes;
+  /* Bytes of a read-only map of a file that lie before `bytes`: pages of the map may be let go
+   * once they are packed. 0 for other memory, which would lose what it holds. */
+  size_t mapped_before;
+} miudo_tensor;
+
 /* One matrix's low-rank correction: out += scale * up (down x), beside the matrix. */
 typedef struct {
-  const char* matrix; /* as in miudo_set_tensor: "layers.0.attn.q.weight" */
+  const char* matrix; /* as in miudo_tensor: "layers.0.attn.q.weight" */
   int64_t rank;
   const float* down; /* [rank, in] */
   size_t n_down;     /* numbers behind down */
@@ -169,13 +200,17 @@ miudo_status miudo_create(const miudo_config* config, const miudo_options* optio
                           miudo_engine** engine, miudo_error* error);
 void miudo_destroy(miudo_engine* engine);
 
-/* `bytes` is copied into the engine's own layout. Matrices are [out, in]. */
-miudo_status miudo_set_tensor(miudo_engine* engine, const char* name, miudo_dtype type,
-                              const int64_t* shape, size_t n_dims, const void* bytes,
-                              size_t size_bytes, miudo_error* error);
+/* Copies tensors into the engine's own layout, on all of its threads: the more at a time, the
+ * better they share the work. */
+miudo_status miudo_set_tensors(miudo_engine* engine, const miudo_tensor* tensors, size_t n_tensors,
+                               miudo_error* error);
 miudo_status miudo_finalize(miudo_engine* engine, miudo_error* error);
 
 miudo_status miudo_open(miudo_engine* engine, int64_t* conversation, miudo_error* error);
+/* A new conversation that begins with the first `length` positions of another, sharing its pages;
+ * one that is written later is copied then. */
+miudo_status miudo_fork(miudo_engine* engine, int64_t conversation, size_t length,
+                        int64_t* forked, miudo_error* error);
 miudo_status miudo_close(miudo_engine* engine, int64_t conversation, miudo_error* error);
 miudo_status miudo_length(miudo_engine* engine, int64_t conversation, size_t* length,
                           miudo_error* error);
@@ -204,10 +239,32 @@ miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t 
                             int (*on_token)(int32_t token, void* context), void* context,
                             int32_t* tokens, size_t* n_tokens, miudo_error* error);
 
+/* Where the time of steps goes. The clock is that of the thread that calls, waiting for the others
+ * a phase of its own. `wanted` begins to sum from none; 0 ceases, as at first. */
+enum {
+  MIUDO_PHASE_ENTRY = 0, /* checks, pages, token rows, rotations */
+  MIUDO_PHASE_NORM,      /* residual stream and norms */
+  MIUDO_PHASE_QKV,       /* queries, keys and values, into the cache */
+  MIUDO_PHASE_ATTENTION,
+  MIUDO_PHASE_OUTPUT, /* attention's last matrix */
+  MIUDO_PHASE_FEEDFORWARD,
+  MIUDO_PHASE_HEAD,
+  MIUDO_PHASE_SAMPLING,
+  MIUDO_PHASE_WAITING,
+  MIUDO_PHASES
+};
+miudo_status miudo_time_phases(miudo_engine* engine, int32_t wanted, miudo_error* error);
+/* seconds [MIUDO_PHASES] so far. */
+miudo_status miudo_phase_seconds(miudo_engine* engine, double* seconds, miudo_error* error);
+
 const char* miudo_isa(const miudo_engine* engine);
 int32_t miudo_threads(const miudo_engine* engine);
 uint64_t miudo_weight_bytes(const miudo_engine* engine);
 uint64_t miudo_cache_bytes_used(miudo_engine* engine); /* 0 where calls are refused */
+/* Keys and values are held in pages of so many positions and bytes. A step that would need more
+ * pages than cache_bytes holds, copies of shared ones included, is refused before any work. */
+size_t miudo_page_positions(void);
+uint64_t miudo_page_bytes(const miudo_engine* engine);
 
 /* Pieces alone, for tests and other programs. */
 double miudo_uniform(uint64_t seed, uint64_t request, uint64_t position);
@@ -219,6 +276,23 @@ miudo_status miudo_sample(const float* logits, size_t vocab_size, const miudo_sa
 miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const void* bytes,
                           size_t size_bytes, const float* x, size_t n, int32_t int8_activations,
                           float* out, miudo_error* error);
+
+/* What this machine can do at best, measured when asked: the floor that a model's speed is held
+ * against. */
+typedef enum {
+  MIUDO_PROBE_READ = 0,  /* plain reading, bytes a second */
+  MIUDO_PROBE_INT8 = 1,  /* 8-bit products summed in 32 bits, operations a second */
+  MIUDO_PROBE_FLOAT = 2  /* float products summed; a product and its sum are two operations */
+} miudo_probe_kind;
+
+/* The instruction sets that a probe can use here, best first; NULL past the last. */
+const char* miudo_probe_isa(size_t index);
+/* Fills rates [n_rates], each over about `seconds`, on `threads` threads (0 as in miudo_options).
+ * `isa` is one of those above; NULL is the first. READ goes over size_bytes again and again, which
+ * decides from which memory they come; the others need none. */
+miudo_status miudo_probe(miudo_probe_kind kind, const char* isa, int32_t threads,
+                         uint64_t size_bytes, double seconds, double* rates, size_t n_rates,
+                         miudo_error* error);
 
 #ifdef __cplusplus
 }

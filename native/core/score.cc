@@ -56,7 +56,7 @@ void Engine::score_rows(const Pass& pass, std::span<const std::int32_t> ids, std
     std::vector<std::int32_t> order;
     std::vector<Stretch> stretches;
   };
-  std::vector<Space> spaces(static_cast<std::size_t>(team_.size()));
+  std::vector<Space> spaces(static_cast<std::size_t>(team_.threads()));
   for (Space& space : spaces) {
     space.stretches.resize(stretches_of(vocab));
     if (scores.top_k > 0) space.order.resize(vocab);

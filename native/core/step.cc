@@ -12,7 +12,9 @@ namespace miudo {
 
 void Engine::step(std::span<miudo_work> works) {
   const std::lock_guard lock(mutex_);
+  if (timed_) laps_.begin();
   std::vector<Item> items = check_batch(works);
+  for (miudo_work& work : works) work.n_tokens = 0;
   try {
     reserve(items);
     compute(items);
@@ -22,8 +24,9 @@ void Engine::step(std::span<miudo_work> works) {
   }
   for (const Item& item : items) {
     std::vector<std::int32_t>& ids = item.conversation->ids;
-    ids.insert(ids.end(), item.work->ids, item.work->ids + item.work->n_ids);
+    ids.insert(ids.end(), item.work->ids, item.work->ids + item.kept());
     item.conversation->adapter = item.adapter;
+    give_back_beyond(*item.conversation, ids.size());  // what a draft has lost
   }
 }
 
@@ -34,6 +37,7 @@ void Engine::compute(std::span<Item> items) {
     const Pass pass = take_chunk(items, first);
     run(pass);
     answer(pass, items);
+    pass.end(Phase::kSampling);
   }
 }
 
@@ -73,7 +77,7 @@ Pass Engine::take_chunk(std::span<Item> items, std::size_t& first) {
     item.taken += seg.n;
     if (item.taken == work.n_ids) ++first;
   }
-  return {model_, team_, scratch_, segments_, adapted_, stop_, n};
+  return {model_, team_, scratch_, segments_, adapted_, stop_, n, timed_ ? &laps_ : nullptr};
 }
 
 // Logits of the rows that someone wants, a few at a time, each handed on as it comes.
@@ -85,12 +89,13 @@ void Engine::answer(const Pass& pass, std::span<Item> items) {
   std::vector<Wanted> wanted;
   for (std::size_t i = 0; i < segments_.size(); ++i) {
     const Segment& seg = segments_[i];
-    const std::uint32_t want = items[segment_item_[i]].work->want;
+    const miudo_work& work = *items[segment_item_[i]].work;
+    const std::uint32_t want = work.want;
     const bool all = (want & MIUDO_WANT_ALL_LOGITS) != 0;
     const bool last = (want & (MIUDO_WANT_SAMPLE | MIUDO_WANT_LAST_LOGITS)) != 0;
     for (std::size_t r = 0; r < seg.n; ++r) {
       const std::size_t index = seg.offset + r;
-      if (all || (last && index + 1 == seg.total)) {
+      if (all || (last && index + 1 + work.n_drafted >= seg.total)) {
         wanted.push_back({segment_item_[i], index, seg.row + r});
       }
     }
@@ -134,7 +139,7 @@ void Engine::read_logits(const Pass& pass, std::size_t n) {
   });
 }
 
-void Engine::answer_row(const Item& item, std::size_t index, std::size_t at) {
+void Engine::answer_row(Item& item, std::size_t index, std::size_t at) {
   const std::size_t vocab = model_.config.vocab_size, stretches = stretches_of(vocab);
   const float* row = head_out_.data() + at * vocab;
   miudo_work& work = *item.work;
@@ -144,15 +149,16 @@ void Engine::answer_row(const Item& item, std::size_t index, std::size_t at) {
   } else if ((work.want & MIUDO_WANT_LAST_LOGITS) != 0 && last) {
     std::memcpy(work.logits, row, vocab * sizeof(float));
   }
-  if ((work.want & MIUDO_WANT_SAMPLE) == 0 || !last) return;
+  const bool draws = index + 1 + work.n_drafted >= work.n_ids && !item.differed;
+  if ((work.want & MIUDO_WANT_SAMPLE) == 0 || !draws) return;
   const std::vector<std::int32_t>& ids = item.conversation->ids;
   const miudo_sampling& sampling = work.sampling;
   seen_.clear();
   if (sampling.repetition_penalty < 1.0 || sampling.repetition_penalty > 1.0) {
     seen_ = ids;
-    seen_.insert(seen_.end(), work.ids, work.ids + work.n_ids);
+    seen_.insert(seen_.end(), work.ids, work.ids + index + 1);
   }
-  const std::size_t position = ids.size() + work.n_ids;
+  const std::size_t position = ids.size() + index + 1;
   const Reading reading =
       reading_of({row, vocab}, std::span(stretches_).subspan(at * stretches, stretches));
   const bool plain = seen_.empty() && sampling.n_bias == 0 && work.mask == nullptr;
@@ -162,6 +168,10 @@ void Engine::answer_row(const Item& item, std::size_t index, std::size_t at) {
     work.token = sampler_.sample({row, vocab}, sampling, position, seen_, work.mask);
   }
   work.logprob = static_cast<double>(row[work.token]) - reading.logsumexp;
+  if (work.tokens != nullptr) work.tokens[work.n_tokens] = work.token;
+  if (work.logprobs != nullptr) work.logprobs[work.n_tokens] = work.logprob;
+  ++work.n_tokens;
+  item.differed = !last && work.token != work.ids[index + 1];
 }
 
 }  // namespace miudo

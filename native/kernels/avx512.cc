@@ -7,6 +7,8 @@
 //
 #include "kernels/vector_inl.h"
 //
+#include "kernels/lanes16.h"
+//
 #include "kernels/attention_inl.h"
 //
 #include "kernels/table_inl.h"

@@ -6,11 +6,17 @@ extern const Kernels kPortableKernels;
 #if defined(MIUDO_HAVE_X86)
 extern const Kernels kAvx2Kernels, kAvx512Kernels;
 #endif
+#if defined(MIUDO_HAVE_ARM)
+extern const Kernels kNeonKernels;
+#endif
 
 const Kernels& kernels_for(Isa isa) {
 #if defined(MIUDO_HAVE_X86)
   if (isa == Isa::kAvx2) return kAvx2Kernels;
   if (isa == Isa::kAvx512) return kAvx512Kernels;
+#endif
+#if defined(MIUDO_HAVE_ARM)
+  if (isa == Isa::kNeon) return kNeonKernels;
 #endif
   static_cast<void>(isa);
   return kPortableKernels;

@@ -9,12 +9,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention.h"
 #include "kernels/packed.h"
 #include "util/cpu.h"
 
 namespace miudo {
-
-constexpr std::size_t kTilePositions = 32;  // keys and values are tiled by absolute position
 
 enum class Activation { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
 
@@ -74,16 +73,12 @@ struct Kernels {
   // The sum of e^(x - top), NaN if any x is; for the few hundred numbers that float lanes can sum.
   double (*sum_exp)(const float* x, std::size_t n, float top);
 
-  // scores[i][j] = q[i] . keys[., j] for one tile of 32 positions, keys [head_dim][32].
-  void (*scores)(const float* q, std::size_t q_stride, std::size_t rows, std::size_t head_dim,
-                 const float* keys, float* scores, std::size_t stride);
-  // In place over s [0, size), size a multiple of 32: e^(s - max) inside [begin, end), 0
-  // outside. Returns the sum.
-  float (*softmax)(float* s, std::size_t begin, std::size_t end, std::size_t size);
-  // out[i][d] += sum_j p[i][j] * values[j][d] over positions [begin, end) of one tile.
-  void (*weigh)(const float* p, std::size_t p_stride, std::size_t rows, const float* values,
-                std::size_t value_stride, std::size_t begin, std::size_t end, float* out,
-                std::size_t out_stride);
+  // Turns number i of x with number i + half by an angle of which these are cosine and sine.
+  void (*rotate)(float* x, const float* cos, const float* sin, std::size_t half);
+  // In place over s [0, size), size a multiple of 32: e^(s - greatest) inside [begin, end), 0
+  // outside.
+  Part (*softmax)(float* s, std::size_t begin, std::size_t end, std::size_t size);
+  CacheKernels cache[kCacheTypes];  // by CacheType
 };
 
 // The table of an instruction set that isa_available(isa).

@@ -85,6 +85,13 @@ struct Place {
 
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 
+// Halves of one line come one after the other: registers hold no line for later.
+template <int kBits, int kParts>
+constexpr int quad_in_turn(int part, int step) {
+  if (kParts == 1 && kBits != 8) return step / 2 + step % 2 * 4;
+  return 8 / kParts * part + step;
+}
+
 // The part of a group that shares a scale: adds (numbers - zero) * x * both scales, and offsets.
 template <DType kType, int kPart, int N>
 inline void multiply_part(const std::uint8_t* p, const GroupScales<kType>& s, const Place& x,
@@ -101,7 +108,7 @@ inline void multiply_part(const std::uint8_t* p, const GroupScales<kType>& s, co
         dots[i].add(factor, x.values + static_cast<std::size_t>(i) * kGroup + 4 * kQuad);
       }
     };
-    (add_quad(std::integral_constant<int, 8 / kParts * kPart + kStep>()), ...);
+    (add_quad(std::integral_constant<int, quad_in_turn<f.bits, kParts>(kPart, kStep)>()), ...);
   }(std::make_integer_sequence<int, 8 / kParts>());
   for (int i = 0; i < N; ++i) {
     WideInt sum = whole(x.sums[i]);
@@ -141,8 +148,11 @@ inline void multiply_int8(const Packed& w, std::size_t tile, Place x, Wide (&acc
 
 // Writes the sums of `n` of N positions for the rows of a tile, with the bias, or added to out.
 template <bool kAdd, int N>
-inline void finish(const Packed& w, std::size_t tile, const float* bias, Wide (&acc)[N], int n,
-                   float* out, std::size_t stride) {
+inline void finish(const Packed& w, std::size_t tile, const float* bias, const Wide (&sums)[N],
+                   int n, float* out, std::size_t stride) {
+  // A copy: what is counted at run time lives in memory, all the way through the sums.
+  Wide acc[N];
+  for (int i = 0; i < N; ++i) acc[i] = sums[i];
   const std::size_t row = tile * kTileRows;
   const std::size_t rows = w.rows - row < kTileRows ? w.rows - row : kTileRows;
   for (int i = 0; i < N && i < n; ++i) {

@@ -12,12 +12,27 @@
 namespace miudo {
 namespace {
 
-// Columns [0, cols) of one lane, 16 apart, to or from a row of a file.
-void spread_floats(std::uint8_t* tile, std::size_t lane, std::size_t size, std::size_t cols,
-                   const std::uint8_t* from) {
-  for (std::size_t c = 0; c < cols; ++c) {
-    std::memcpy(tile + (c * kTileRows + lane) * size, from + c * size, size);
+// Rows of a file, `row_bytes` apart, into the columns of a tile. 32 columns at a time: written a
+// lane at a time, every number would be on a line that has left the first cache.
+template <std::size_t kSize>
+void transpose(const std::uint8_t* rows, std::size_t row_bytes, std::size_t count,
+               std::uint8_t* tile) {
+  const std::size_t cols = row_bytes / kSize;
+  for (std::size_t begin = 0; begin < cols; begin += kGroup) {
+    const std::size_t end = std::min(begin + kGroup, cols);
+    for (std::size_t lane = 0; lane < count; ++lane) {
+      for (std::size_t c = begin; c < end; ++c) {
+        std::memcpy(tile + (c * kTileRows + lane) * kSize, rows + lane * row_bytes + c * kSize,
+                    kSize);
+      }
+    }
   }
+}
+
+std::size_t tile_bytes_of(DType type, std::size_t cols) {
+  const std::size_t bytes = is_float(type) ? kTileRows * stored_bytes(type, 1, cols)
+                                           : TileLayout(format_of(type)).size(cols / kGroup);
+  return round_up(bytes, kLine);
 }
 
 }  // namespace
@@ -31,20 +46,25 @@ void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* o
   dequantize(type, bytes, count, out);
 }
 
-PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols) {
-  const std::size_t tile_bytes = is_float(type)
-                                     ? kTileRows * stored_bytes(type, 1, cols)
-                                     : TileLayout(format_of(type)).size(cols / kGroup);
-  // Tiles begin on cache lines.
-  view_ = {nullptr, rows, cols, round_up(tile_bytes, kLine), type};
-  data_ = Buffer<std::uint8_t>(tiles() * view_.tile_bytes, kUnset);
-  view_.data = data_.data();
+std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols) {
+  return tiles_of(rows) * tile_bytes_of(type, cols);
+}
+
+PackedMatrix::PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols)
+    : view_{space, rows, cols, tile_bytes_of(type, cols), type}, space_(space) {}
+
+PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols,
+                           const std::uint8_t* bytes)
+    : own_(packed_bytes(type, rows, cols), kUnset) {
+  view_ = {own_.data(), rows, cols, tile_bytes_of(type, cols), type};
+  space_ = own_.data();
+  pack(bytes, 0, tiles());
 }
 
 void PackedMatrix::pack(const std::uint8_t* bytes, std::size_t begin, std::size_t end) {
   const std::size_t row_bytes = stored_bytes(type(), 1, cols());
   for (std::size_t tile = begin; tile < end; ++tile) {
-    std::uint8_t* to = data_.data() + tile * view_.tile_bytes;
+    std::uint8_t* to = space_ + tile * view_.tile_bytes;
     const std::size_t first = tile * kTileRows, count = std::min(kTileRows, rows() - first);
     const std::uint8_t* from = bytes + first * row_bytes;
     if (!is_float(type())) {
@@ -52,8 +72,10 @@ void PackedMatrix::pack(const std::uint8_t* bytes, std::size_t begin, std::size_
       continue;
     }
     if (count < kTileRows) std::memset(to, 0, view_.tile_bytes);
-    for (std::size_t lane = 0; lane < count; ++lane) {
-      spread_floats(to, lane, row_bytes / cols(), cols(), from + lane * row_bytes);
+    if (type() == DType::kF32) {
+      transpose<4>(from, row_bytes, count, to);
+    } else {
+      transpose<2>(from, row_bytes, count, to);
     }
   }
 }

@@ -1,4 +1,4 @@
-// A weight matrix that owns its packed bytes; rows can be read back, for embeddings.
+// A weight matrix, packed; rows can be read back, for embeddings.
 // For: one copy of a tied embedding and head. Not for: arithmetic.
 // Read next: kernels/packed.h for the layout, kernels/kernels.h for what computes on it.
 #pragma once
@@ -14,19 +14,21 @@ namespace miudo {
 // Bytes of `rows` rows of `cols` values; 0 if cols are no whole blocks of `type`.
 std::size_t stored_bytes(DType type, std::size_t rows, std::size_t cols);
 
+constexpr std::size_t tiles_of(std::size_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+// Bytes of the same matrix in tiles: whole cache lines.
+std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols);
+
 // Widens `count` stored values (whole blocks) to float.
 void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* out);
 
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // Space for a matrix; pack() fills it.
-  PackedMatrix(DType type, std::size_t rows, std::size_t cols);
-  // `bytes` holds stored_bytes(type, rows, cols) bytes, row after row.
-  PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes)
-      : PackedMatrix(type, rows, cols) {
-    pack(bytes, 0, tiles());
-  }
+  // In `space` of packed_bytes(type, rows, cols), on a cache line, which is the caller's; pack() fills it.
+  PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols);
+  // In space of its own; `bytes` holds stored_bytes(type, rows, cols) bytes, row after row.
+  PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes);
 
   // Fills the tiles [begin, end) from the rows of the whole matrix; no number is changed. Tiles
   // may be packed from several threads.
@@ -36,15 +38,16 @@ class PackedMatrix {
   DType type() const { return view_.type; }
   std::size_t rows() const { return view_.rows; }
   std::size_t cols() const { return view_.cols; }
-  std::size_t tiles() const { return (view_.rows + kTileRows - 1) / kTileRows; }
-  std::size_t size_bytes() const { return data_.size(); }
+  std::size_t tiles() const { return tiles_of(view_.rows); }
+  std::size_t size_bytes() const { return tiles() * view_.tile_bytes; }
 
   // Writes the dequantised row [cols].
   void read_row(std::size_t row, float* out) const;
 
  private:
   Packed view_;
-  Buffer<std::uint8_t> data_;
+  std::uint8_t* space_ = nullptr;
+  Buffer<std::uint8_t> own_;
 };
 
 }  // namespace miudo

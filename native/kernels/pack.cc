@@ -7,38 +7,47 @@
 namespace miudo {
 namespace {
 
-using Group = std::uint8_t[kGroup];
+// The numbers of a group of one row, 4 a word, as they come from a file: a byte each.
+using Quads = std::uint32_t[kQuads];
 
-// 32 numbers of one byte each from planes as files have them: `count` bits from bit `from` on of
-// bytes that lie one after the other, moved to bit `to`.
+constexpr std::uint32_t in_each_byte(unsigned byte) { return byte * 0x01010101u; }
+
+std::uint32_t word_at(const std::uint8_t* bytes) {
+  std::uint32_t word;
+  std::memcpy(&word, bytes, 4);
+  return word;
+}
+
+// `n` quads from planes as files have them: `count` bits from bit `from` on of bytes that lie one
+// after the other, moved to bit `to`.
 void gather(const std::uint8_t* bytes, std::size_t n, int from, int count, int to,
-            std::uint8_t* out) {
-  const unsigned mask = (1u << count) - 1u;
-  for (std::size_t i = 0; i < n; ++i) {
-    out[i] = static_cast<std::uint8_t>(out[i] | (bytes[i] >> from & mask) << to);
-  }
+            std::uint32_t* out) {
+  const std::uint32_t mask = in_each_byte((1u << count) - 1u);
+  for (std::size_t i = 0; i < n; ++i) out[i] |= (word_at(bytes + 4 * i) >> from & mask) << to;
 }
 
 // 16 bytes, whose low halves are the first 16 numbers.
-void gather_nibbles(const std::uint8_t* q, std::uint8_t* out) {
-  gather(q, 16, 0, 4, 0, out);
-  gather(q, 16, 4, 4, 0, out + 16);
+void gather_nibbles(const std::uint8_t* q, Quads& out) {
+  gather(q, 4, 0, 4, 0, out);
+  gather(q, 4, 4, 4, 0, out + 4);
 }
 
 // A fifth bit of each of 32, in 4 bytes.
-void gather_fifth(const std::uint8_t* bits, std::uint8_t* out) {
-  for (std::size_t i = 0; i < kGroup; ++i) {
-    out[i] = static_cast<std::uint8_t>(out[i] | (bits[i / 8] >> (i % 8) & 1u) << 4);
+void gather_fifth(const std::uint8_t* bits, Quads& out) {
+  for (std::size_t i = 0; i < kQuads; ++i) {
+    const std::uint32_t four = bits[i / 2] >> (i % 2 * 4) & 15u;
+    // Copies 7 bits apart: bit i of the i-th lies at the foot of byte i.
+    out[i] |= (four * 0x00204081u & in_each_byte(1)) << 4;
   }
 }
 
 // The numbers of part g (of eight) of a block; `b` is the block.
-void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Group& out) {
-  std::memset(out, 0, kGroup);
+void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Quads& out) {
+  std::memset(out, 0, sizeof(out));
   const int pair = static_cast<int>(g % 2), part = static_cast<int>(g % 4);
   const std::size_t half = g / 4;
   switch (type) {
-    case DType::kQ8_0: std::memcpy(out, b + 2, kGroup); return;
+    case DType::kQ8_0: return gather(b + 2, kQuads, 0, 8, 0, out);
     case DType::kQ4_0:
     case DType::kIQ4_NL: return gather_nibbles(b + 2, out);
     case DType::kQ4_1: return gather_nibbles(b + 4, out);
@@ -46,17 +55,17 @@ void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Group& out) {
     case DType::kIQ4_XS: return gather_nibbles(b + 8 + g * 16, out);
     case DType::kQ5_0: gather_nibbles(b + 6, out); return gather_fifth(b + 2, out);
     case DType::kQ5_1: gather_nibbles(b + 8, out); return gather_fifth(b + 4, out);
-    case DType::kQ2_K: return gather(b + 16 + half * 32, 32, 2 * part, 2, 0, out);
+    case DType::kQ2_K: return gather(b + 16 + half * 32, kQuads, 2 * part, 2, 0, out);
     case DType::kQ3_K:
-      gather(b + 32 + half * 32, 32, 2 * part, 2, 0, out);
-      return gather(b, 32, static_cast<int>(g), 1, 2, out);
-    case DType::kQ4_K: return gather(b + 16 + g / 2 * 32, 32, 4 * pair, 4, 0, out);
+      gather(b + 32 + half * 32, kQuads, 2 * part, 2, 0, out);
+      return gather(b, kQuads, static_cast<int>(g), 1, 2, out);
+    case DType::kQ4_K: return gather(b + 16 + g / 2 * 32, kQuads, 4 * pair, 4, 0, out);
     case DType::kQ5_K:
-      gather(b + 48 + g / 2 * 32, 32, 4 * pair, 4, 0, out);
-      return gather(b + 16, 32, static_cast<int>(g), 1, 4, out);
+      gather(b + 48 + g / 2 * 32, kQuads, 4 * pair, 4, 0, out);
+      return gather(b + 16, kQuads, static_cast<int>(g), 1, 4, out);
     case DType::kQ6_K:
-      gather(b + half * 64 + g % 2 * 32, 32, 4 * (part / 2), 4, 0, out);
-      return gather(b + 128 + half * 32, 32, 2 * part, 2, 4, out);
+      gather(b + half * 64 + g % 2 * 32, kQuads, 4 * (part / 2), 4, 0, out);
+      return gather(b + 128 + half * 32, kQuads, 2 * part, 2, 4, out);
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16: return;
@@ -64,19 +73,17 @@ void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Group& out) {
 }
 
 // Bits [from, from + count) of every number of a lane, `per_byte` quads side by side in a byte.
-void put_plane(const Group& q, int from, int count, std::size_t lane, std::uint8_t* plane) {
+void put_plane(const Quads& q, int from, int count, std::size_t lane, std::uint8_t* plane) {
   const std::size_t per_byte = static_cast<std::size_t>(8 / count), lines = kQuads / per_byte;
-  const unsigned mask = (1u << count) - 1u;
+  const std::uint32_t mask = in_each_byte((1u << count) - 1u);
   for (std::size_t line = 0; line < lines; ++line) {
-    for (std::size_t c = 0; c < 4; ++c) {
-      unsigned byte = 0;
-      for (std::size_t i = 0; i < per_byte; ++i) {
-        // Halves are 4 quads apart; smaller parts lie quad after quad.
-        const std::size_t quad = count == 4 ? line + 4 * i : line * per_byte + i;
-        byte |= (static_cast<unsigned>(q[4 * quad + c]) >> from & mask) << (static_cast<int>(i) * count);
-      }
-      plane[line * kLine + lane * 4 + c] = static_cast<std::uint8_t>(byte);
+    std::uint32_t word = 0;
+    for (std::size_t i = 0; i < per_byte; ++i) {
+      // Halves are 4 quads apart; smaller parts lie quad after quad.
+      const std::size_t quad = count == 4 ? line + 4 * i : line * per_byte + i;
+      word |= (q[quad] >> from & mask) << (static_cast<int>(i) * count);
     }
+    std::memcpy(plane + line * kLine + lane * 4, &word, 4);
   }
 }
 
@@ -91,18 +98,11 @@ unsigned take_plane(const std::uint8_t* plane, int count, std::size_t lane, std:
 // Bits of the first plane of a format, whose other plane has the rest.
 constexpr int low_bits_of(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
 
-void put_numbers(const Format& f, const Group& q, std::size_t lane, std::uint8_t* to) {
+void put_numbers(const Format& f, const Quads& q, std::size_t lane, std::uint8_t* to) {
   const int low = low_bits_of(f.bits);
   put_plane(q, 0, low, lane, to);
   if (f.bits > low) {
     put_plane(q, low, f.bits - low, lane, to + static_cast<std::size_t>(low) * kLine);
-  }
-}
-
-// Files hold these quads as the tile does: 4 bytes at a time.
-void put_lines(const std::uint8_t* q, std::size_t lines, std::size_t lane, std::uint8_t* to) {
-  for (std::size_t line = 0; line < lines; ++line) {
-    std::memcpy(to + line * kLine + lane * 4, q + line * 4, 4);
   }
 }
 
@@ -212,38 +212,56 @@ float value_at(const Format& f, const std::uint8_t* q, std::size_t lane, std::si
   return f.zero != 0 || f.scales == Scales::kSuper ? value : value + s.offset;
 }
 
+// Made for each type, so that the shifts and masks above are constants.
+template <DType kType>
+void pack_rows(std::size_t groups, const std::uint8_t* rows, std::size_t row_bytes,
+               std::size_t count, std::uint8_t* tile, std::size_t tile_bytes) {
+  constexpr Format kFormat = format_of(kType);
+  constexpr TileLayout kAt(kFormat);
+  constexpr BlockShape kShape = kBlocks[static_cast<std::size_t>(kType)];
+  constexpr std::size_t kInBlock = kShape.values / kGroup;
+  // Headers have gaps, and lanes without a row are zero.
+  if (count < kTileRows) std::memset(tile, 0, tile_bytes);
+  for (std::size_t g = 0; g < groups; ++g) {
+    std::uint8_t *header = tile + kAt.pair_at(g), *super = tile + kAt.super_at(g);
+    if (count == kTileRows && g % 2 == 0) std::memset(header, 0, kAt.pair_header);
+    if (count == kTileRows && kAt.super_header != 0 && g % kSuperGroups == 0) {
+      std::memset(super, 0, kAt.super_header);
+    }
+    for (std::size_t lane = 0; lane < count; ++lane) {
+      const std::uint8_t* block = rows + lane * row_bytes + g / kInBlock * kShape.bytes;
+      put_scales(kType, block, g % kInBlock, lane, super, header + g % 2 * kTileRows * 2);
+      Quads q;
+      numbers_of(kType, block, g % kInBlock, q);
+      put_numbers(kFormat, q, lane, tile + kAt.group_at(g));
+    }
+  }
+}
+
 }  // namespace
 
 void pack_tile(DType type, std::size_t groups, const std::uint8_t* rows, std::size_t row_bytes,
                std::size_t count, std::uint8_t* tile, std::size_t tile_bytes) {
-  const Format& f = format_of(type);
-  const TileLayout at(f);
-  const BlockShape shape = kBlocks[static_cast<std::size_t>(type)];
-  const std::size_t in_block = shape.values / kGroup;
-  // Headers have gaps, and lanes without a row are zero.
-  if (count < kTileRows) std::memset(tile, 0, tile_bytes);
-  for (std::size_t g = 0; g < groups; ++g) {
-    std::uint8_t *header = tile + at.pair_at(g), *super = tile + at.super_at(g);
-    if (count == kTileRows && g % 2 == 0) std::memset(header, 0, at.pair_header);
-    if (count == kTileRows && at.super_header != 0 && g % kSuperGroups == 0) {
-      std::memset(super, 0, at.super_header);
-    }
-    std::uint8_t* to = tile + at.group_at(g);
-    for (std::size_t lane = 0; lane < count; ++lane) {
-      const std::uint8_t* block = rows + lane * row_bytes + g / in_block * shape.bytes;
-      put_scales(type, block, g % in_block, lane, super, header + g % 2 * kTileRows * 2);
-      switch (type) {
-        case DType::kQ8_0: put_lines(block + 2, 8, lane, to); break;
-        case DType::kQ4_0:
-        case DType::kIQ4_NL: put_lines(block + 2, 4, lane, to); break;
-        case DType::kQ4_1: put_lines(block + 4, 4, lane, to); break;
-        default: {
-          Group q;
-          numbers_of(type, block, g % in_block, q);
-          put_numbers(f, q, lane, to);
-        }
-      }
-    }
+  const auto pack = [&]<DType kType>() {
+    pack_rows<kType>(groups, rows, row_bytes, count, tile, tile_bytes);
+  };
+  switch (type) {
+    case DType::kQ8_0: return pack.operator()<DType::kQ8_0>();
+    case DType::kQ4_0:
+    case DType::kIQ4_NL: return pack.operator()<DType::kQ4_0>();
+    case DType::kQ4_1: return pack.operator()<DType::kQ4_1>();
+    case DType::kQ5_0: return pack.operator()<DType::kQ5_0>();
+    case DType::kQ5_1: return pack.operator()<DType::kQ5_1>();
+    case DType::kQ2_K: return pack.operator()<DType::kQ2_K>();
+    case DType::kQ3_K: return pack.operator()<DType::kQ3_K>();
+    case DType::kQ4_K: return pack.operator()<DType::kQ4_K>();
+    case DType::kQ5_K: return pack.operator()<DType::kQ5_K>();
+    case DType::kQ6_K: return pack.operator()<DType::kQ6_K>();
+    case DType::kIQ4_XS: return pack.operator()<DType::kIQ4_XS>();
+    case DType::kMXFP4: return pack.operator()<DType::kMXFP4>();
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16: return;
   }
 }
 

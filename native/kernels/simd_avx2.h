@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/half.h"
+
 namespace miudo {
 namespace {
 
@@ -61,6 +63,10 @@ inline F8 load_bfloat(const std::uint8_t* p) {
   __m128i bits;
   std::memcpy(&bits, p, 16);
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+inline void store_half(Half* p, F8 v) {
+  const __m128i bits = _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &bits, 16);
 }
 inline void store_int8(std::int8_t* p, F8 v) {
   const __m256i wide = _mm256_cvtps_epi32(v.v);

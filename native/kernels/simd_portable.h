@@ -93,6 +93,11 @@ inline F8 load_bfloat(const std::uint8_t* p) {
   for (std::size_t i = 0; i < 8; ++i) out[i] = bfloat_at(p + 2 * i);
   return load(out);
 }
+inline void store_half(Half* p, F8 v) {
+  float in[8];
+  store(in, v);
+  for (std::size_t i = 0; i < 8; ++i) p[i] = half_of(in[i]);
+}
 // Whole numbers from -127 to 127.
 inline void store_int8(std::int8_t* p, F8 v) {
   float in[8];

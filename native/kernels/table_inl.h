@@ -32,9 +32,10 @@ constexpr Kernels table_for(Isa isa) {
             .activate_gated = activate_gated,
             .argmax = argmax,
             .sum_exp = sum_exp,
-            .scores = scores,
+            .rotate = rotate,
             .softmax = softmax,
-            .weigh = weigh};
+            .cache = {cache_kernels<float>(), cache_kernels<Half>(), cache_kernels<Bfloat>(),
+                      cache_kernels<std::int8_t>()}};
   }(std::make_integer_sequence<int, kDTypes>());
 }
 

@@ -29,6 +29,7 @@ void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out
     if (int8) m.kernels.quantize(inner + row * ff, ff, begin, end, row, pass.n, s.quants());
   });
   project(pass, inner, pass.n, ff, {{w.down, out}}, int8);
+  pass.end(Phase::kFeedForward);
 }
 
 }  // namespace miudo

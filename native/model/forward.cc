@@ -26,6 +26,7 @@ void embed(const Pass& pass) {
     }
     find_turns(pass, row, position);
   });
+  pass.end(Phase::kEntry);
 }
 
 void show_hidden(const Pass& pass, std::size_t layer) {
@@ -50,6 +51,7 @@ const float* take_in(const Pass& pass, const NormWeights& after, const NormWeigh
     m.kernels.add(x, out, m.config.residual_scale, d);
     if (!next.weight.empty()) norm_row(m, next, d, x, s.h.data() + row * d);
   });
+  pass.end(Phase::kNorm);
   return next.weight.empty() ? s.x.data() : s.h.data();
 }
 
@@ -85,7 +87,7 @@ bool stopped(const Pass& pass) {
   constexpr std::size_t kLong = 16;
   if (pass.n < kLong) return false;
   if (pass.worker == 0) pass.scratch.stopped = pass.stop.wanted_again();
-  pass.team.meet();
+  pass.meet();
   return pass.scratch.stopped;
 }
 
@@ -108,6 +110,7 @@ void logits(const Pass& pass, const float* hidden, std::size_t rows, float* out)
   const Model& m = pass.model;
   const ModelConfig& c = m.config;
   project(pass, hidden, rows, c.d_model, {{m.weights.head_linear(), out}});
+  pass.end(Phase::kHead);
   if (c.logit_scale == 1.0f && !(c.logit_softcap > 0.0f)) return;
   for_rows(pass, rows, [&](std::size_t row) {
     float* of_row = out + row * c.vocab_size;

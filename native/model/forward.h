@@ -12,6 +12,7 @@
 #include "model/adapter.h"
 #include "model/model.h"
 #include "util/buffer.h"
+#include "util/laps.h"
 #include "util/stop.h"
 #include "util/team.h"
 
@@ -19,7 +20,7 @@ namespace miudo {
 
 // Consecutive positions of one conversation, all in this pass.
 struct Segment {
-  float* const* pages = nullptr;  // covers start + n positions
+  const Page* pages = nullptr;    // covers start + n positions
   std::size_t start = 0;          // position of the first row
   std::size_t row = 0, n = 0;     // rows [row, row + n) of the pass
   const std::int32_t* ids = nullptr;
@@ -47,8 +48,9 @@ struct Scratch {
   Buffer<std::int8_t> rounded;  // [n, widest input], the rest a group: see kernels.h
   Buffer<float> scales;
   Buffer<std::int32_t> sums, first_sums;
-  std::vector<Buffer<float>> turns;      // per rotation [n, pairs, (cos, sin)]
-  std::vector<Buffer<float>> of_worker;  // queries, outputs and scores of attention
+  std::vector<Buffer<float>> turns;  // per rotation [n, (cos, sin), pairs]
+  Buffer<float> of_worker;           // each worker's queries and scores in attention
+  Buffer<float> parts;               // what stretches of positions come to, by block or worker
 
   bool stopped = false;  // the pass ended early
 
@@ -65,12 +67,18 @@ struct Pass {
   const AdaptedRows& adapted;
   Stop& stop;
   std::size_t n;
+  Laps* laps = nullptr;  // of worker 0, where someone wants to know
   int worker = 0;
 
   Pass of(int number) const {
     Pass own = *this;
     own.worker = number;
+    if (number != 0) own.laps = nullptr;
     return own;
+  }
+  void meet() const { team.meet(laps); }
+  void end(Phase phase) const {
+    if (laps != nullptr) laps->end(phase);
   }
 };
 
@@ -100,8 +108,7 @@ void logits(const Pass& pass, const float* hidden, std::size_t rows, float* out)
 void attention(const Pass& pass, std::size_t layer, const float* h, float* out);
 void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out);
 
-// Leave a layer's queries, keys and values in scratch.q, k and v.
-void queries_keys_values(const Pass& pass, std::size_t layer, const float* h);
+// Leaves a layer's queries, keys and values in scratch.q, k and v.
 void latent_queries_keys_values(const Pass& pass, std::size_t layer, const float* h);
 
 // Norms [n, D], in place if out is x; returns out, or x where the model has no such norm.
@@ -114,7 +121,7 @@ void norm_row(const Model& model, const NormWeights& weights, std::size_t width,
 void find_turns(const Pass& pass, std::size_t row, std::size_t position);
 // Rotates the first numbers of x, half-split (Su et al. 2021), as the layer does.
 void rotate(const Pass& pass, std::size_t layer, std::size_t row, float* x);
-// ALiBi (Press et al. 2022): the last of n scores is the query's own position.
-void add_distances(float slope, float* scores, std::size_t n);
+// ALiBi (Press et al. 2022): the first of n scores is `past` positions before the query's own.
+void add_distances(float slope, std::size_t past, float* scores, std::size_t n);
 
 }  // namespace miudo

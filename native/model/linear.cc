@@ -38,7 +38,7 @@ void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
   }
   const std::size_t bytes = targets.begin()->linear.weight.view().tile_bytes;
   const std::size_t piece = std::clamp<std::size_t>(kPieceBytes / bytes, 1, 8);
-  pass.team.deal(pass.worker, tiles, piece, [&](std::size_t begin, std::size_t end) {
+  const auto take = [&](std::size_t begin, std::size_t end) {
     std::size_t base = 0;  // the targets' tiles are counted on, one matrix after the other
     for (const Target& target : targets) {
       const std::size_t count = target.linear.weight.tiles();
@@ -46,7 +46,8 @@ void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
       if (from < to) compute(pass, target, in, from - base, to - base);
       base += count;
     }
-  });
+  };
+  pass.team.deal(pass.worker, tiles, piece, take, pass.laps);
   if (!pass.adapted.empty()) adapt(pass, x, k, {targets.begin(), targets.size()});
 }
 

@@ -31,7 +31,7 @@ template <typename Work>
 void share(const Pass& pass, std::size_t tasks, const Work& work) {
   const auto workers = static_cast<std::size_t>(pass.team.size());
   for (auto task = static_cast<std::size_t>(pass.worker); task < tasks; task += workers) work(task);
-  pass.team.meet();
+  pass.meet();
 }
 
 // Calls work(row) for rows [0, n): eight neighbours at a time where there are enough.
@@ -60,7 +60,7 @@ void for_parts(const Pass& pass, std::size_t n, std::size_t parts, const Work& w
   }
   const std::size_t begin = parts * own / workers, end = parts * (own + 1) / workers;
   for (std::size_t row = 0; begin < end && row < n; ++row) work(row, begin, end);
-  pass.team.meet();
+  pass.meet();
 }
 
 }  // namespace miudo

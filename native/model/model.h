@@ -13,13 +13,17 @@
 namespace miudo {
 
 struct Model {
-  Model(ModelConfig c, Isa isa, bool int8)
+  Model(ModelConfig c, Isa isa, bool int8, CacheType cache)
       : config(std::move(c)),
         kernels(kernels_for(isa)),
         int8_activations(int8),
         weights(config),
-        layout(config) {
+        layout(config, cache) {
     for (const LayerConfig& layer : config.layers) rotation_of.push_back(find_rotation(layer));
+  }
+
+  const CacheKernels& cache_kernels() const {
+    return kernels.cache[static_cast<std::size_t>(layout.type())];
   }
 
   ModelConfig config;

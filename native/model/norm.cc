@@ -19,6 +19,7 @@ const float* norm(const Pass& pass, const NormWeights& weights, const float* x, 
   for_rows(pass, pass.n, [&](std::size_t row) {
     norm_row(pass.model, weights, d, x + row * d, out + row * d);
   });
+  pass.end(Phase::kNorm);
   return out;
 }
 

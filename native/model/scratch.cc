@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "model/attention.h"
 #include "model/linear.h"
 
 namespace miudo {
@@ -19,17 +20,14 @@ void reserve_latents(const Pass& pass) {
 
 void reserve_attention(const Pass& pass) {
   Scratch& s = pass.scratch;
-  std::size_t longest = 0;
-  for (const Segment& seg : pass.segments) longest = std::max(longest, seg.start + seg.n);
-  std::size_t head = 0;
-  for (const LayerConfig& c : pass.model.config.layers) {
-    head = std::max(head, c.head_dim + round_up(c.v_head_dim, 8));
-  }
-  s.of_worker.resize(static_cast<std::size_t>(pass.team.size()));
-  // Four rows of query, output and scores; scores may start inside a tile and end inside one.
-  const std::size_t each = 4 * (head + round_up(longest, kTilePositions) + kTilePositions);
-  for (Buffer<float>& b : s.of_worker) {
-    if (b.size() < each) b = Buffer<float>(each + each / 2);
+  const auto workers = static_cast<std::size_t>(pass.team.threads());
+  for (std::size_t i = 0; i < pass.model.config.layers.size(); ++i) {
+    const LayerConfig& c = pass.model.config.layers[i];
+    const AttentionPlan plan = plan_attention(pass, c);
+    s.of_worker.at_least(workers * worker_size(c));
+    // Doubled as it grows: a conversation gets longer with every step.
+    const std::size_t parts = (plan.split ? plan.blocks : workers) * parts_size(pass, i, plan);
+    if (s.parts.size() < parts) s.parts = Buffer<float>(2 * parts);
   }
 }
 

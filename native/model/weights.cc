@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "util/pages.h"
 #include "util/status.h"
 
 namespace miudo {
@@ -11,6 +12,36 @@ std::string text_of(const std::vector<std::size_t>& shape) {
   std::string text = "[";
   for (const std::size_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
   return text + "]";
+}
+
+// What is packed at a time. Of that much of a mapped file the pages count as ours; to let go of less
+// at a time costs more, since every processor that runs the process is told.
+constexpr std::size_t kPieceBytes = 2 << 20;
+
+struct Piece {
+  const StoredTensor* from;
+  PackedMatrix* to;
+  std::size_t begin, end;  // tiles
+};
+
+void cut(const StoredTensor& tensor, PackedMatrix& matrix, std::vector<Piece>& pieces) {
+  const std::size_t tiles = matrix.tiles();
+  const std::size_t step = std::max(kPieceBytes * tiles / tensor.size_bytes, std::size_t{1});
+  for (std::size_t tile = 0; tile < tiles; tile += step) {
+    pieces.push_back({&tensor, &matrix, tile, std::min(tile + step, tiles)});
+  }
+}
+
+void pack(const Piece& piece) {
+  const StoredTensor& from = *piece.from;
+  piece.to->pack(from.bytes, piece.begin, piece.end);
+  if (from.mapped_before == 0) return;
+  const std::size_t tile_bytes = kTileRows * stored_bytes(from.type, 1, piece.to->cols());
+  const std::size_t begin = piece.begin * tile_bytes;
+  const std::size_t end = std::min(piece.end * tile_bytes, from.size_bytes);
+  // To read a page maps its neighbours too, which were let go with the piece before.
+  const std::size_t before = std::min(from.mapped_before + begin, kPieceBytes);
+  let_go(from.bytes + begin - before, end - begin + before);
 }
 
 }  // namespace
@@ -121,36 +152,72 @@ void Weights::add_vector(const std::string& name, Vector& vector, std::size_t si
   slots_.emplace(name, std::move(slot));
 }
 
-void Weights::set(const std::string& name, DType type, const std::vector<std::size_t>& shape,
-                  const std::uint8_t* bytes, std::size_t size_bytes, Team& team) {
-  const auto found = slots_.find(name);
-  if (found == slots_.end()) fail(Code::kModelFile, "tensor " + name + " is unknown");
+Weights::Slot& Weights::slot_of(const StoredTensor& tensor) {
+  const auto found = slots_.find(tensor.name);
+  if (found == slots_.end()) fail(Code::kModelFile, "tensor " + tensor.name + " is unknown");
   Slot& slot = found->second;
-  if (slot.filled) fail(Code::kModelFile, "tensor " + name + " was given twice");
-  if (shape != slot.shape) {
-    fail(Code::kModelFile, "tensor " + name + " is " + text_of(shape) + ", the config wants " +
-                               text_of(slot.shape));
+  if (slot.filled) fail(Code::kModelFile, "tensor " + tensor.name + " was given twice");
+  if (tensor.shape != slot.shape) {
+    fail(Code::kModelFile, "tensor " + tensor.name + " is " + text_of(tensor.shape) +
+                               ", the config wants " + text_of(slot.shape));
   }
-  const std::size_t rows = slot.matrix != nullptr ? shape[0] : 1;
-  const std::size_t wanted = stored_bytes(type, rows, shape.back());
-  if (wanted == 0 || size_bytes != wanted) {
-    fail(Code::kModelFile, "tensor " + name + " has " + std::to_string(size_bytes) +
+  const std::size_t rows = slot.matrix != nullptr ? slot.shape[0] : 1;
+  const std::size_t wanted = stored_bytes(tensor.type, rows, slot.shape.back());
+  if (wanted == 0 || tensor.size_bytes != wanted) {
+    fail(Code::kModelFile, "tensor " + tensor.name + " has " + std::to_string(tensor.size_bytes) +
                                " bytes, its shape and type want " + std::to_string(wanted));
   }
-  if (slot.matrix != nullptr) {
-    *slot.matrix = PackedMatrix(type, rows, shape[1]);
-    team.run([&](int worker) {
-      const auto own = static_cast<std::size_t>(worker), all = static_cast<std::size_t>(team.size());
-      const std::size_t tiles = slot.matrix->tiles();
-      slot.matrix->pack(bytes, tiles * own / all, tiles * (own + 1) / all);
+  return slot;
+}
+
+void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
+  std::size_t size = 0;
+  for (const StoredTensor& tensor : tensors) {
+    const Slot& slot = slot_of(tensor);
+    if (slot.matrix != nullptr) size += packed_bytes(tensor.type, slot.shape[0], slot.shape[1]);
+  }
+  // One piece of memory, in the order of the pass through the model.
+  spaces_.emplace_back(size, kUnset);
+  std::uint8_t* space = spaces_.back().data();
+  std::vector<Piece> pieces;
+  const std::size_t size_before = size_bytes_;
+  std::size_t placed = 0;
+  try {
+    for (; placed < tensors.size(); ++placed) {
+      PackedMatrix* const matrix = place(tensors[placed], space);
+      if (matrix != nullptr) cut(tensors[placed], *matrix, pieces);
+    }
+  } catch (...) {  // none of them is there: what has a place holds no numbers yet
+    for (const StoredTensor& tensor : tensors.first(placed + 1)) {
+      slots_.find(tensor.name)->second.filled = false;
+    }
+    size_bytes_ = size_before;
+    spaces_.pop_back();
+    throw;
+  }
+  team.run([&](int worker) {
+    team.deal(worker, pieces.size(), 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) pack(pieces[i]);
     });
+  });
+  for (const StoredTensor& tensor : tensors) {  // what was mapped again after all
+    if (tensor.mapped_before != 0) let_go(tensor.bytes, tensor.size_bytes);
+  }
+}
+
+PackedMatrix* Weights::place(const StoredTensor& tensor, std::uint8_t*& space) {
+  Slot& slot = slot_of(tensor);
+  if (slot.matrix != nullptr) {
+    *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1]);
+    space += slot.matrix->size_bytes();
     size_bytes_ += slot.matrix->size_bytes();
   } else {
-    *slot.vector = Vector(round_up(shape[0], kTileRows));
-    to_float(type, bytes, shape[0], slot.vector->data());
+    *slot.vector = Vector(round_up(slot.shape[0], kTileRows));
+    to_float(tensor.type, tensor.bytes, slot.shape[0], slot.vector->data());
     size_bytes_ += slot.vector->size() * sizeof(float);
   }
   slot.filled = true;
+  return slot.matrix;
 }
 
 void Weights::check_complete() const {

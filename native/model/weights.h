@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,18 @@ struct Linear {
   std::size_t slot = kNoSlot;  // place among the blocks' matrices, which adapters may correct
 };
 
+// A tensor as it lies in a file. `mapped_before`: so much of a read-only map of the file lies before
+// `bytes`; pages of the map are let go as they are packed, so that a model is not in memory twice.
+// 0: other memory.
+struct StoredTensor {
+  std::string name;
+  DType type;
+  std::vector<std::size_t> shape;
+  const std::uint8_t* bytes;
+  std::size_t size_bytes;
+  std::size_t mapped_before;
+};
+
 struct NormWeights {
   Vector weight, bias;  // no weight: there is no such norm
 };
@@ -43,10 +56,9 @@ class Weights {
   Weights(const Weights&) = delete;  // slots_ points into this object
   Weights& operator=(const Weights&) = delete;
 
-  // Packs one tensor on the workers of `team`; `bytes` is not kept. Throws Failure(kModelFile) for an unknown name, a
-  // second copy, a shape or byte count that is not the tensor's.
-  void set(const std::string& name, DType type, const std::vector<std::size_t>& shape,
-           const std::uint8_t* bytes, std::size_t size_bytes, Team& team);
+  // Packs tensors on the workers of `team`; their bytes are not kept. Throws Failure(kModelFile)
+  // for an unknown name, a second copy, a shape or byte count that is not the tensor's.
+  void set(std::span<const StoredTensor> tensors, Team& team);
   // Throws Failure(kModelFile) naming a tensor that is missing.
   void check_complete() const;
 
@@ -68,6 +80,11 @@ class Weights {
     bool filled = false;
   };
 
+  // The place of a tensor that fits it.
+  Slot& slot_of(const StoredTensor& tensor);
+  // Gives a matrix a part of `space`, which is yet to be packed, and returns it; takes in a vector.
+  PackedMatrix* place(const StoredTensor& tensor, std::uint8_t*& space);
+
   void add_layer(const ModelConfig& config, const LayerConfig& layer, std::size_t index);
   void add_queries_keys_values(const ModelConfig& config, const LayerConfig& layer,
                                const std::string& at, Layer& to);
@@ -82,6 +99,7 @@ class Weights {
 
   bool tied_;
   std::size_t size_bytes_ = 0;
+  std::vector<Buffer<std::uint8_t>> spaces_;  // what the matrices lie in
   std::map<std::string, Slot> slots_;
   std::map<std::string, const Linear*> block_matrices_;
 };

@@ -1,4 +1,6 @@
 // The C door: a small model made, run, scored, generated from and misused, without Python.
+#include <algorithm>
+
 #include "test/tiny_engine.h"
 
 namespace {
@@ -104,7 +106,7 @@ int always(void*) { return 1; }
 TEST(misuse_is_a_status) {
   CHECK(miudo_create(nullptr, nullptr, nullptr, nullptr) == MIUDO_REQUEST);
   miudo_config c = config();
-  miudo_options options = {1, 1, 1 << 20, always, nullptr};
+  miudo_options options = {1, 1, MIUDO_CACHE_F16, 1 << 20, always, nullptr};
   miudo_engine* raw = nullptr;
   c.d_model = 0;
   CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_MODEL_FILE && raw == nullptr);
@@ -136,6 +138,86 @@ TEST(misuse_is_a_status) {
   CHECK(step(work_for(k, some_ids(64), MIUDO_WANT_SAMPLE)) == MIUDO_OK);
 }
 
+TEST(a_fork_shares_pages_until_it_is_written) {
+  const EnginePtr e = make_engine(2);
+  const std::uint64_t page = miudo_page_bytes(e.get());
+  // In float16; values of 5 numbers have room for 16: whole vectors.
+  CHECK(page == 32 * 2 * 2 * (6 + 16) * 2 && miudo_page_positions() == 32);
+  const std::vector<std::int32_t> ids = some_ids(80);
+  std::int64_t whole = 0, fork = 0, other = 0;
+  CHECK(miudo_open(e.get(), &whole, nullptr) == MIUDO_OK);
+  const std::vector<float> logits = all_logits(e.get(), whole, ids);
+  CHECK(miudo_fork(e.get(), whole, 81, &fork, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_fork(e.get(), whole + 1, 0, &fork, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_fork(e.get(), whole, 40, nullptr, nullptr) == MIUDO_REQUEST);
+  CHECK(miudo_fork(e.get(), whole, 40, &fork, nullptr) == MIUDO_OK);
+  CHECK(miudo_fork(e.get(), fork, 40, &other, nullptr) == MIUDO_OK);
+  CHECK(miudo_cache_bytes_used(e.get()) == 3 * page);
+  const std::vector<std::int32_t> rest(ids.begin() + 40, ids.end());
+  const std::vector<float> right(logits.begin() + 40 * kVocab, logits.end());
+  CHECK(all_logits(e.get(), fork, {1, 2, 3}) != std::vector<float>(3 * kVocab));
+  CHECK(miudo_cache_bytes_used(e.get()) == 4 * page);  // its own second page
+  CHECK(all_logits(e.get(), other, rest) == right);
+  CHECK(miudo_truncate(e.get(), whole, 40, nullptr) == MIUDO_OK);
+  CHECK(all_logits(e.get(), whole, rest) == right);
+  CHECK(miudo_close(e.get(), whole, nullptr) == MIUDO_OK);
+  CHECK(miudo_close(e.get(), other, nullptr) == MIUDO_OK);
+  CHECK(miudo_cache_bytes_used(e.get()) == 2 * page);
+  CHECK(miudo_close(e.get(), fork, nullptr) == MIUDO_OK);
+  CHECK(miudo_cache_bytes_used(e.get()) == 0);
+}
+
+TEST(a_budget_counts_the_copies) {
+  const EnginePtr e = make_engine(1, 2 * 32 * 2 * 2 * (6 + 8) * 4);  // two pages
+  std::int64_t first = 0, second = 0, third = 0;
+  CHECK(miudo_open(e.get(), &first, nullptr) == MIUDO_OK);
+  const std::vector<std::int32_t> ids = some_ids(20), one = {1};
+  std::vector<miudo_work> works = {work_for(first, ids, 0)};
+  CHECK(miudo_step(e.get(), works.data(), 1, nullptr) == MIUDO_OK);
+  CHECK(miudo_fork(e.get(), first, 20, &second, nullptr) == MIUDO_OK);
+  CHECK(miudo_fork(e.get(), first, 5, &third, nullptr) == MIUDO_OK);
+  works = {work_for(first, one, 0), work_for(second, one, 0), work_for(third, one, 0)};
+  CHECK(miudo_step(e.get(), works.data(), 3, nullptr) == MIUDO_REQUEST);  // three pages in all
+  CHECK(miudo_close(e.get(), third, nullptr) == MIUDO_OK);
+  CHECK(miudo_step(e.get(), works.data(), 2, nullptr) == MIUDO_OK);
+}
+
+TEST(a_draft_is_kept_while_it_is_what_would_be_drawn) {
+  const EnginePtr e = make_engine(2);
+  std::vector<std::int32_t> ids = some_ids(30), tokens(12);
+  miudo_sampling sampling = kGreedy;
+  sampling.temperature = 0.8;
+  sampling.repetition_penalty = 1.2;
+  std::size_t n = 0;
+  CHECK(miudo_generate(e.get(), ids.data(), ids.size(), nullptr, &sampling, nullptr, 0, 12, nullptr,
+                       nullptr, tokens.data(), &n, nullptr) == MIUDO_OK);
+  for (const std::size_t wrong : {0u, 1u, 5u, 11u, 12u}) {  // 12: none is
+    std::vector<std::int32_t> given = ids, drawn(13);
+    given.insert(given.end(), tokens.begin(), tokens.end());
+    if (wrong < 12) given[30 + wrong] = given[30 + wrong] == 0 ? 1 : 0;
+    std::vector<double> logprobs(13);
+    std::int64_t k = 0;
+    CHECK(miudo_open(e.get(), &k, nullptr) == MIUDO_OK);
+    miudo_work work = work_for(k, given, MIUDO_WANT_SAMPLE);
+    work.sampling = sampling;
+    work.n_drafted = 12;
+    CHECK(miudo_step(e.get(), &work, 1, nullptr) == MIUDO_REQUEST);  // no space
+    work.tokens = drawn.data();
+    work.logprobs = logprobs.data();
+    work.n_drafted = 42;
+    CHECK(miudo_step(e.get(), &work, 1, nullptr) == MIUDO_REQUEST);
+    work.n_drafted = 12;
+    CHECK(miudo_step(e.get(), &work, 1, nullptr) == MIUDO_OK);
+    CHECK(work.n_tokens == wrong + 1 && work.token == drawn[wrong]);
+    CHECK(std::equal(drawn.begin(), drawn.begin() + std::min<std::ptrdiff_t>(static_cast<std::ptrdiff_t>(work.n_tokens), 12),
+                     tokens.begin()));
+    std::size_t length = 0;
+    CHECK(miudo_length(e.get(), k, &length, nullptr) == MIUDO_OK && length == 30 + wrong);
+    CHECK(miudo_close(e.get(), k, nullptr) == MIUDO_OK);
+  }
+  CHECK(miudo_cache_bytes_used(e.get()) == 0);
+}
+
 int at_second_look(void* looks) { return ++*static_cast<int*>(looks) == 2; }
 
 TEST(an_interrupted_step_is_undone) {
@@ -160,7 +242,7 @@ TEST(an_interrupted_step_is_undone) {
 
 TEST(an_engine_without_weights_opens_nothing) {
   const miudo_config c = config();
-  const miudo_options options = {1, 1, 1 << 24, nullptr, nullptr};
+  const miudo_options options = {1, 1, MIUDO_CACHE_F16, 1 << 24, nullptr, nullptr};
   miudo_engine* raw = nullptr;
   CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_OK);
   const EnginePtr e(raw);

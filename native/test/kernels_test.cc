@@ -180,59 +180,5 @@ TEST(best_and_logsumexp_of_small_and_large) {
   }
 }
 
-// One query over `visible` positions, tile by tile, against the plain formula.
-TEST(attention_over_tiles) {
-  constexpr std::size_t kPositions = 96;
-  for (const Kernels* k : all_kernels()) {
-    for (const std::size_t dim : {1u, 5u, 8u, 64u}) {
-      for (const std::size_t stride : {8u, 16u, 24u}) {
-        for (const std::size_t rows : {1u, 2u, 3u, 4u, 5u}) {
-          Noise noise(dim * stride + rows);
-          const std::vector<float> q = noise.floats(rows * dim);
-          const std::vector<float> keys = noise.floats(kPositions * dim);  // tiles of [dim][32]
-          const std::vector<float> values = noise.floats(kPositions * stride);
-          const std::size_t begin = 3, end = 70;
-          std::vector<float> s(rows * kPositions), out(rows * stride, 0.0f);
-          for (std::size_t t = 0; t < 3; ++t) {
-            k->scores(q.data(), dim, rows, dim, keys.data() + t * 32 * dim, s.data() + t * 32,
-                      kPositions);
-          }
-          for (std::size_t r = 0; r < rows; ++r) {
-            double total = 0.0;
-            std::vector<double> p(kPositions, 0.0), expected(stride, 0.0);
-            for (std::size_t j = begin; j < end; ++j) {
-              double dot = 0.0;
-              for (std::size_t d = 0; d < dim; ++d) {
-                dot += static_cast<double>(q[r * dim + d]) *
-                       static_cast<double>(keys[(j / 32 * dim + d) * 32 + j % 32]);
-              }
-              CHECK(near(s[r * kPositions + j], dot, 1e-5));
-              total += p[j] = std::exp(dot);
-            }
-            const float sum = k->softmax(s.data() + r * kPositions, begin, end, kPositions);
-            for (std::size_t j = 0; j < kPositions; ++j) {
-              CHECK(near(static_cast<double>(s[r * kPositions + j]) / static_cast<double>(sum),
-                         p[j] / total, 1e-6));
-            }
-            // A hidden position weighs exactly nothing.
-            CHECK(near(s[r * kPositions + 2], 0.0, 0.0) && near(s[r * kPositions + 70], 0.0, 0.0));
-          }
-          k->weigh(s.data(), kPositions, rows, values.data(), stride, 0, 32, out.data(), stride);
-          for (std::size_t r = 0; r < rows; ++r) {
-            for (std::size_t d = 0; d < stride; ++d) {
-              double sum = 0.0;
-              for (std::size_t j = 0; j < 32; ++j) {
-                sum += static_cast<double>(s[r * kPositions + j]) *
-                       static_cast<double>(values[j * stride + d]);
-              }
-              CHECK(near(out[r * stride + d], sum, 1e-4));
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace miudo

@@ -113,10 +113,12 @@ TEST(tensors_can_be_given_again_after_a_failure) {
   const auto give = [&](const char* name, std::vector<std::int64_t> shape) {
     std::size_t size = 4;
     for (const std::int64_t s : shape) size *= static_cast<std::size_t>(s);
-    const auto set = [&] {
-      return miudo_set_tensor(raw, name, MIUDO_F32, shape.data(), shape.size(), values.data(), size,
-                              nullptr);
-    };
+    const miudo_tensor one = {name, MIUDO_F32, shape.data(), shape.size(), values.data(), size, 0};
+    const miudo_tensor both[] = {one, one};
+    const std::uint64_t held = miudo_weight_bytes(raw);
+    CHECK(miudo_set_tensors(raw, both, 2, nullptr) == MIUDO_MODEL_FILE);  // and neither is there
+    CHECK(miudo_weight_bytes(raw) == held);
+    const auto set = [&] { return miudo_set_tensors(raw, &one, 1, nullptr); };
     CHECK(fail_each(set, [] {}) > 1);
     CHECK(set() == MIUDO_MODEL_FILE);  // given once
   };

@@ -42,14 +42,16 @@ inline miudo_status set(miudo_engine* e, const std::string& name, std::vector<st
   std::size_t n = 1;
   for (const std::int64_t s : shape) n *= static_cast<std::size_t>(s);
   const std::vector<float> values = noise.floats(n);
-  return miudo_set_tensor(e, name.c_str(), MIUDO_F32, shape.data(), shape.size(), values.data(),
-                          n * 4, nullptr);
+  const miudo_tensor tensor = {name.c_str(),  MIUDO_F32, shape.data(), shape.size(),
+                               values.data(), n * 4,     0};
+  return miudo_set_tensors(e, &tensor, 1, nullptr);
 }
 
 inline EnginePtr make_engine(int threads, std::uint64_t cache_bytes = 1 << 24,
-                             int (*interrupt)(void*) = nullptr, void* context = nullptr) {
+                             int (*interrupt)(void*) = nullptr, void* context = nullptr,
+                             std::int32_t cache_type = MIUDO_CACHE_F16) {
   const miudo_config c = config();
-  const miudo_options options = {threads, 1, cache_bytes, interrupt, context};
+  const miudo_options options = {threads, 1, cache_type, cache_bytes, interrupt, context};
   miudo_engine* raw = nullptr;
   CHECK(miudo_create(&c, &options, &raw, nullptr) == MIUDO_OK);
   EnginePtr e(raw);

@@ -42,7 +42,7 @@ TEST(buffers_are_aligned_and_zero) {
 
 TEST(a_team_runs_every_worker_once_and_meets) {
   for (const int threads : {1, 2, 3, 7}) {
-    Team team(threads);
+    Team team(threads, true);
     std::vector<std::atomic<int>> ran(static_cast<std::size_t>(threads));
     std::atomic<int> sum{0};
     std::atomic<bool> together{true};
@@ -65,7 +65,7 @@ TEST(a_team_runs_every_worker_once_and_meets) {
 }
 
 TEST(a_team_wakes_from_sleep) {
-  Team team(3);
+  Team team(3, true);
   std::atomic<int> sum{0};
   for (int i = 0; i < 3; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(30));  // longer than it spins
@@ -79,11 +79,46 @@ TEST(a_team_wakes_from_sleep) {
 
 TEST(teams_come_and_go) {
   for (int i = 0; i < 50; ++i) {
-    auto team = std::make_unique<Team>(3);
+    auto team = std::make_unique<Team>(3, true);
     std::atomic<int> sum{0};
     if (i % 2 == 0) team->run([&](int) { sum.fetch_add(1); });
     CHECK(sum == (i % 2 == 0 ? 3 : 0));
   }
+}
+
+TEST(a_crowded_team_gets_smaller_and_tries_again) {
+  Crowd crowd(4);
+  CHECK(crowd.after(1.0, 0.7) == 4);  // of four seconds of work less than a fifth
+  CHECK(crowd.after(1.0, 0.9) == 2);
+  for (int i = 1; i < 8; ++i) CHECK(crowd.after(1.0, 0.0) == 2);
+  CHECK(crowd.after(1.0, 0.0) == 4);
+  CHECK(crowd.after(1.0, 2.0) == 2 && crowd.after(1.0, 2.0) == 1);  // twice as long each time
+  for (int i = 1; i < 32; ++i) CHECK(crowd.after(1.0, 1.0) == 1);
+  CHECK(crowd.after(1.0, 0.0) == 4);
+}
+
+TEST(work_is_done_whatever_the_size_of_the_team) {
+  Team team(6);  // more than most test machines have: some runs will be of fewer
+  for (int run = 0; run < 300; ++run) {
+    std::vector<std::atomic<int>> done(101);
+    std::atomic<int> workers{0};
+    team.run([&](int worker) {
+      if (worker == 0) workers = team.size();
+      for (int round = 0; round < 3; ++round) {
+        team.deal(worker, done.size(), 3, [&](std::size_t begin, std::size_t end) {
+          for (std::size_t i = begin; i < end; ++i) done[i].fetch_add(1);
+        });
+      }
+      if (run % 10 == 0 && worker == 1) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      }
+      team.meet();
+    });
+    bool all = workers >= 1 && workers <= 6;
+    for (const auto& count : done) all = all && count == 3;
+    CHECK(all);
+  }
+  CHECK(team.threads() == 6);
 }
 
 TEST(the_machine_has_a_core) {

@@ -142,7 +142,7 @@ std::vector<Kind> kinds() {
 
 EnginePtr make(Kind& kind, int threads, const std::string& without = "") {
   kind.config.layers = kind.layers.data();
-  const miudo_options options = {threads, 1, 1 << 24, nullptr, nullptr};
+  const miudo_options options = {threads, 1, MIUDO_CACHE_F16, 1 << 24, nullptr, nullptr};
   miudo_engine* raw = nullptr;
   miudo_error error = {};
   CHECK(miudo_create(&kind.config, &options, &raw, &error) == MIUDO_OK);
@@ -202,7 +202,7 @@ miudo_status created(const std::function<void(miudo_config&, miudo_layer&)>& cha
   miudo_layer layers[] = {kLayers[0], kLayers[1]};
   c.layers = layers;
   change(c, layers[1]);
-  const miudo_options options = {1, 1, 1 << 24, nullptr, nullptr};
+  const miudo_options options = {1, 1, MIUDO_CACHE_F16, 1 << 24, nullptr, nullptr};
   miudo_engine* raw = nullptr;
   const miudo_status status = miudo_create(&c, &options, &raw, nullptr);
   miudo_destroy(raw);

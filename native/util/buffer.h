@@ -7,6 +7,8 @@
 #include <new>
 #include <utility>
 
+#include "util/pages.h"
+
 namespace miudo {
 
 constexpr std::size_t kCacheLine = 64;
@@ -25,7 +27,8 @@ class Buffer {
   Buffer(std::size_t size, Unset) : size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_alloc();
-    data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{kCacheLine}));
+    data_ = static_cast<T*>(::operator new(size * sizeof(T), alignment(size)));
+    if (alignment(size) != kOnLine) want_large_pages(data_, size * sizeof(T));
   }
   explicit Buffer(std::size_t size) : Buffer(size, kUnset) {
     if (size != 0) std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
@@ -39,7 +42,7 @@ class Buffer {
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { ::operator delete(data_, std::align_val_t{kCacheLine}); }
+  ~Buffer() { ::operator delete(data_, alignment(size_)); }
 
   // Scratch grows and keeps nothing.
   void at_least(std::size_t size) {
@@ -54,6 +57,11 @@ class Buffer {
   const T& operator[](std::size_t i) const { return data_[i]; }
 
  private:
+  static constexpr std::align_val_t kOnLine{kCacheLine};
+  static constexpr std::align_val_t alignment(std::size_t size) {
+    return size * sizeof(T) < 2 * kLargePage ? kOnLine : std::align_val_t{kLargePage};
+  }
+
   T* data_ = nullptr;
   std::size_t size_ = 0;
 };

@@ -10,6 +10,10 @@
 #if defined(MIUDO_HAVE_X86)
 #include <cpuid.h>
 #endif
+#if defined(MIUDO_HAVE_ARM)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include "util/status.h"
 
@@ -48,11 +52,15 @@ bool isa_available(Isa isa) {
            __builtin_cpu_supports("avx512vnni");
   }
 #endif
+#if defined(MIUDO_HAVE_ARM)
+  if (isa == Isa::kNeon) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#endif
   return isa == Isa::kPortable;
 }
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kNeon: return "neon";
     case Isa::kAvx512: return "avx512";
     case Isa::kAvx2: return "avx2";
     case Isa::kPortable: return "portable";

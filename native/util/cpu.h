@@ -4,12 +4,12 @@
 
 namespace miudo {
 
-enum class Isa { kPortable, kAvx2, kAvx512 };  // each better than those before it
+enum class Isa { kPortable, kAvx2, kAvx512, kNeon };  // each better than those before it
 
-constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512};
+constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kNeon};
 
-// The best that the processor and this build have; MIUDO_ISA=portable|avx2|avx512 can only
-// lower it.
+// The best that the processor and this build have; MIUDO_ISA=portable|avx2|avx512|neon can
+// only lower it.
 // Throws Failure(kRequest) for a name that is unknown or not available here.
 Isa choose_isa();
 

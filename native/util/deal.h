@@ -17,11 +17,11 @@ class Deal {
  public:
   explicit Deal(int workers) : slots_(static_cast<std::size_t>(workers)) {}
 
-  // Calls work(begin, end) for pieces of [0, tasks) until none is left. Every worker of the team
-  // calls it with the same numbers, and meets the others before the next call.
+  // Calls work(begin, end) for pieces of [0, tasks) until none is left. All `team` workers call it
+  // with the same numbers, and meet before the next call.
   template <typename Work>
-  void run(int worker, std::size_t tasks, std::size_t piece, const Work& work) {
-    const std::size_t workers = slots_.size(), own = static_cast<std::size_t>(worker);
+  void run(int worker, int team, std::size_t tasks, std::size_t piece, const Work& work) {
+    const auto workers = static_cast<std::size_t>(team), own = static_cast<std::size_t>(worker);
     const std::size_t now = slots_[own].round++ % 2;
     // The other count was done with at the last meeting.
     slots_[own].taken[1 - now].store(0, std::memory_order_relaxed);
@@ -34,6 +34,14 @@ class Deal {
         if (begin + taken >= end) break;
         work(begin + taken, std::min(begin + taken + piece, end));
       }
+    }
+  }
+
+  // Before a run of another number of workers.
+  void reset() {
+    for (Slot& slot : slots_) {
+      slot.taken[0] = slot.taken[1] = 0;
+      slot.round = 0;
     }
   }
 

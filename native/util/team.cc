@@ -1,5 +1,6 @@
 #include "util/team.h"
 
+#include <chrono>
 #include <system_error>
 
 namespace miudo {
@@ -17,12 +18,27 @@ void spin_pause() {
 #endif
 }
 
+// A job's number and how many workers it is for, in one word, so that those who are left out need
+// read nothing else, and may do so late.
+constexpr int kCountBits = 10;
+std::uint32_t job_after(std::uint32_t job, int workers) {
+  return ((job >> kCountBits) + 1) << kCountBits | static_cast<std::uint32_t>(workers);
+}
+int workers_of(std::uint32_t job) { return static_cast<int>(job & ((1u << kCountBits) - 1)); }
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point then) {
+  return std::chrono::duration<double>(Clock::now() - then).count();
+}
+
 }  // namespace
 
-Team::Team(int threads) {
+Team::Team(int threads, bool steady) : steady_(steady) {
   try {
     start(threads);
-    deal_ = std::make_unique<Deal>(size());
+    deal_ = std::make_unique<Deal>(this->threads());
+    crowd_ = Crowd(this->threads());
   } catch (...) {
     end();
     throw;
@@ -43,19 +59,21 @@ void Team::start(int threads) {
 
 void Team::end() noexcept {
   stop_.store(true);
-  publish(job_, job_.load() + 1, idle_);
+  publish(job_, job_after(job_.load(), 0), idle_);
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Team::wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t seen,
-                      std::atomic<int>& sleepers) {
+double Team::wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t seen,
+                        std::atomic<int>& sleepers) {
   for (int spin = 0; spin < kSpins; ++spin) {
-    if (value.load(std::memory_order_acquire) != seen) return;
+    if (value.load(std::memory_order_acquire) != seen) return 0.0;
     spin_pause();
   }
+  const Clock::time_point start = Clock::now();
   sleepers.fetch_add(1);
   value.wait(seen);
   sleepers.fetch_sub(1);
+  return seconds_since(start);
 }
 
 // Sequentially consistent with the sleepers' count: one of the two sees the other.
@@ -67,31 +85,46 @@ void Team::publish(std::atomic<std::uint32_t>& value, std::uint32_t next,
 
 void Team::dispatch(Call call, const void* work) {
   if (threads_.empty()) return call(work, 0);
-  call_ = call;
-  work_ = work;
-  publish(job_, job_.load(std::memory_order_relaxed) + 1, idle_);
+  const Clock::time_point start = Clock::now();
+  if (size() > 1) {
+    call_ = call;
+    work_ = work;
+    publish(job_, job_after(job_.load(std::memory_order_relaxed), size()), idle_);
+  }
   call(work, 0);
   meet();
+  if (!steady_) consider(seconds_since(start));
 }
 
-void Team::meet() {
-  if (threads_.empty()) return;
+void Team::consider(double seconds) {
+  const int before = size();
+  const auto asleep = static_cast<double>(asleep_ns_.exchange(0)) * 1e-9;
+  if (crowd_.after(seconds, asleep) != before) deal_->reset();
+}
+
+void Team::meet(Laps* laps) {
+  const int workers = size();  // read before this one arrives: then it may change
+  if (workers == 1) return;
+  if (laps != nullptr) return laps->waiting([this] { meet(); });
   const std::uint32_t now = meeting_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == workers) {
     arrived_.store(0, std::memory_order_relaxed);
     publish(meeting_, now + 1, late_);
-  } else {
-    wait_while(meeting_, now, late_);
+    return;
   }
+  const double asleep = wait_while(meeting_, now, late_);
+  if (asleep > 0.0) asleep_ns_.fetch_add(static_cast<std::int64_t>(asleep * 1e9));
 }
 
 void Team::serve(int worker) {
   std::uint32_t seen = 0;
   for (;;) {
     wait_while(job_, seen, idle_);
-    if (job_.load(std::memory_order_acquire) == seen) continue;  // woken for nothing
+    const std::uint32_t job = job_.load(std::memory_order_acquire);
     if (stop_.load()) return;
-    ++seen;
+    if (job == seen) continue;  // woken for nothing
+    seen = job;
+    if (worker >= workers_of(job)) continue;
     call_(work_, worker);
     meet();
   }

@@ -113,6 +113,11 @@ class AdapterBook:
             )
         del self.adapters[name]
 
+    def fork(self, conversation: int, forked: int, length: int) -> None:
+        """Notes that `forked` begins with `length` positions of `conversation`."""
+        if length:
+            self.bound[forked] = self.bound[conversation]
+
     def named(self, name: str | None) -> Adapter | None:
         """Returns the adapter of that name, None for None; raises RequestError if unknown."""
         if name is None:

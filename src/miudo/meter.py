@@ -8,6 +8,7 @@ Read next: `miudo.records.Measurement`, `miudo.evaluate.bench`.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -23,9 +24,12 @@ __all__ = [
     "DEFAULT_WATTS",
     "Energy",
     "Meter",
+    "busy_s",
+    "energy_basis",
     "energy_between",
     "peak_memory",
     "read_counters",
+    "resident_bytes",
 ]
 
 DEFAULT_WATTS = 8.0
@@ -33,6 +37,8 @@ DEFAULT_WATTS = 8.0
 
 _POWERCAP = Path("/sys/class/powercap")
 _STATUS = Path("/proc/self/status")
+_STAT = Path("/proc/stat")
+_TOLD_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +51,25 @@ class Energy:
 
 
 class Meter:
-    """Measures a `with` block: wall time, CPU time, peak memory, energy.
+    """Measures a `with` block: wall time, CPU time, peak memory, energy, and who else computed.
 
     `watts` is the draw of a busy hardware thread, used only where no counter is readable.
-    After the block `elapsed_s`, `cpu_s`, `energy` and `measurements()` hold the results.
+    After the block `elapsed_s`, `cpu_s`, `energy` and `measurements()` hold the results, and
+    `foreign_cores` how many cores other programs kept busy on average: None where the system
+    does not say, or the block was too short for its hundredths of a second.
     """
 
     def __init__(self, *, watts: float = DEFAULT_WATTS, powercap: Path = _POWERCAP) -> None:
         self.elapsed_s = 0.0
         self.cpu_s = 0.0
+        self.foreign_cores: float | None = None
         self.energy = Energy(0.0, "nothing measured yet", estimate=True)
         self._watts = watts
         self._powercap = powercap
 
     def __enter__(self) -> Self:
         self._counters = read_counters(self._powercap)
+        self._busy = busy_s()
         self._cpu = time.process_time()
         self._start = time.perf_counter()
         return self
@@ -72,7 +82,10 @@ class Meter:
     ) -> None:
         self.elapsed_s = time.perf_counter() - self._start
         self.cpu_s = time.process_time() - self._cpu
-        after = read_counters(self._powercap)
+        busy, after = busy_s(), read_counters(self._powercap)
+        if self._busy is not None and busy is not None and self.elapsed_s >= _TOLD_S:
+            foreign = busy - self._busy - self.cpu_s
+            self.foreign_cores = max(0.0, foreign) / self.elapsed_s
         self.energy = energy_between(self._counters, after, cpu_s=self.cpu_s, watts=self._watts)
 
     def measurements(self) -> tuple[Measurement, ...]:
@@ -86,20 +99,50 @@ class Meter:
         )
 
 
+def energy_basis(method: str) -> str:
+    """Returns an energy's method without the CPU seconds of one block, for many blocks."""
+    return f"estimate from CPU time{method[method.index(' x ') :]}" if " x " in method else method
+
+
 def peak_memory() -> Measurement:
     """Returns the largest resident size of this process so far, in bytes.
 
     Linux's VmHWM belongs to the program; `ru_maxrss` survives exec, so that a small child of a
     big parent would report the parent's peak. It is the way out on other systems.
     """
+    size = _status_bytes("VmHWM:")
+    if size is not None:
+        return Measurement("peak_memory", size, "B", "VmHWM of the process")
+    unit = 1 if sys.platform == "darwin" else 1024
+    size = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return Measurement("peak_memory", size, "B", "ru_maxrss of the process")
+
+
+def resident_bytes() -> float | None:
+    """Returns what this process holds in memory now; None where the system does not say."""
+    return _status_bytes("VmRSS:")
+
+
+def busy_s() -> float | None:
+    """Returns the seconds that all cores together have been busy since the machine started.
+
+    With those that a host took for others. None where there is no /proc/stat.
+    """
+    try:
+        fields = _STAT.read_text(encoding="ascii").split(maxsplit=9)[1:9]
+        user, nice, system, _, _, irq, softirq, stolen = map(int, fields)
+        ticks = user + nice + system + irq + softirq + stolen
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+
+
+def _status_bytes(name: str) -> float | None:
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-        kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
-        return Measurement("peak_memory", float(int(kib) * 1024), "B", "VmHWM of the process")
+        return 1024.0 * int(next(line.split()[1] for line in lines if line.startswith(name)))
     except (OSError, StopIteration, IndexError, ValueError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return Measurement("peak_memory", float(size), "B", "ru_maxrss of the process")
+        return None
 
 
 _Counters = Mapping[str, tuple[int, int]]

@@ -33,9 +33,6 @@ __all__ = [
     "TextEvent",
     "Tokenizer",
     "Want",
-    "check_batch",
-    "check_ids",
-    "check_top_k",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -105,6 +102,11 @@ class SeqWork:
     `mask` is bool [V], True for ids that may be drawn (a grammar's choice).
     `adapter` names a LoRA adapter that the engine has been given; a conversation keeps the one
     of its first step.
+
+    The last `n_drafted` ids are a guess; SAMPLE alone is wanted then. A token is drawn at each of
+    their positions in turn and behind the last, until one differs from the guess; ids from there
+    on are forgotten. Tokens, and what the conversation then holds, are those of single steps
+    (Leviathan et al. 2023, with draws that do not depend on the guess).
     """
 
     conversation: int
@@ -113,24 +115,36 @@ class SeqWork:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     mask: npt.NDArray[np.bool_] | None = None
     adapter: str | None = None
+    n_drafted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StepOut:
-    """What one work item gave; fields that were not wanted are None.
+    """What one work item gave; fields that were not wanted are empty or None.
 
-    `logprob` is the natural log-probability of `token` under the unfiltered softmax of the raw
-    logits. `logits` is [V] for LAST_LOGITS, [T, V] for ALL_LOGITS. `hidden` is
-    [L + 1, T, D]: the residual stream before each block and after the last.
-    `attention` holds per layer [H, T, keys].
+    `tokens` are what was drawn: one, or with a draft up to n_drafted + 1, all but the last of
+    which are the draft's. `logprobs` are their natural log-probabilities under the unfiltered
+    softmax of the raw logits. `logits` is [V] for LAST_LOGITS, [T, V] for ALL_LOGITS. `hidden` is
+    [L + 1, T, D]: the residual stream before each block and after the last. `attention` holds per
+    layer [H, T, keys].
     """
 
     conversation: int
-    token: int | None = None
-    logprob: float | None = None
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
     logits: FloatArray | None = None
     hidden: FloatArray | None = None
     attention: tuple[FloatArray, ...] | None = None
+
+    @property
+    def token(self) -> int | None:
+        """The last token that was drawn; None where none was wanted."""
+        return self.tokens[-1] if self.tokens else None
+
+    @property
+    def logprob(self) -> float | None:
+        """That token's log-probability."""
+        return self.logprobs[-1] if self.logprobs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +177,14 @@ class Engine(Protocol):
 
     def open(self) -> int:
         """Returns a new, empty conversation."""
+        ...
+
+    def fork(self, conversation: int, length: int) -> int:
+        """Returns a new conversation that holds another's first `length` positions.
+
+        Memory is shared until one of them is written where both have it, and answers are those of
+        a conversation that took the same ids in itself. The adapter goes with the positions.
+        """
         ...
 
     def close(self, conversation: int) -> None:
@@ -240,44 +262,3 @@ class Tokenizer(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """Returns the exact bytes an id stands for; special tokens give none."""
         ...
-
-
-def check_batch(config: ModelConfig, lengths: Mapping[int, int], batch: Sequence[SeqWork]) -> None:
-    """Raises RequestError for a batch that an engine must refuse before it changes anything.
-
-    `lengths` maps open conversations to their positions.
-    """
-    taken: set[int] = set()
-    for work in batch:
-        if work.conversation not in lengths or work.conversation in taken:
-            state = "twice in the batch" if work.conversation in taken else "not open"
-            raise RequestError(f"conversation {work.conversation} is {state}")
-        taken.add(work.conversation)
-        check_ids(config, work.ids)
-        end = lengths[work.conversation] + len(work.ids)
-        if end > config.max_positions:
-            raise RequestError(
-                f"{end} positions, the model has {config.max_positions}",
-                where=f"conversation {work.conversation}",
-                remedy="Shorten the prompt or start a new conversation",
-            )
-        if work.mask is not None and work.mask.shape != (config.vocab_size,):
-            raise RequestError(f"mask is {list(work.mask.shape)}, not [{config.vocab_size}]")
-
-
-def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
-    """Raises RequestError for no ids, or ids outside the vocabulary."""
-    if not len(ids):
-        raise RequestError("no ids to take in", remedy="Give at least one id")
-    if not all(isinstance(i, int | np.integer) for i in ids):
-        raise RequestError("ids are no whole numbers", remedy="Give what the tokenizer gave")
-    low, high = min(ids), max(ids)
-    if low < 0 or high >= config.vocab_size:
-        bad = low if low < 0 else high
-        raise RequestError(f"id {bad} is outside the vocabulary of {config.vocab_size}")
-
-
-def check_top_k(config: ModelConfig, top_k: int) -> None:
-    """Raises RequestError for a top_k below 0 or above the vocabulary."""
-    if not 0 <= top_k <= config.vocab_size:
-        raise RequestError(f"top_k is {top_k}, allowed 0 to {config.vocab_size}")

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -183,6 +182,8 @@ def shared_licence(records: Iterable[Record | None]) -> str | None:
 
 def environment() -> dict[str, str]:
     """Returns versions of what computes, and the machine: what a number depends on."""
+    from importlib import metadata  # slow to import, and opening a model imports this file
+
     found = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

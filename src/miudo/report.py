@@ -64,12 +64,15 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve of a plot."""
+    """One curve of a plot; `low` and `high`, where given, are shaded as its range."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     thin: bool = False
+    dashed: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 def text_table(table: Table) -> str:
@@ -102,9 +105,16 @@ def loss_svg(runs: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
     return line_plot(lines, x="tokens", y="loss (nats per token)")
 
 
-def line_plot(lines: Sequence[Line], *, x: str, y: str) -> str:
-    """Returns curves as inline SVG with axis labels `x` and `y`."""
-    return svg_plot(_figure(lines, x, y))
+def line_plot(lines: Sequence[Line], *, x: str, y: str, doubling: bool = False) -> str:
+    """Returns curves as inline SVG with axis labels `x` and `y`.
+
+    With `doubling` the x axis is one of powers of two, marked where a curve has its points, and
+    the y axis begins at 0.
+    """
+    figure = _figure(lines, x, y)
+    if doubling:
+        _double(figure.axes[0], sorted({value for line in lines for value in line.x}))
+    return svg_plot(figure)
 
 
 def svg_plot(figure: Any) -> str:
@@ -153,11 +163,15 @@ def _figure(lines: Sequence[Line], x: str, y: str) -> Any:
     axes = figure.add_subplot()
     names = sorted({_base(line.label) for line in lines}, key=[_base(v.label) for v in lines].index)
     for line in lines:
+        colour = _COLOURS[names.index(_base(line.label)) % len(_COLOURS)]
+        if line.low:
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(
             line.x,
             line.y,
             label=line.label,
-            color=_COLOURS[names.index(_base(line.label)) % len(_COLOURS)],
+            color=colour,
+            linestyle="--" if line.dashed else "-",
             linewidth=0.9 if line.thin else 1.8,
             alpha=0.6 if line.thin else 1.0,
             # A short run has few points, perhaps one: a line alone would not be seen.
@@ -174,6 +188,14 @@ def _figure(lines: Sequence[Line], x: str, y: str) -> Any:
     if lines:
         axes.legend(frameon=False, labelcolor=_INK, fontsize="small")
     return figure
+
+
+def _double(axes: Any, marks: Sequence[float]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(marks, [f"{mark:,.0f}" for mark in marks])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(_thousands)
 
 
 def _base(label: str) -> str:

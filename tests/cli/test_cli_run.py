@@ -51,9 +51,12 @@ class Parrot:
     def close(self, conversation: int) -> None:
         pass
 
+    def truncate(self, conversation: int, length: int) -> None:
+        pass
+
     def step(self, batch: Sequence[SeqWork]) -> list[StepOut]:
         self.work.extend(batch)
-        return [StepOut(1, token=self.script[len(self.work) - 1])]
+        return [StepOut(1, (self.script[min(len(self.work), len(self.script)) - 1],))]
 
 
 class Runner:
@@ -81,7 +84,7 @@ class Runner:
         self.loaded.append((path, options))
         self.parrot = Parrot(self.reply)
         model = SimpleNamespace(config=Parrot.config, chat_template=self.template, record=None)
-        adapter = options["adapter"] and "adapter"
+        adapter = options.get("adapter") and "adapter"
         return SimpleNamespace(
             path=path, model=model, engine=self.parrot, tokenizer=TOKENIZER, adapter=adapter
         )
@@ -133,13 +136,38 @@ def test_a_model_with_a_template_chats(run: Runner) -> None:
     assert run.prompt == [END, *_ids("(user)hi"), END, *_ids("(say)")]
 
 
+def test_energy_is_of_the_tokens_after_the_first(run: Runner) -> None:
+    energy = json.loads(run("--json", "--watts", "3", "a b").stdout)["energy"]
+    made = len(_ids(run.reply)) + 1  # the end is a token too
+    assert energy["new_token_j"] == pytest.approx(energy["rest_j"] / (made - 1))
+    assert not energy["estimate"] or "x 3 W assumed" in energy["method"]
+    one = json.loads(run("--json", "--max-tokens", "1", "a b").stdout)["energy"]
+    assert one["new_token_j"] is None
+
+
 def test_json_is_one_object_with_text_reason_usage_and_timings(run: Runner) -> None:
     result = run("--json", "a b")
     value = json.loads(result.stdout)
     assert value["text"] == "olá!"
     assert value["finish_reason"] == "stop"
-    assert value["usage"] == {"prompt_tokens": 4, "completion_tokens": 6}
+    counts = {"prompt_tokens": 4, "completion_tokens": 6}
+    assert value["usage"] == counts | {"drafted_tokens": 0, "accepted_tokens": 0}
+    assert json.loads(run("--json", "a b", "--no-speculate").stdout)["usage"] == counts
     assert set(value["timings"]) == {"first_token_s", "prompt_tokens_per_s", "new_tokens_per_s"}
+    assert set(value["energy"]) == {"first_token_j", "rest_j", "new_token_j", "method", "estimate"}
+
+
+def test_a_draft_model_is_loaded_and_must_have_the_tokenizer(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(str(run.model), "a b", "--draft-model", str(run.model)).stdout == "olá!\n"
+    assert [path for path, _ in run.loaded] == [run.model, run.model]
+    result = run("a b", "--draft-model", str(run.model), "--no-speculate")
+    assert (result.exit_code, "takes no --draft-model" in result.stderr) == (2, True)
+    other = iter(["one", "other"])
+    monkeypatch.setattr(type(TOKENIZER), "fingerprint", property(lambda _: next(other)))
+    result = run(str(run.model), "a b", "--draft-model", str(run.model))
+    assert (result.exit_code, "another tokenizer" in result.stderr) == (1, True)
 
 
 def test_sampling_options_reach_the_engine(run: Runner) -> None:
@@ -195,9 +223,9 @@ def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("builtins.input", lambda mark: next(lines))
     monkeypatch.setattr(
         "miudo.cli.conversing.answer",
-        lambda loaded, ids, settings, as_json: prompts.append(ids) or "fine",
+        lambda loaded, ids, settings, **how: prompts.append(ids) or "fine",
     )
-    converse(loaded, GenerateSettings(), raw=False)
+    converse(loaded, GenerateSettings(), speculation=None, raw=False)
     texts = [TOKENIZER.decode(ids) for ids in prompts]
     assert texts == [
         "(user)one(say)",

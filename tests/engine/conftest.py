@@ -12,7 +12,7 @@ from miudo.adapter import Adapter, LowRank, base_fingerprint
 from miudo.config import ModelConfig
 from miudo.engine.native import NativeEngine
 from miudo.errors import RequestError
-from miudo.tensors import DType, Role, StoredTensor, tensor_table
+from miudo.tensors import DType, Role, tensor_table
 
 
 def random_adapter(model: Any, seed: int = 1, rank: int = 5) -> Adapter:
@@ -63,24 +63,3 @@ def llama_q8(make_model: Callable[..., Any]) -> Any:
         max_positions=160,
     )  # fmt: skip
     return make_model(config, seed=2, dtype=DType.Q8_0)
-
-
-@pytest.fixture
-def block_model(
-    make_model: Callable[..., Any], noise_blocks: Callable[..., StoredTensor]
-) -> Callable[..., Any]:
-    """All of its matrices fit blocks of 256, and are of the type asked for."""
-    config = ModelConfig.uniform(
-        n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, d_ff=512, vocab_size=131,
-        max_positions=160,
-    )  # fmt: skip
-
-    def make(dtype: DType) -> Any:
-        model = make_model(config, seed=6)
-        for i, (name, tensor) in enumerate(model.weights.items()):
-            if len(tensor.shape) == 2:
-                spread = 1.5 * tensor.shape[1] ** -0.5
-                model.weights[name] = noise_blocks(dtype, tensor.shape, seed=i, spread=spread)
-        return model
-
-    return make

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from miudo.adapter import AdaptableEngine, Adapter, LowRank, base_fingerprint
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.fake_quant import round_activations
 from miudo.decoder.torch_engine import TorchEngine
-from miudo.engine.fake import FakeEngine, follow
+from miudo.engine.fake import FakeEngine, babble
 from miudo.engine.native import NativeEngine
 from miudo.errors import ModelFileError, RequestError
 from miudo.formats.blocks import encode, to_f32
@@ -46,11 +48,11 @@ def native_engine(decoder: Decoder) -> AdaptableEngine:
         architecture="LlamaForCausalLM",
         path=None,
     )
-    return NativeEngine(model, threads=1)
+    return NativeEngine(model, threads=1, cache="f32")
 
 
 def fake_engine(decoder: Decoder) -> AdaptableEngine:
-    return FakeEngine(decoder.config, follow([3], 97))
+    return FakeEngine(decoder.config, babble(97))
 
 
 def some_decoder() -> Decoder:
@@ -357,7 +359,7 @@ def test_the_correction_takes_activations_before_they_are_rounded() -> None:
     }
     model = ModelFile(CONFIG, weights, None, None, None, "llama", None)
     rounding = round_activations(Decoder.from_weights(CONFIG, weights), quantised)
-    native, twin = NativeEngine(model, activations="int8"), TorchEngine(rounding)
+    native, twin = NativeEngine(model, cache="f32"), TorchEngine(rounding)
     outs = []
     for engine in (native, twin):
         engine.add_adapter("mine", adapter())
@@ -366,3 +368,125 @@ def test_the_correction_takes_activations_before_they_are_rounded() -> None:
         outs.append(out.hidden[1])
     # A float on the other side of a rounding step moves a few values; the many are equal.
     assert np.median(np.abs(outs[0] - outs[1])) < 1e-5
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 20])
+def test_a_fork_answers_as_if_it_had_read_the_beginning_itself(
+    any_engine: AdaptableEngine, length: int
+) -> None:
+    engine, ids = any_engine, [(5 * i) % 97 for i in range(20)]
+    first = engine.open()
+    for at in ids:  # one by one, as rounding in PyTorch hangs on the shape
+        engine.step([SeqWork(first, [at], Want.NOTHING)])
+    second = engine.fork(first, length)
+    assert (engine.length(first), engine.length(second)) == (20, length)
+
+    def read(ids: list[int], conversation: int) -> Any:
+        outs = [engine.step([SeqWork(conversation, [i], Want.LAST_LOGITS)]) for i in ids]
+        return np.stack([out.logits for (out,) in outs])
+
+    alone = read([*ids[:length], 3, 4, 5], engine.open())[-3:]
+    np.testing.assert_array_equal(read([3, 4, 5], second), alone)
+    np.testing.assert_array_equal(read([6, 7], first), read([*ids, 6, 7], engine.open())[-2:])
+    third = engine.fork(second, length + 1)
+    engine.close(second)
+    engine.truncate(first, 0)
+    np.testing.assert_array_equal(read([4, 5], third), alone[1:])
+
+
+def test_a_fork_has_the_adapter_of_its_positions(any_engine: AdaptableEngine) -> None:
+    engine = any_engine
+    engine.add_adapter("mine", adapter())
+    first = engine.open()
+    engine.step([SeqWork(first, [1, 2], adapter="mine")])
+    bound, free = engine.fork(first, 1), engine.fork(first, 0)
+    engine.close(first)
+    with pytest.raises(RequestError, match="is used by"):
+        engine.remove_adapter("mine")
+    with pytest.raises(RequestError, match="was begun with"):
+        engine.step([SeqWork(bound, [3])])
+    engine.step([SeqWork(free, [3]), SeqWork(bound, [3], adapter="mine")])
+    engine.close(bound)
+    engine.remove_adapter("mine")
+
+
+def test_a_fork_of_what_is_not_there_is_refused(any_engine: AdaptableEngine) -> None:
+    k = any_engine.open()
+    any_engine.step([SeqWork(k, [1, 2])])
+    for length in (3, -1):
+        with pytest.raises(RequestError, match=f"length (is )?{length}"):
+            any_engine.fork(k, length)
+    with pytest.raises(RequestError, match="not open"):
+        any_engine.fork(k + 1, 0)
+
+
+@pytest.fixture(
+    params=[torch_engine, native_engine, fake_engine], ids=["torch", "native", "fake"],
+    scope="module",
+)  # fmt: skip
+def kept_engine(request: pytest.FixtureRequest) -> AdaptableEngine:
+    make: Callable[[Decoder], AdaptableEngine] = request.param
+    return make(some_decoder())
+
+
+SAMPLINGS = st.sampled_from(
+    [
+        SamplingSettings(),
+        SamplingSettings(repetition_penalty=1.4),
+        SamplingSettings(temperature=0.4, seed=5, request=2),
+        SamplingSettings(temperature=1.0, top_k=9, top_p=0.9, min_p=0.01, seed=1),
+        SamplingSettings(temperature=0.7, repetition_penalty=1.3, logit_bias=((4, 2.0),), seed=3),
+    ]
+)
+
+
+def single_steps(
+    engine: Engine, prompt: list[int], n: int, sampling: SamplingSettings, mask: Any
+) -> list[tuple[int, float]]:
+    k, pending, drawn = engine.open(), prompt, []
+    for _ in range(n):
+        (out,) = engine.step([SeqWork(k, pending, sampling=sampling, mask=mask)])
+        drawn.append((out.token, out.logprob))
+        pending = [out.token]
+    engine.close(k)
+    return drawn
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), sampling=SAMPLINGS)
+def test_a_draft_changes_no_token(
+    kept_engine: Engine, data: st.DataObject, sampling: SamplingSettings
+) -> None:
+    engine = kept_engine
+    prompt = data.draw(st.lists(st.integers(0, 96), min_size=1, max_size=12))
+    mask = None
+    if data.draw(st.booleans()):
+        mask = np.arange(97) % 3 != 1
+    right = single_steps(engine, prompt, 12, sampling, mask)
+    k, pending, drawn = engine.open(), prompt, []
+    while len(drawn) < 12:
+        n = data.draw(st.integers(0, 11 - len(drawn)))
+        draft = [token for token, _ in right[len(drawn) : len(drawn) + n]]
+        wrong = data.draw(st.integers(0, n))  # the first id that is spoiled; n: none
+        draft[wrong:] = [(token + 1) % 97 for token in draft[wrong:]]
+        work = SeqWork(k, [*pending, *draft], sampling=sampling, mask=mask, n_drafted=n)
+        (out,) = engine.step([work])
+        assert len(out.tokens) == wrong + 1
+        drawn += zip(out.tokens, out.logprobs, strict=True)
+        assert engine.length(k) == len(prompt) + len(drawn) - 1
+        pending = [out.token]
+    assert drawn == right
+    engine.close(k)
+
+
+def test_drafts_that_cannot_be_are_refused(any_engine: AdaptableEngine) -> None:
+    k = any_engine.open()
+    for ids, n in (([1, 2], 2), ([1], 1), ([1, 2], -1), ([1], 1 << 70)):
+        with pytest.raises(RequestError, match="drafted"):
+            any_engine.step([SeqWork(k, ids, n_drafted=n)])
+    for want in (Want.NOTHING, Want.SAMPLE | Want.LAST_LOGITS):
+        with pytest.raises(RequestError, match="wants more than a sample"):
+            any_engine.step([SeqWork(k, [1, 2], want, n_drafted=1)])
+    with pytest.raises(RequestError, match="positions"):
+        any_engine.step([SeqWork(k, [1] * 49, n_drafted=4)])
+    assert any_engine.length(k) == 0

@@ -5,6 +5,7 @@ Every comparison here is exact. A conversation's logits are a function of its id
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pytest
 from miudo.config import LatentAttention, ModelConfig, Position
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
-from miudo.engine.native import NativeEngine
+from miudo.engine.native import CACHE_TYPES, CacheType, NativeEngine
 from miudo.formats import open_model
 from miudo.hub.resolve import embedded_path
 from miudo.protocol import SamplingSettings, SeqWork, Want
@@ -50,19 +51,42 @@ def fed(
     return np.concatenate(rows)
 
 
-@pytest.fixture(params=["f32", "q4", "q8 float", "q8 int8", "portable int8"])
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way through the engine that keeps its bits."""
+
+    dtype: DType = DType.Q8_0
+    activations: Literal["int8", "float"] = "int8"
+    cache: CacheType | None = None
+    isa: str | None = None
+
+
+WAYS = {
+    "f32": Way(DType.F32, cache="f32"),
+    "q4": Way(DType.Q4_1),
+    "q8 float": Way(activations="float"),
+    "q8 int8": Way(),
+    "bf16 cache": Way(cache="bf16"),
+    "int8 cache": Way(cache="int8"),
+    "avx2 int8": Way(isa="avx2"),
+    "portable int8": Way(isa="portable"),
+    "portable int8 cache": Way(cache="int8", isa="portable"),
+}
+
+
+@pytest.fixture(params=WAYS)
 def make_engine(
     request: pytest.FixtureRequest,
     llama_q8: Any,
     make_model: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+    force_isa: Callable[[str | None], None],
 ) -> Callable[[int], NativeEngine]:
-    if request.param == "portable int8":
-        monkeypatch.setenv("MIUDO_ISA", "portable")
-    dtype = {"f32": DType.F32, "q4": DType.Q4_1}.get(request.param, DType.Q8_0)
-    model = make_model(llama_q8.config, seed=6, dtype=dtype)
-    activations = "float" if request.param == "q8 float" else "int8"
-    return lambda threads: NativeEngine(model, threads=threads, activations=activations)
+    way = WAYS[request.param]
+    force_isa(way.isa)
+    model = make_model(llama_q8.config, seed=6, dtype=way.dtype)
+    return lambda threads: NativeEngine(
+        model, threads=threads, activations=way.activations, cache=way.cache
+    )
 
 
 def test_thread_count(make_engine: Callable[[int], NativeEngine]) -> None:
@@ -180,6 +204,37 @@ def test_a_neighbour_that_leaves_its_pages_behind(
     np.testing.assert_array_equal(out.logits, right[40:])
 
 
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 70])
+def test_a_shared_prefix(make_engine: Callable[[int], NativeEngine], length: int) -> None:
+    """Forks and what they came from go on side by side, each with the bits of one alone."""
+    engine = make_engine(2)
+    common = ids_of(engine.config, 12, 70)
+    ends = [ids_of(engine.config, 70 + i, 20) for i in range(4)]
+    first = engine.open()
+    engine.step([SeqWork(first, common, Want.NOTHING)])
+    k = [engine.fork(first, length) for _ in range(3)]
+    k.append(engine.fork(k[0], length))
+    pages = engine.cache_bytes_used
+    rows: list[list[Floats]] = [[] for _ in k]
+    for start, end in ((0, 3), (3, 4), (4, 20)):
+        batch = [
+            SeqWork(c, own[start:end], Want.ALL_LOGITS) for c, own in zip(k, ends, strict=True)
+        ]
+        for own, out in zip(rows, engine.step([*batch, SeqWork(first, [1])]), strict=False):
+            assert out.logits is not None
+            own.append(out.logits)
+        engine.truncate(first, length)  # back into a page that the others begin with
+    for own, end in zip(rows, ends, strict=True):
+        right = fed(engine, common[:length] + end)
+        np.testing.assert_array_equal(np.concatenate(own), right[length:])
+    (out,) = engine.step([SeqWork(first, common[length:] + ends[0], Want.ALL_LOGITS)])
+    np.testing.assert_array_equal(out.logits, fed(engine, common + ends[0])[length:])
+    for c in (first, *k):
+        assert pages > 0 < engine.cache_bytes_used
+        engine.close(c)
+    assert engine.cache_bytes_used == 0
+
+
 def test_what_is_watched(make_engine: Callable[[int], NativeEngine]) -> None:
     """Looking at hidden states and attention does not change what is seen."""
     engine = make_engine(2)
@@ -225,6 +280,30 @@ def test_a_long_prompt_crosses_the_engine_s_own_chunks(make_model: Callable[...,
     outs = engine.step([SeqWork(c, ids[: 250 + c], Want.LAST_LOGITS) for c in k])
     for c, out in zip(k, outs, strict=True):
         np.testing.assert_array_equal(out.logits, whole[250 + c - 1])
+
+
+@pytest.mark.parametrize("isa", ["portable", None])
+@pytest.mark.parametrize("cache", CACHE_TYPES)
+@pytest.mark.parametrize("window", [None, 520])
+def test_stretches_of_a_long_text_on_any_number_of_threads(
+    make_model: Callable[..., Any],
+    cache: CacheType,
+    window: int | None,
+    isa: str | None,
+    force_isa: Callable[[str | None], None],
+) -> None:
+    """One key-value head: with more threads than heads a position's stretches are shared out."""
+    force_isa(isa)
+    config = ModelConfig.uniform(
+        n_layers=2, d_model=32, n_heads=3, n_kv_heads=1, head_dim=24, d_ff=32, vocab_size=40,
+        max_positions=1040, window=window,
+    )  # fmt: skip
+    model, ids = make_model(config), ids_of(config, 11, 1040)
+    engines = [NativeEngine(model, threads=n, cache=cache) for n in (1, 2, 3)]
+    whole = fed(engines[0], ids)
+    singles = [511, 512, 513, 700, 701, 1023, 1024, 1025, 1039]
+    for engine in engines[1:]:
+        np.testing.assert_array_equal(whole, fed(engine, ids, singles))
 
 
 def test_sampled_text_is_the_same_in_any_company(

@@ -19,7 +19,7 @@ from miudo.errors import MissingError, ModelFileError, RequestError, ResourceErr
 from miudo.protocol import SamplingSettings, SeqWork, Want
 from miudo.tensors import DType, StoredTensor, tensor_table
 
-PAGE_BYTES = 32 * 2 * 2 * (8 + 8) * 4  # positions, layers, kv heads, key and value size, float32
+PAGE_BYTES = 32 * 2 * 2 * (8 + 16) * 2  # positions, layers, kv heads, key and padded value, float16
 
 
 def with_tensor(model: Any, name: str, tensor: StoredTensor | None) -> Any:
@@ -83,7 +83,7 @@ def test_the_c_door_checks_again(llama: Any, field: str, value: float, says: str
     native = load_native()
     values = {**config_values(llama.config), field: value}
     with pytest.raises(native.NativeError, match=says):
-        native.Engine(values, layer_values(llama.config), 1, True, 1 << 20)
+        native.Engine(values, layer_values(llama.config), 1, True, 1, 1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_the_c_door_checks_again(llama: Any, field: str, value: float, says: str
 def test_the_c_door_checks_layers(llama: Any, layer: tuple[Any, ...]) -> None:
     native = load_native()
     with pytest.raises(native.NativeError):
-        native.Engine(config_values(llama.config), [layer], 1, True, 1 << 20)
+        native.Engine(config_values(llama.config), [layer], 1, True, 1, 1 << 20)
     with pytest.raises(native.NativeError, match="n_layers"):
-        native.Engine(config_values(llama.config), [], 1, True, 1 << 20)
+        native.Engine(config_values(llama.config), [], 1, True, 1, 1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_the_c_door_checks_what_goes_together(
     latent = {"latent.q_rank": 4, "latent.kv_rank": 4, "latent.rope_dim": 2}
     values = {**config_values(llama.config), **latent}
     right: list[Any] = [6, 6, 8, 8, 8, 0, (1.0,), ()]
-    native.Engine(values, [tuple(right)], 1, True, 1 << 20)
+    native.Engine(values, [tuple(right)], 1, True, 1, 1 << 20)
     for place, value in layer.items():
         right[place] = value
     with pytest.raises(native.NativeError, match=says):
-        native.Engine({**values, **changes}, [tuple(right)], 1, True, 1 << 20)
+        native.Engine({**values, **changes}, [tuple(right)], 1, True, 1, 1 << 20)
 
 
 def test_the_c_door_knows_every_tensor(config: ModelConfig, make_model: Callable[..., Any]) -> None:
@@ -140,24 +140,25 @@ def test_the_c_door_knows_every_tensor(config: ModelConfig, make_model: Callable
     kinds = {spec.name: list(spec.shape) for spec in tensor_table(config)}
 
     def engine(names: list[str]) -> Any:
-        made = native.Engine(config_values(config), layer_values(config), 1, True, 1 << 24)
+        made = native.Engine(config_values(config), layer_values(config), 1, True, 1, 1 << 24)
         for name in names:
             data = np.ascontiguousarray(model.weights[name].data)
-            made.set_tensor(name, 0, kinds[name], data)
+            made.set_tensors([(name, 0, kinds[name], data, 0)])
         return made
 
     engine(list(kinds)).finalize()
     for name in kinds:
         with pytest.raises(native.NativeError, match=f"{name} is missing"):
             engine([n for n in kinds if n != name]).finalize()
+    unknown = ("layers.0.attn.other.weight", 0, [1], np.zeros(4, np.uint8), 0)
     with pytest.raises(native.NativeError, match="is unknown"):
-        engine([]).set_tensor("layers.0.attn.other.weight", 0, [1], np.zeros(4, np.uint8))
+        engine([]).set_tensors([unknown])
 
 
 def test_an_unfinished_engine_runs_nothing(llama: Any) -> None:
     native = load_native()
     layers = layer_values(llama.config)
-    engine = native.Engine(config_values(llama.config), layers, 1, True, 1 << 20)
+    engine = native.Engine(config_values(llama.config), layers, 1, True, 1, 1 << 20)
     with pytest.raises(native.NativeError, match="is missing"):
         engine.finalize()
     with pytest.raises(native.NativeError, match="no weights"):
@@ -246,8 +247,10 @@ def test_too_many_positions_and_bad_ids(llama: Any) -> None:
         engine.score([1, 2], top_k=132)
     with pytest.raises(RequestError, match="length is 1, the conversation holds 0"):
         engine.truncate(k, 1)
-    with pytest.raises(RequestError, match="length is -1"):
-        engine.truncate(k, -1)
+    for length in (-1, 1 << 70):
+        for call in (engine.truncate, engine.fork):
+            with pytest.raises(RequestError, match=f"length is {length}"):
+                call(k, length)
     assert engine.cache_bytes_used == 0
 
 
@@ -330,7 +333,7 @@ def test_settings(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RequestError, match=f"{name} is '{value}'"):
             NativeEngine(llama)
         monkeypatch.delenv(name)
-    for wrong in ({"threads": 0}, {"activations": "int3"}, {"cache_bytes": -1}):
+    for wrong in ({"threads": 0}, {"activations": "int3"}, {"cache": "f8"}, {"cache_bytes": -1}):
         with pytest.raises(RequestError):
             NativeEngine(llama, **wrong)
 

@@ -204,7 +204,7 @@ def test_every_kind_of_model_gives_the_oracle_s_numbers(
     model = make_model(config)
     oracle, ids = Oracle(config, model.weights), ids_for(config)
     expected = oracle.logits(ids)
-    engine = NativeEngine(model, threads=2)
+    engine = NativeEngine(model, threads=2, cache="f32")
     assert engine.isa == isa or isa == "best"
     (out,) = engine.step([SeqWork(engine.open(), ids, WATCHED)])
     assert out.logits is not None
@@ -227,7 +227,7 @@ def test_each_tensor_matters(family: ModelConfig, make_model: Callable[..., Any]
         shape = model.weights[name].shape
         noise = rng.standard_normal(shape).astype(np.float32) / np.float32(shape[-1] ** 0.5)
         moved[name] = StoredTensor.from_f32(to_f32(model.weights[name]) + noise)
-        engine = NativeEngine(type(model)(config, moved), threads=1)
+        engine = NativeEngine(type(model)(config, moved), threads=1, cache="f32")
         (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
         assert out.logits is not None
         expected = Oracle(config, moved).logits(ids)
@@ -277,7 +277,7 @@ def test_every_kind_of_model_equals_the_decoder(
 ) -> None:
     """A prompt at once, then ids one by one: logits, hidden states and attention."""
     model, ids = make_model(config), ids_for(config, 60)
-    engines = (NativeEngine(model, threads=1), decoder_of(model))
+    engines = (NativeEngine(model, threads=1, cache="f32"), decoder_of(model))
     conversations = [engine.open() for engine in engines]
     for part in (ids[:50], *([i] for i in ids[50:])):
         ours, theirs = (
@@ -335,7 +335,7 @@ def test_any_mixture_equals_the_decoder_and_its_own_pieces(
 ) -> None:
     config = mixture(seed)
     model, ids = make_model(config), ids_for(config, 70)
-    ours, theirs = NativeEngine(model, threads=1), decoder_of(model)
+    ours, theirs = NativeEngine(model, threads=1, cache="f32"), decoder_of(model)
     (whole,), (right,) = (
         engine.step([SeqWork(engine.open(), ids, WATCHED)]) for engine in (ours, theirs)
     )
@@ -395,7 +395,7 @@ def test_adapters_equal_the_decoder_s_in_every_kind_of_model(
 
 def test_int8_activations_give_the_rounding_oracle_s_numbers(llama_q8: Any, isa: str) -> None:
     ids = ids_for(llama_q8.config)
-    engine = NativeEngine(llama_q8, threads=1, activations="int8")
+    engine = NativeEngine(llama_q8, threads=1, activations="int8", cache="f32")
     (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
     assert out.logits is not None
     rounded = RoundingOracle(llama_q8.config, llama_q8.weights).logits(ids)

@@ -1,7 +1,9 @@
 """Models that cannot be asked, and sessions as long as was asked for."""
 
+import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,7 @@ from miudo.text.tokenizer import train_bpe
 def test_a_model_without_a_tokenizer_says_what_its_form_can_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, cure: str
 ) -> None:
-    def opened(path: Path) -> Any:
-        return SimpleNamespace(tokenizer=None)
-
-    monkeypatch.setattr("miudo.evaluate.loading.open_model", opened)
+    opening(monkeypatch, dataclasses.replace(longrope(), tokenizer=None))
     path = tmp_path / "model"
     if form == "folder":
         path.mkdir()
@@ -39,20 +38,20 @@ def test_a_model_without_a_tokenizer_says_what_its_form_can_have(
 def test_a_session_is_as_long_as_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, context: int | None, positions: int
 ) -> None:
-    monkeypatch.setattr("miudo.evaluate.loading.open_model", lambda _: longrope())
+    opening(monkeypatch, longrope())
     loaded = load_model(Path("model"), threads=1, context=context)
     assert loaded.engine.config.max_positions == positions
     assert loaded.model.config.max_positions == 64  # what it is, whatever the session
 
 
 def test_a_session_longer_than_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("miudo.evaluate.loading.open_model", lambda _: longrope())
+    opening(monkeypatch, longrope())
     with pytest.raises(ConfigError, match="context is 65, allowed a whole number from 1 to 64"):
         load_model(Path("model"), context=65)
 
 
 def test_matrices_are_held_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("miudo.evaluate.loading.open_model", lambda _: longrope())
+    opening(monkeypatch, longrope())
     as_is, held = (load_model(Path("model"), threads=1, dtype=d) for d in (None, DType.Q8_0))
     assert {t.dtype for t in as_is.model.weights.values()} == {DType.F32}
     kinds = {name: t.dtype for name, t in held.model.weights.items()}
@@ -62,6 +61,37 @@ def test_matrices_are_held_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert as_is.engine.score(ids).logprobs == pytest.approx(held.engine.score(ids).logprobs, 0.2)
     with pytest.raises(ConfigError, match="Q2_K is only read"):
         load_model(Path("model"), dtype=DType.Q2_K)
+
+
+def test_no_engine_is_left_at_work_when_the_tokenizer_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    def engine(*_: Any) -> str:
+        time.sleep(0.2)
+        made.append("engine")
+        return "engine"
+
+    def opened(path: Path, *, ready: Callable[..., None]) -> ModelFile:
+        ready(longrope().config, longrope().weights)
+        raise TokenizerError("is damaged")
+
+    monkeypatch.setattr("miudo.evaluate.loading._engine", engine)
+    monkeypatch.setattr("miudo.evaluate.loading.open_model", opened)
+    with pytest.raises(TokenizerError, match="is damaged"):
+        load_model(Path("model"))
+    assert made == ["engine"]
+
+
+def opening(monkeypatch: pytest.MonkeyPatch, model: ModelFile) -> None:
+    """Whatever is opened is `model`."""
+
+    def opened(path: Path, *, ready: Callable[..., None]) -> ModelFile:
+        ready(model.config, model.weights)
+        return model
+
+    monkeypatch.setattr("miudo.evaluate.loading.open_model", opened)
 
 
 def longrope() -> ModelFile:

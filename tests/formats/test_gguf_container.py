@@ -207,7 +207,7 @@ def test_trailing_bytes(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_of_150000_is_passed_over(tmp_path: Path) -> None:
-    """Opening makes no object a word: their list alone would take 10 MB."""
+    """Opening makes no object a word but a number: their list alone would take 10 MB."""
     words = [f"word{i}" for i in range(150_000)]
     path = tmp_path / "x"
     with path.open("wb") as file:
@@ -216,7 +216,7 @@ def test_a_vocabulary_of_150000_is_passed_over(tmp_path: Path) -> None:
     found = read_container(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 1 << 20
+    assert peak < 5 << 20
     assert found.strings("tokens") == words
 
 

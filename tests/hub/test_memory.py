@@ -89,7 +89,7 @@ def test_bytes_are_those_of_the_tensors_at_their_types(
     per_token = sum(
         layer.n_kv_heads * (layer.head_dim + layer.v_head_dim) for layer in config.layers
     )
-    assert kv_cache_bytes(shape, 7) == 7 * 4 * per_token
+    assert kv_cache_bytes(shape, 7) == 7 * 2 * per_token
 
 
 @pytest.mark.parametrize("dtype", DType)

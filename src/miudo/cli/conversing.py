@@ -19,6 +19,7 @@ from miudo.text.prompt import prompt_ids
 
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
+    from miudo.engine.speculate import Speculation
     from miudo.evaluate.loading import LoadedModel
 
 __all__ = ["converse"]
@@ -26,7 +27,14 @@ __all__ = ["converse"]
 _HELP = "/clear forgets the conversation, /bye or Ctrl-D ends, Ctrl-C stops an answer"
 
 
-def converse(loaded: LoadedModel, settings: GenerateSettings, *, raw: bool) -> None:
+def converse(
+    loaded: LoadedModel,
+    settings: GenerateSettings,
+    *,
+    speculation: Speculation | None,
+    raw: bool,
+    watts: float | None = None,
+) -> None:
     """Reads a line, prints the answer, until the user ends it. Turns are kept in a chat."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - importing it gives `input` editing and history
@@ -46,7 +54,7 @@ def converse(loaded: LoadedModel, settings: GenerateSettings, *, raw: bool) -> N
         if line.strip() == "/clear":
             messages.clear()
         elif line.strip():
-            _turn(loaded, settings, messages, line, raw=raw)
+            _turn(loaded, settings, messages, line, speculation=speculation, raw=raw, watts=watts)
 
 
 def _turn(
@@ -55,13 +63,15 @@ def _turn(
     messages: list[Message],
     line: str,
     *,
+    speculation: Speculation | None,
     raw: bool,
+    watts: float | None,
 ) -> None:
     messages.append(Message("user", line))
     template = None if raw else loaded.model.chat_template
     try:
         ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-        said = answer(loaded, ids, settings, as_json=False)
+        said = answer(loaded, ids, settings, speculation=speculation, as_json=False, watts=watts)
     except KeyboardInterrupt:
         messages.pop()
         click.secho("\n(stopped)", dim=True, err=True)

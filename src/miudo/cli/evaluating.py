@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.counter import Counter
-from miudo.cli.options import emit, printable, verb
+from miudo.cli.options import emit, printable, verb, watts_option
 from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
@@ -278,6 +278,7 @@ def _tasks(
 @click.option("--data", multiple=True, required=True, help=_DATA_HELP)
 @_measuring
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Runs of a speed measurement.")
+@watts_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write the table as a page too.")
 def compare(
     models: tuple[str, ...],
@@ -285,6 +286,7 @@ def compare(
     data: tuple[str, ...],
     max_bytes: int | None,
     repeats: int,
+    watts: float | None,
     html: Path | None,
     as_json: bool,
     **options: Any,
@@ -300,11 +302,12 @@ def compare(
 
     if html is not None:
         check_output(html)
+    bench = {"repeats": repeats} | ({} if watts is None else {"watts": watts})
     named = any(not isinstance(parse_reference(model), LocalRef) for model in models)
     rows = compare_models(
         [model_path(model) for model in models],
         list(read_texts(data, max_bytes=max_bytes)),
-        make_settings(CompareSettings, {**options, "bench": {"repeats": repeats}}),
+        make_settings(CompareSettings, {**options, "bench": bench}),
         # The end of a path in the store or the cache is a tag or a commit.
         names=models if named else (),
         progress=lambda line: click.echo(line, err=True),

@@ -51,6 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "miudo.cli.evaluating:compare",
         "Models side by side: size, quality, speed, energy",
     ),
+    "bench": ("miudo.cli.benching:bench", "How fast a model runs here, and how near the limit"),
     "demo": ("miudo.cli.demo:demo", "The whole way, small: from text to a model that runs"),
     "version": ("miudo.cli.showing:version", "Versions of miudo and of what it stands on"),
 }

@@ -16,13 +16,20 @@ import click
 
 from miudo.errors import ConfigError
 
-__all__ = ["BLOCK_TYPES", "Verb", "emit", "printable", "verb"]
+__all__ = ["BLOCK_TYPES", "Verb", "emit", "printable", "verb", "watts_option"]
 
 BLOCK_TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q4_1", "Q4_K", "Q4_0")
 """Types of blocks that `miudo.formats.blocks` writes, largest first; named here so that help
 needs no NumPy."""
 
 _GIVEN = "miudo.given"
+
+watts_option = click.option(
+    "--watts",
+    type=click.FloatRange(0, min_open=True),
+    help="What a busy core draws, for an estimate of energy where no counter is readable."
+    "  [default: 8]",
+)
 
 
 class Verb(click.Command):

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.answering import answer
-from miudo.cli.options import BLOCK_TYPES, verb
+from miudo.cli.options import BLOCK_TYPES, verb, watts_option
 from miudo.cli.templates import read_template, template_option
 from miudo.errors import RequestError, UsageError
 from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
     from miudo.engine.generate import GenerateSettings
+    from miudo.engine.speculate import Speculation
+    from miudo.evaluate.loading import LoadedModel
 
 __all__ = ["choose", "run"]
 
@@ -51,10 +53,22 @@ __all__ = ["choose", "run"]
     type=click.Choice(["F32", "F16", "BF16", *BLOCK_TYPES], case_sensitive=False),
     help="Hold matrices as this type; default: as they are.",
 )
+@watts_option
 @click.option(
     "--context",
     type=click.IntRange(1),
     help="Let texts of so many tokens fit, in a longrope model more than its original ones.",
+)
+@click.option(
+    "--speculate/--no-speculate",
+    default=True,
+    show_default=True,
+    help="Guess tokens where that saves time; they stay the same.",
+)
+@click.option(
+    "--draft-model",
+    metavar="MODEL",
+    help="A smaller model of the same tokenizer that guesses too.",
 )
 def run(
     model_and_prompt: tuple[str, ...],
@@ -76,10 +90,14 @@ def run(
     from miudo.tensors import DType
 
     model, given = choose(model_and_prompt, prompt)
+    watts = flags.pop("watts")
     engine = {flag: flags.pop(flag) for flag in ("threads", "activations", "context")}
+    speculate, draft = flags.pop("speculate"), flags.pop("draft_model")
     settings = _settings(**flags)
     if raw and chat_template is not None:
         raise UsageError("--raw takes no --chat-template", remedy="Leave one of them out")
+    if draft is not None and not speculate:
+        raise UsageError("--no-speculate takes no --draft-model", remedy="Leave one of them out")
     template = None if chat_template is None else read_template(chat_template)
     path = model_path(model)
     held = None if dtype is None else DType(dtype)
@@ -95,12 +113,13 @@ def run(
     settings = dataclasses.replace(
         settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter
     )
+    speculation = _speculation(loaded, draft, engine) if speculate else None
     if given is None and sys.stdin.isatty():
         from miudo.cli.conversing import converse
 
         if as_json:
             raise UsageError("--json needs a prompt", remedy="Give --prompt or pipe one in")
-        converse(loaded, settings, raw=raw)
+        converse(loaded, settings, speculation=speculation, raw=raw, watts=watts)
         return
     text = _piped(raw=raw) if given in (None, "-") else str(given)
     if not text.strip() and not raw:
@@ -111,7 +130,7 @@ def run(
     template = None if raw else loaded.model.chat_template
     messages = [Message("user", text)]
     ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-    answer(loaded, ids, settings, as_json=as_json)
+    answer(loaded, ids, settings, speculation=speculation, as_json=as_json, watts=watts)
 
 
 def choose(arguments: Sequence[str], prompt: str | None) -> tuple[str | None, str | None]:
@@ -142,6 +161,22 @@ def _settings(*, max_tokens: int, stop: tuple[str, ...], **sampling: Any) -> Gen
         return GenerateSettings(max_tokens, SamplingSettings(**sampling), stop)
     except RequestError as error:  # here the values were typed as flags
         raise UsageError(error.what, where=error.where, remedy=error.remedy) from error
+
+
+def _speculation(loaded: LoadedModel, draft: str | None, engine: dict[str, Any]) -> Speculation:
+    from miudo.engine.speculate import Speculation
+    from miudo.evaluate.loading import load_model
+
+    if draft is None:
+        return Speculation()
+    drafting = load_model(model_path(draft), **engine | {"context": None})
+    if drafting.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+        raise RequestError(
+            f"{drafting.path.name} has another tokenizer than {loaded.path.name}",
+            where="--draft-model",
+            remedy="Draft with a model of the same tokenizer",
+        )
+    return Speculation(drafting.engine)
 
 
 def _piped(*, raw: bool) -> str:

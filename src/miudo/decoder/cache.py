@@ -43,6 +43,14 @@ class KVCache:
         self._values[layer][:, :, self.length : end] = values
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
+    def fork(self, length: int) -> KVCache:
+        """Returns a cache of its own with the first `length` positions of this one."""
+        made = KVCache(self._config)
+        made.length = made._capacity = length
+        made._keys = [keys[:, :, :length].clone() for keys in self._keys]
+        made._values = [values[:, :, :length].clone() for values in self._values]
+        return made
+
     def _grow(self, needed: int) -> None:
         self._capacity = min(max(needed, 2 * self._capacity, 64), self._config.max_positions)
         for stored in (self._keys, self._values):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,21 +18,13 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.utils.hooks import RemovableHandle
 
 from miudo.adapter import Adapter, AdapterBook, LowRank, base_fingerprint, check_adapter
+from miudo.checks import check_batch, check_ids, check_length, check_top_k
 from miudo.config import ModelConfig
 from miudo.decoder.attention import Capture
 from miudo.decoder.cache import KVCache
 from miudo.decoder.decoder import Decoder
 from miudo.errors import RequestError
-from miudo.protocol import (
-    FloatArray,
-    Scores,
-    SeqWork,
-    StepOut,
-    Want,
-    check_batch,
-    check_ids,
-    check_top_k,
-)
+from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.sampling import log_softmax_at, sample
 from miudo.tensors import StoredTensor
 
@@ -68,6 +60,15 @@ class TorchEngine:
         self._open[self._next] = _Conversation(KVCache(self.config, device=self._device))
         return self._next
 
+    def fork(self, conversation: int, length: int) -> int:
+        """Returns a new conversation with another's first `length` positions, copied."""
+        held = self._get(conversation)
+        check_length(length, len(held.ids))
+        self._next += 1
+        self._open[self._next] = _Conversation(held.cache.fork(length), held.ids[:length])
+        self._book.fork(conversation, self._next, length)
+        return self._next
+
     def close(self, conversation: int) -> None:
         """Frees a conversation."""
         self._get(conversation)
@@ -81,8 +82,7 @@ class TorchEngine:
     def truncate(self, conversation: int, length: int) -> None:
         """Forgets all positions from `length` on."""
         held = self._get(conversation)
-        if not 0 <= length <= len(held.ids):
-            raise RequestError(f"length {length}, the conversation holds {len(held.ids)}")
+        check_length(length, len(held.ids))
         del held.ids[length:]
         held.cache.length = length
         if not length:
@@ -114,7 +114,7 @@ class TorchEngine:
             self._book.check(work)
         lengths = [self.length(work.conversation) for work in batch]
         try:
-            return [self._step(work) for work in batch]
+            return [self._verify(work) if work.n_drafted else self._step(work) for work in batch]
         except BaseException:
             for work, length in zip(batch, lengths, strict=True):
                 self.truncate(work.conversation, length)
@@ -145,6 +145,18 @@ class TorchEngine:
     def _tensor(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(ids, device=self._device)
 
+    def _verify(self, work: SeqWork) -> StepOut:
+        """Takes a draft in one id at a time: a longer step would round differently."""
+        first = len(work.ids) - work.n_drafted
+        outs = [self._step(replace(work, ids=work.ids[:first], n_drafted=0))]
+        for at in range(first, len(work.ids)):
+            if outs[-1].token != work.ids[at]:
+                break
+            outs.append(self._step(replace(work, ids=work.ids[at : at + 1], n_drafted=0)))
+        tokens = tuple(t for out in outs for t in out.tokens)
+        logprobs = tuple(p for out in outs for p in out.logprobs)
+        return StepOut(work.conversation, tokens, logprobs)
+
     def _step(self, work: SeqWork) -> StepOut:
         held = self._open[work.conversation]
         capture = None
@@ -157,16 +169,17 @@ class TorchEngine:
         self._book.bound[work.conversation] = work.adapter
         whole = Want.ALL_LOGITS in work.want
         logits = _array(self._decoder.logits(hidden[0] if whole else hidden[0, -1:]))  # T|1 V
-        token = logprob = None
+        tokens: tuple[int, ...] = ()
         if Want.SAMPLE in work.want:
             settings, position = work.sampling, len(held.ids)
-            token = sample(logits[-1], settings, position=position, seen=held.ids, mask=work.mask)
-            logprob = log_softmax_at(logits[-1], token)
+            tokens = (
+                sample(logits[-1], settings, position=position, seen=held.ids, mask=work.mask),
+            )
         wanted = logits if whole else logits[-1] if Want.LAST_LOGITS in work.want else None
         return StepOut(
             conversation=work.conversation,
-            token=token,
-            logprob=logprob,
+            tokens=tokens,
+            logprobs=tuple(log_softmax_at(logits[-1], token) for token in tokens),
             logits=wanted,
             hidden=_hidden(capture) if Want.HIDDEN in work.want else None,
             attention=_attention(capture) if Want.ATTENTION in work.want else None,

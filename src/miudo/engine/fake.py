@@ -7,17 +7,20 @@ Read next: `miudo.engine.generate`.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from miudo.adapter import Adapter, AdapterBook, check_adapter
+from miudo.checks import check_batch, check_ids, check_length
 from miudo.config import ModelConfig
+from miudo.engine.pages import PageBook
 from miudo.errors import RequestError
-from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want, check_batch, check_ids
+from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.sampling import log_softmax_at, sample
 
-__all__ = ["FakeEngine", "follow"]
+__all__ = ["FakeEngine", "babble", "follow"]
 
 
 def follow(script: Sequence[int], vocab_size: int) -> Callable[[Sequence[int]], FloatArray]:
@@ -31,18 +34,38 @@ def follow(script: Sequence[int], vocab_size: int) -> Callable[[Sequence[int]], 
     return logits
 
 
+def babble(
+    vocab_size: int, *, order: int | None = None, seed: int = 0
+) -> Callable[[Sequence[int]], FloatArray]:
+    """Returns a model whose logits are noise, a function of the last `order` ids, or of all."""
+
+    def logits(ids: Sequence[int]) -> FloatArray:
+        counted = np.asarray(ids if order is None else ids[-order:], dtype=np.int64)
+        rng = np.random.default_rng([seed, zlib.crc32(counted.tobytes())])
+        return 3 * rng.standard_normal(vocab_size, dtype=np.float32)
+
+    return logits
+
+
 class FakeEngine:
     """Answers every step from `logits_of`: ids so far to logits [V].
 
-    `steps` counts work items, `opened` and `closed` conversations. Adapters follow the rules of
-    every engine and change no logits.
+    `steps` counts work items, `opened` and `closed` conversations, forked ones included. Adapters
+    follow the rules of every engine and change no logits; `cache_pages` is a budget of pages,
+    taken as the native engine takes them.
     """
 
     def __init__(
-        self, config: ModelConfig, logits_of: Callable[[Sequence[int]], FloatArray]
+        self,
+        config: ModelConfig,
+        logits_of: Callable[[Sequence[int]], FloatArray],
+        *,
+        cache_pages: int = 1 << 30,
+        page_positions: int = 32,
     ) -> None:
         self._config, self._logits_of = config, logits_of
         self._ids: dict[int, list[int]] = {}
+        self._pages = PageBook(cache_pages, page_positions)
         self._book = AdapterBook()
         self.steps = self.opened = self.closed = 0
 
@@ -51,14 +74,31 @@ class FakeEngine:
         """The model that it pretends to run."""
         return self._config
 
+    @property
+    def pages_used(self) -> int:
+        """Pages that conversations hold now; shared ones count once."""
+        return self._pages.used
+
     def open(self) -> int:
         """Returns a new, empty conversation."""
         self.opened += 1
         self._ids[self.opened] = []
+        self._pages.open(self.opened)
+        return self.opened
+
+    def fork(self, conversation: int, length: int) -> int:
+        """Returns a new conversation with another's first `length` positions."""
+        held = self._ids[self._known(conversation)]
+        check_length(length, len(held))
+        self.opened += 1
+        self._ids[self.opened] = held[:length]
+        self._book.fork(conversation, self.opened, length)
+        self._pages.fork(conversation, self.opened, length)
         return self.opened
 
     def close(self, conversation: int) -> None:
         """Frees a conversation."""
+        self._pages.close(self._known(conversation))
         self.closed += 1
         del self._ids[self._known(conversation)]
         self._book.bound.pop(conversation, None)
@@ -70,9 +110,9 @@ class FakeEngine:
     def truncate(self, conversation: int, length: int) -> None:
         """Forgets all positions from `length` on."""
         held = self._ids[self._known(conversation)]
-        if not 0 <= length <= len(held):
-            raise RequestError(f"length {length}, the conversation holds {len(held)}")
+        check_length(length, len(held))
         del held[length:]
+        self._pages.truncate(conversation, length)
         if not length:
             self._book.bound.pop(conversation, None)
 
@@ -90,6 +130,11 @@ class FakeEngine:
         check_batch(self._config, {k: len(v) for k, v in self._ids.items()}, batch)
         for work in batch:
             self._book.check(work)
+        wanted = self._pages.wanted([(work.conversation, len(work.ids)) for work in batch])
+        if wanted > self._pages.free:
+            raise RequestError(
+                f"the cache is full: {wanted} pages are wanted, {self._pages.free} are free"
+            )
         lengths = [self.length(work.conversation) for work in batch]
         try:
             return [self._step(work) for work in batch]
@@ -122,15 +167,29 @@ class FakeEngine:
         held = self._ids[work.conversation]
         start = len(held) + 1
         held.extend(work.ids)
+        self._pages.take(work.conversation, len(work.ids))
         self._book.bound[work.conversation] = work.adapter
-        rows = [self._logits_of(held[:end]) for end in range(start, len(held) + 1)]
-        token = None
-        if Want.SAMPLE in work.want:
-            token = sample(rows[-1], work.sampling, position=len(held), seen=held, mask=work.mask)
+        first = start if Want.ALL_LOGITS in work.want else max(start, len(held) - work.n_drafted)
+        rows = [self._logits_of(held[:end]) for end in range(first, len(held) + 1)]
+        drawn = self._draw(work, rows) if Want.SAMPLE in work.want else []
+        if work.n_drafted:
+            kept = start - 1 + len(work.ids) - work.n_drafted + len(drawn) - 1
+            self.truncate(work.conversation, kept)
         logits = rows[-1] if Want.LAST_LOGITS in work.want else None
         return StepOut(
             conversation=work.conversation,
-            token=token,
-            logprob=None if token is None else log_softmax_at(rows[-1], token),
+            tokens=tuple(token for token, _ in drawn),
+            logprobs=tuple(log_softmax_at(row, token) for token, row in drawn),
             logits=np.stack(rows) if Want.ALL_LOGITS in work.want else logits,
         )
+
+    def _draw(self, work: SeqWork, rows: list[FloatArray]) -> list[tuple[int, FloatArray]]:
+        """Returns what is drawn, and from which row, until a draft was not met."""
+        held, drawn = self._ids[work.conversation], []
+        for back in range(work.n_drafted, -1, -1):
+            seen, row = held[: len(held) - back], rows[-1 - back]
+            token = sample(row, work.sampling, position=len(seen), seen=seen, mask=work.mask)
+            drawn.append((token, row))
+            if back and token != held[-back]:
+                break
+        return drawn

@@ -7,14 +7,16 @@ Read next: `miudo.protocol.Engine.step`, then `native/model/forward.cc`: the pat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from miudo.engine.speculate import Speculation, TextSpeculator
 from miudo.errors import RequestError
-from miudo.protocol import Engine, SamplingSettings, SeqWork, TextEvent, Tokenizer
+from miudo.protocol import Engine, SamplingSettings, SeqWork, TextEvent, Tokenizer, Want
 from miudo.text.stream import TextStream
 
 __all__ = ["GenerateSettings", "generate"]
@@ -39,12 +41,18 @@ class GenerateSettings:
 
 
 def generate(
-    engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], settings: GenerateSettings
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    settings: GenerateSettings,
+    *,
+    speculation: Speculation | None = None,
 ) -> Iterator[TextEvent]:
     """Yields text as it is generated; the last event says why it ended, with counts.
 
-    `finish_reason` is "stop" (end token or stop string) or "length". Raises RequestError
-    for a prompt that leaves no position free.
+    `finish_reason` is "stop" (end token or stop string) or "length". With `speculation`, which
+    may be kept from text to text, tokens are guessed where that pays; they stay the same.
+    Raises RequestError for a prompt that leaves no position free.
     """
     room = engine.config.max_positions - len(prompt)
     if room < 1:
@@ -53,49 +61,58 @@ def generate(
             "positions",
             remedy="Shorten the prompt",
         )
-    conversation = engine.open()
-    try:
-        yield from _continue(
-            engine,
-            TextStream(tokenizer, settings.stop, after=prompt),
-            conversation,
-            prompt,
-            settings,
-            _tokens_only(engine, tokenizer),
-        )
-    finally:
-        engine.close(conversation)
+    mask = _tokens_only(engine, tokenizer)
+    limit = min(settings.max_tokens, room + 1)  # the last token needs no position of its own
+    stream = TextStream(tokenizer, settings.stop, after=prompt)
+    made, reason, speculator = 0, "length", None
+    with contextlib.ExitStack() as stack:
+        if speculation is not None:
+            speculator = speculation.begin(engine.config.vocab_size, settings.sampling, mask)
+            stack.callback(speculator.close)
+        tokens = _tokens(engine, prompt, settings, mask, limit, speculator)
+        stack.callback(tokens.close)
+        for token in tokens:
+            made += 1
+            ended = token in settings.eos_ids
+            if not ended and (text := stream.push(token)):
+                yield TextEvent(text)
+            if ended or stream.stopped is not None:
+                reason = "stop"
+                break
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
+    if speculator is not None:
+        usage |= {"drafted_tokens": speculator.drafted, "accepted_tokens": speculator.held}
+    yield TextEvent(stream.finish(), reason, usage)
 
 
-def _continue(
+def _tokens(
     engine: Engine,
-    stream: TextStream,
-    conversation: int,
     prompt: Sequence[int],
     settings: GenerateSettings,
     mask: npt.NDArray[np.bool_] | None,
-) -> Iterator[TextEvent]:
-    pending, made, reason = prompt, 0, "length"
-    limit = min(settings.max_tokens, engine.config.max_positions - len(prompt) + 1)
-    while made < limit:
-        work = SeqWork(
-            conversation, pending, sampling=settings.sampling, mask=mask, adapter=settings.adapter
-        )
-        (out,) = engine.step([work])
-        if out.token is None:
-            raise RequestError("the engine returned no token")
-        made += 1
-        if out.token in settings.eos_ids:
-            reason = "stop"
-            break
-        if text := stream.push(out.token):
-            yield TextEvent(text)
-        if stream.stopped is not None:
-            reason = "stop"
-            break
-        pending = (out.token,)
-    usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
-    yield TextEvent(stream.finish(), reason, usage)
+    limit: int,
+    speculator: TextSpeculator | None,
+) -> Generator[int]:
+    """Yields up to `limit` tokens that follow the prompt."""
+    conversation = engine.open()
+    try:
+        ids, taken = list(prompt), 0  # all ids known, and how many the engine has
+        while (left := limit - (len(ids) - len(prompt))) > 0:
+            draft: Sequence[int] = ()
+            if speculator is not None and taken:
+                draft = speculator.draft(ids, left - 1)
+            given, how = [*ids[taken:], *draft], (settings.sampling, mask, settings.adapter)
+            work = SeqWork(conversation, given, Want.SAMPLE, *how, n_drafted=len(draft))
+            (out,) = engine.step([work])
+            if not out.tokens:
+                raise RequestError("the engine returned no token")
+            if speculator is not None and taken:
+                speculator.learn(out.tokens)
+            taken = len(ids) + len(out.tokens) - 1
+            ids += out.tokens
+            yield from out.tokens
+    finally:
+        engine.close(conversation)
 
 
 def _tokens_only(engine: Engine, tokenizer: Tokenizer) -> npt.NDArray[np.bool_] | None:

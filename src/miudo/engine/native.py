@@ -9,10 +9,11 @@ Shapes: T ids in one work item, L layers, D d_model, V vocab_size, H query heads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from miudo.adapter import Adapter, base_fingerprint, check_adapter
 from miudo.config import ModelConfig
@@ -30,17 +31,37 @@ from miudo.engine.native_door import (
     sampling_values,
 )
 from miudo.errors import RequestError
-from miudo.formats.derived import drop_pages
+from miudo.formats.derived import mapped_before
 from miudo.protocol import FloatArray, Scores, SeqWork, StepOut, Want
 from miudo.tensors import Weights, check_weights, tensor_table
 
 if TYPE_CHECKING:
     from miudo import _native
 
-__all__ = ["DEFAULT_CACHE_BYTES", "NativeEngine", "RunnableModel"]
+__all__ = [
+    "CACHE_TYPES",
+    "DEFAULT_CACHE_BYTES",
+    "PHASES",
+    "CacheType",
+    "NativeEngine",
+    "RunnableModel",
+]
+
+CacheType = Literal["f32", "f16", "bf16", "int8"]
+
+CACHE_TYPES: tuple[CacheType, ...] = ("f32", "f16", "bf16", "int8")
+"""In the order of `miudo_cache_type`."""
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """Budget for keys and values; memory is taken page by page, when conversations need it."""
+
+PHASES = (
+    "entry", "norms", "qkv", "attention", "output", "feed-forward", "head", "sampling", "waiting",
+)  # fmt: skip
+"""Of a step, in the order of miudo.h, which says what each is."""
+
+_MADE_BYTES = 4 << 20
+_Tensor = tuple[str, int, tuple[int, ...], npt.NDArray[np.uint8], int]
 
 _NO_SAMPLING = (0.0, 0, 1.0, 0.0, 1.0, (), (), 0, 0)
 
@@ -65,6 +86,8 @@ class NativeEngine:
     `activations` says what blocks (Q8_0, Q4_0, Q4_K ...) are multiplied with: "int8" rounds
     activations in groups of 32 (scale amax / 127 in float16, half to even), "float" is the
     reference. F32, F16 and BF16 matrices always take floats.
+    `cache` is the type that keys and values are rounded to, "int8" in groups of 32 with a float16
+    scale: "f16" as a rule, "f32" with float activations, where the two are the reference.
     `context` is the longest text, see `ModelConfig.with_context`. Raises ConfigError for one
     beyond the model's, ModelFileError for tensors that do not fit the config, MissingError
     without the compiled module, ResourceError where memory or `cache_bytes` is too small.
@@ -76,11 +99,16 @@ class NativeEngine:
         *,
         threads: int | None = None,
         activations: Literal["int8", "float"] = "int8",
+        cache: CacheType | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         context: int | None = None,
     ) -> None:
         if activations not in ("int8", "float"):
             raise RequestError(f"activations is {activations!r}", remedy="Say int8 or float")
+        int8 = activations == "int8"
+        cache = cache or ("f16" if int8 else "f32")
+        if cache not in CACHE_TYPES:
+            raise RequestError(f"cache is {cache!r}", remedy=f"Say one of {', '.join(CACHE_TYPES)}")
         if threads is not None and threads < 1:
             raise RequestError(f"threads is {threads}", remedy="Give at least 1, or None")
         if not 0 < cache_bytes < 1 << 63:
@@ -89,16 +117,19 @@ class NativeEngine:
         config = self._config = model.config.with_context(context)
         self._work = native.Work
         check_weights(model.config, model.weights)
-        int8 = activations == "int8"
+        self._cache: CacheType = cache
         values, layers = config_values(config), layer_values(config)
         self._core: _native.Engine = call(
-            native.Engine, values, layers, threads or 0, int8, cache_bytes
+            native.Engine,
+            values,
+            layers,
+            threads or 0,
+            int8,
+            CACHE_TYPES.index(cache),
+            cache_bytes,
         )
-        for spec in tensor_table(model.config):
-            tensor = model.weights[spec.name]
-            kind, data = DTYPES.index(tensor.dtype), byte_array(spec.name, tensor.data)
-            call(self._core.set_tensor, spec.name, kind, list(tensor.shape), data)
-            drop_pages(data)  # of one tensor at a time there are two copies in memory
+        for batch in _batches(model):
+            call(self._core.set_tensors, batch)
         call(self._core.finalize)
         # Not before: it reads norms, whose sizes the core has checked.
         self._base = base_fingerprint(model.config, model.weights)
@@ -124,13 +155,43 @@ class NativeEngine:
         return self._core.weight_bytes
 
     @property
+    def cache(self) -> CacheType:
+        """The type that keys and values are kept in."""
+        return self._cache
+
+    @property
     def cache_bytes_used(self) -> int:
-        """Bytes of keys and values that conversations hold now."""
+        """Bytes of keys and values that conversations hold now; shared ones count once."""
         return self._core.cache_bytes_used
+
+    @property
+    def page_positions(self) -> int:
+        """Positions of one conversation that a page of keys and values holds."""
+        return self._core.page_positions
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes that a page takes; `cache_bytes` holds as many as fit it whole."""
+        return self._core.page_bytes
+
+    def time_phases(self, wanted: bool) -> None:
+        """Begins to sum the seconds of steps by phase, from none; False ceases, as at first."""
+        call(self._core.time_phases, wanted)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Returns the seconds of each phase since `time_phases`, by the clock of the caller.
+
+        What it waits for the other threads, in whatever phase, stands under "waiting".
+        """
+        return dict(zip(PHASES, call(self._core.phase_seconds), strict=True))
 
     def open(self) -> int:
         """Returns a new, empty conversation."""
         return call(self._core.open)
+
+    def fork(self, conversation: int, length: int) -> int:
+        """Returns a new conversation that shares another's first `length` positions."""
+        return call(self._core.fork, conversation, self._length(length))
 
     def close(self, conversation: int) -> None:
         """Frees a conversation's pages."""
@@ -142,9 +203,16 @@ class NativeEngine:
 
     def truncate(self, conversation: int, length: int) -> None:
         """Forgets all positions from `length` on."""
-        if not isinstance(length, int | np.integer) or length < 0:
-            raise RequestError(f"length is {length!r:.50}")
-        call(self._core.truncate, conversation, length)
+        call(self._core.truncate, conversation, self._length(length))
+
+    def _length(self, length: int) -> int:
+        """Returns a length that the core's door can take; it knows what is held."""
+        whole = isinstance(length, int | np.integer)
+        if not whole or not 0 <= length <= self._config.max_positions:
+            raise RequestError(
+                f"length is {length!r:.50}, the model has {self._config.max_positions}"
+            )
+        return length
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         """Copies `adapter`, which works that name `name` then run beside the model.
@@ -223,18 +291,44 @@ class _Prepared:
             self.hidden,
             self.attention or (),
             None if work.adapter is None else adapter_name(work.adapter),
+            _drafted(work, t),
         )
 
-    def out(self, token: int, logprob: float) -> StepOut:
-        sampled = Want.SAMPLE in self.work.want
+    def out(self, tokens: list[int], logprobs: list[float]) -> StepOut:
         return StepOut(
             conversation=self.work.conversation,
-            token=token if sampled else None,
-            logprob=logprob if sampled else None,
+            tokens=tuple(tokens),
+            logprobs=tuple(logprobs),
             logits=self.logits,
             hidden=self.hidden,
             attention=self.attention,
         )
+
+
+def _drafted(work: SeqWork, n_ids: int) -> int:
+    if not 0 <= work.n_drafted < n_ids:
+        raise RequestError(f"{work.n_drafted} of {n_ids} ids are drafted")
+    return work.n_drafted
+
+
+def _batches(model: RunnableModel) -> Iterator[list[_Tensor]]:
+    """All tensors, as many at a time as the core can take without much that is made for them.
+
+    Of what is made there are two copies in memory; of mapped files the core lets the pages go.
+    """
+    batch: list[_Tensor] = []
+    made = 0
+    for spec in tensor_table(model.config):
+        tensor = model.weights[spec.name]
+        data = byte_array(spec.name, tensor.data)
+        before = mapped_before(data)
+        made += 0 if before else data.nbytes
+        batch.append((spec.name, DTYPES.index(tensor.dtype), tensor.shape, data, before))
+        if made > _MADE_BYTES:
+            yield batch
+            batch.clear()  # before the next is made
+            made = 0
+    yield batch
 
 
 def _f32(array: FloatArray) -> FloatArray:

@@ -1,8 +1,9 @@
 """How fast a model runs, and what memory and energy that takes.
 
-For: tokens per second for prompt and generation, as medians of several runs.
-Not for: comparing with other programs (`benchmarks/`), or quality.
-Read next: `miudo.evaluate.compare`, `miudo.meter`.
+For: one figure each for prompt and generation, memory and energy, as a column of a comparison.
+Not for: how speed goes with context and batch (`miudo.evaluate.grid`), other programs
+(`benchmarks/`), or quality.
+Read next: `miudo.evaluate.compare`, `miudo.evaluate.timed`.
 
 `python -m miudo.evaluate.bench REQUEST`, REQUEST being JSON text, is the child process of
 `bench_path`: a peak of memory belongs to a process, so each model gets one of its own.
@@ -17,16 +18,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from miudo.errors import MiudoError, UsageError
 from miudo.evaluate.loading import Activations, EngineKind, load_model
-from miudo.meter import Meter, peak_memory
-from miudo.protocol import Engine, SeqWork, Want
+from miudo.evaluate.timed import Conversations
+from miudo.meter import DEFAULT_WATTS, Meter, peak_memory
+from miudo.protocol import Engine
 
-__all__ = ["Bench", "BenchSettings", "Speed", "bench_path", "main", "speed"]
+__all__ = ["Bench", "BenchSettings", "Speed", "bench_path", "computes_on", "main", "speed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class BenchSettings:
     prompt_tokens: int = 256
     new_tokens: int = 64
     repeats: int = 5
+    watts: float = DEFAULT_WATTS
 
     def __post_init__(self) -> None:
         if min(self.prompt_tokens, self.new_tokens, self.repeats) < 1:
@@ -79,18 +82,22 @@ class Bench:
 def speed(engine: Engine, settings: BenchSettings, *, adapter: str | None = None) -> Speed:
     """Returns the speed of `engine` on ids drawn by a fixed rule.
 
-    A dense decoder takes the same time for any ids. One run more than `repeats` warms up and
-    is not counted; energy is that of generation, over all counted runs. `adapter` names one that
-    the engine was given.
+    One run more than `repeats` warms up and is not counted; energy is that of generation, over
+    all counted runs. `adapter` names one that the engine was given.
     """
     positions = engine.config.max_positions
     n_prompt = min(settings.prompt_tokens, max(1, positions // 2))
     n_new = min(settings.new_tokens, positions - n_prompt)
     if n_new < 1:
         raise UsageError(f"the model has {positions} positions, too few to measure a speed")
-    ids = [(i * 7919 + 1) % engine.config.vocab_size for i in range(n_prompt)]
-    _run(engine, ids, n_new, adapter)
-    runs = [_run(engine, ids, n_new, adapter) for _ in range(settings.repeats)]
+    runs = []
+    for run in range(settings.repeats + 1):
+        with Conversations(engine, adapter=adapter) as conversation:
+            seconds = conversation.prompt(n_prompt, run)
+            with Meter(watts=settings.watts) as meter:
+                conversation.decode(n_new)
+        runs.append((seconds, meter))
+    del runs[0]
     energies = [meter.energy for _, meter in runs]
     return Speed(
         prompt_tokens_per_s=n_prompt / statistics.median(seconds for seconds, _ in runs),
@@ -148,12 +155,12 @@ def main(arguments: Sequence[str]) -> None:
     settings = BenchSettings(**request["settings"])
     measured = speed(loaded.engine, settings, adapter=loaded.adapter)
     peak = peak_memory()
-    runs_on, used = _place(loaded.engine, request["engine"])
+    runs_on, used = computes_on(loaded.engine, request["engine"])
     bench = Bench(measured, load_s, peak.value, peak.method, runs_on, used)
     sys.stdout.write(json.dumps(dataclasses.asdict(bench)) + "\n")
 
 
-def _place(engine: Engine, kind: EngineKind) -> tuple[str, int]:
+def computes_on(engine: Engine, kind: EngineKind) -> tuple[str, int]:
     """Returns what computes, and on how many threads."""
     if kind == "torch":
         import torch
@@ -161,26 +168,6 @@ def _place(engine: Engine, kind: EngineKind) -> tuple[str, int]:
         return "torch", torch.get_num_threads()
     # The protocol does not know instruction sets; the native engine does.
     return f"native {getattr(engine, 'isa', '')}".strip(), int(getattr(engine, "threads", 1))
-
-
-def _run(
-    engine: Engine, ids: Sequence[int], n_new: int, adapter: str | None
-) -> tuple[float, Meter]:
-    """Returns seconds for the prompt, and the meter of `n_new` greedy steps after it."""
-    conversation = engine.open()
-    try:
-        start = time.perf_counter()
-        work = SeqWork(conversation, ids, Want.SAMPLE, adapter=adapter)
-        token = engine.step([work])[0].token
-        prompt_s = time.perf_counter() - start
-        with Meter() as meter:
-            for _ in range(n_new):
-                if token is None:
-                    raise MiudoError("the engine returned no token")
-                token = engine.step([replace(work, ids=(token,))])[0].token
-        return prompt_s, meter
-    finally:
-        engine.close(conversation)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from miudo.evaluate.divergence import Divergence, divergence
 from miudo.evaluate.loading import Activations, EngineKind, LoadedModel, load_model
 from miudo.evaluate.perplexity import Perplexity, default_window, document_ids, perplexity
 from miudo.formats.shards import weight_files
+from miudo.meter import energy_basis
 from miudo.report import Table
 from miudo.tensors import parameter_count
 
@@ -244,18 +245,12 @@ def _caption(rows: Sequence[Row]) -> str:
         f"Speed: median of {speed.repeats}, {speed.prompt_tokens} prompt and {speed.new_tokens} "
         f"new tokens, {first.bench.runs_on}, {first.bench.threads} threads. "
         f"Peak memory: {first.bench.peak_memory_method}, one process a model. "
-        f"Energy: {_energy_basis(first)}."
+        f"Energy: {energy_basis(first.bench.speed.energy_method)}."
     ]
     if first.adapter is not None:
         parts.append(f"With the adapter {first.adapter}, which size and parameters leave out.")
     parts += [f"{row.name}: no divergence, {row.note}." for row in rows if row.note]
     return " ".join(parts)
-
-
-def _energy_basis(row: Row) -> str:
-    method = row.bench.speed.energy_method
-    # The estimate's text carries one run's CPU seconds; the basis is what follows.
-    return f"estimate from CPU time{method[method.index(' x ') :]}" if " x " in method else method
 
 
 def _millijoules(row: Row) -> str:

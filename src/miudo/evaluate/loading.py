@@ -7,18 +7,21 @@ Read next: `miudo.engine.native`, `miudo.decoder.torch_engine`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from threading import Thread
+from typing import Generic, Literal, Self, TypeVar
 
 from miudo.adapter import AdaptableEngine, base_fingerprint, check_adapter
+from miudo.config import ModelConfig
 from miudo.errors import TokenizerError, UsageError
 from miudo.formats import ModelFile, open_model
-from miudo.formats.adapter import adapter_template, open_adapter
 from miudo.formats.precision import held_as
 from miudo.protocol import Engine
-from miudo.tensors import DType
+from miudo.tensors import DType, Weights
 from miudo.text.tokenizer import TextTokenizer
+from miudo.text.tokenizer_json import TokenizerSpec
 
 __all__ = ["Activations", "EngineKind", "LoadedModel", "load_model"]
 
@@ -26,6 +29,7 @@ EngineKind = Literal["native", "torch"]
 Activations = Literal["int8", "float"]
 
 _ADAPTER = "adapter"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +64,95 @@ def load_model(
     ModelFileError for a damaged one, or an `adapter` that was made for another model or
     tokenizer.
     """
-    model = open_model(path)
-    if dtype is not None:
-        model = replace(model, weights=held_as(model.config, model.weights, dtype))
-    if model.tokenizer is None:
-        if path.is_dir():
-            cure = "Put its tokenizer.json into the folder"
-        else:  # nothing beside a .gguf is read
-            cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
-        raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
-    tokenizer = TextTokenizer(model.tokenizer)
-    # What the model has anyway is not taken from it: tasks may need more than was thought of.
-    session = max(context or 0, model.config.with_context().max_positions)
-    running = _engine(model, engine, threads, activations, session)
+    tensors: list[_Tensors] = []
+
+    def build() -> AdaptableEngine:
+        return _engine(tensors[0], engine, threads, activations, context)
+
+    with _Beside[AdaptableEngine]() as beside:
+
+        def start(config: ModelConfig, weights: Weights) -> None:
+            held = weights if dtype is None else held_as(config, weights, dtype)
+            tensors.append(_Tensors(config, held))
+            if engine == "native":  # PyTorch counts its threads by the thread that it is made on
+                beside.start(build)
+
+        model = replace(open_model(path, ready=start), weights=tensors[0].weights)
+        tokenizer = TextTokenizer(_spec(model, path))
+        running = beside.result() if engine == "native" else build()
     if adapter is None:
         return LoadedModel(path, model, running, tokenizer)
+    from miudo.formats.adapter import adapter_template
+
     _add_adapter(running, adapter, model, tokenizer)
     if template := adapter_template(adapter):
         model = replace(model, chat_template=template)
     return LoadedModel(path, model, running, tokenizer, _ADAPTER)
 
 
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """What an engine needs of a model."""
+
+    config: ModelConfig
+    weights: Weights
+
+
+def _spec(model: ModelFile, path: Path) -> TokenizerSpec:
+    if model.tokenizer is not None:
+        return model.tokenizer
+    if path.is_dir():
+        cure = "Put its tokenizer.json into the folder"
+    else:  # nothing beside a .gguf is read
+        cure = "Open the model's folder, with its tokenizer.json, or `miudo export` that"
+    raise TokenizerError("the model has no tokenizer that miudo reads", where=path, remedy=cure)
+
+
+class _Beside(Generic[_T]):
+    """Work on a thread of its own. `with` waits for it, whatever happens inside.
+
+    The engine packs weights without the GIL: meanwhile the tokenizer is read and built.
+    """
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._made: list[_T] = []
+        self._failed: list[BaseException] = []
+
+    def start(self, work: Callable[[], _T]) -> None:
+        """Begins `work`."""
+        self._thread = Thread(target=self._run, args=(work,))
+        self._thread.start()
+
+    def result(self) -> _T:
+        """Waits, and returns what the work returned or raises what it raised."""
+        self._wait()
+        for error in self._failed:
+            raise error
+        return self._made[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, work: Callable[[], _T]) -> None:
+        try:
+            self._made.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            self._failed.append(error)
+
+
 def _add_adapter(
     engine: AdaptableEngine, path: Path, model: ModelFile, tokenizer: TextTokenizer
 ) -> None:
+    from miudo.formats.adapter import open_adapter
+
     adapter = open_adapter(path, model.config)
     base = base_fingerprint(model.config, model.weights)
     check_adapter(model.config, adapter, base=base, tokenizer=tokenizer.fingerprint, where=path)
@@ -91,12 +160,14 @@ def _add_adapter(
 
 
 def _engine(
-    model: ModelFile,
+    model: _Tensors,
     kind: EngineKind,
     threads: int | None,
     activations: Activations,
-    context: int,
+    context: int | None,
 ) -> AdaptableEngine:
+    # What the model has anyway is not taken from it: tasks may need more than was thought of.
+    context = max(context or 0, model.config.with_context().max_positions)
     if kind == "native":
         from miudo.engine.native import NativeEngine
 

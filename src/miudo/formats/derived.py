@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from miudo.tensors import DType, StoredTensor
 
-__all__ = ["DerivedTensor", "drop_pages", "map_under"]
+__all__ = ["DerivedTensor", "drop_pages", "map_under", "mapped_before"]
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -66,9 +66,17 @@ def drop_pages(data: npt.NDArray[np.generic]) -> None:
     base = map_under(data)
     if base is None or not data.size or not hasattr(base, "madvise"):
         return
-    origin = np.frombuffer(base, dtype=np.uint8).ctypes.data
-    start = (data.ctypes.data - origin) // mmap.PAGESIZE * mmap.PAGESIZE
-    base.madvise(mmap.MADV_DONTNEED, start, data.ctypes.data + data.nbytes - origin - start)
+    before = mapped_before(data)
+    start = before // mmap.PAGESIZE * mmap.PAGESIZE
+    base.madvise(mmap.MADV_DONTNEED, start, before + data.nbytes - start)
+
+
+def mapped_before(data: npt.NDArray[np.generic]) -> int:
+    """Returns how many bytes of the map that `data` is a view of lie before it, 0 without one."""
+    base = map_under(data)
+    if base is None:
+        return 0
+    return data.ctypes.data - np.frombuffer(base, dtype=np.uint8).ctypes.data
 
 
 def map_under(data: npt.NDArray[np.generic]) -> mmap.mmap | None:

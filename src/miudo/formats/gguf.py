@@ -8,7 +8,7 @@ Read next: `miudo.families.llama` for names and keys.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -201,8 +201,12 @@ def _keys(
     return keys
 
 
-def read_gguf(path: Path) -> ModelFile:
+def read_gguf(
+    path: Path, *, ready: Callable[[ModelConfig, Weights], None] | None = None
+) -> ModelFile:
     """Returns the model in the GGUF file at `path`, tensors memory-mapped.
+
+    `ready` is called with config and weights, before the tokenizer is read.
 
     Raises ModelFileError naming key or tensor: unknown architectures and types, sizes that
     disagree, two tokenizers that disagree.
@@ -229,6 +233,8 @@ def read_gguf(path: Path) -> ModelFile:
         stored = {n: t for n, t in container.tensors.items() if n not in factors}
         weights = canonical_weights(wanted, stored, config, path)
         weights = paired(family, config, weights, inverse=True)
+    if ready is not None:
+        ready(config, weights)
     return ModelFile(
         config=config,
         weights=weights,

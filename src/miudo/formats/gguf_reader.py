@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from miudo.errors import ModelFileError
 from miudo.files import open_regular
+from miudo.formats.gguf_strings import decode_strings, find_strings
 from miudo.formats.mapping import map_file
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
@@ -50,11 +51,15 @@ NUMBERS = frozenset(_SCALARS)
 
 @dataclass(frozen=True, slots=True)
 class ArrayAt:
-    """Where an array lies: its element type, its length, and the offset of its first element."""
+    """Where an array lies: its element type, its length, and the offset of its first element.
+
+    `starts` are the offsets of strings, and of the end of the last one.
+    """
 
     kind: int
     count: int
     offset: int
+    starts: npt.NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +81,14 @@ class Container:
     def strings(self, key: str) -> list[str]:
         """Returns a string array; raises ModelFileError if `key` is none."""
         at = self._array(key, {_STRING})
-        # The bounds were checked when the array was passed over; this loop has to be fast.
-        memory, offset, found = self.data.data, at.offset, []
-        unpack = struct.Struct("<Q").unpack_from
+        assert at.starts is not None  # noqa: S101 - string arrays have them
         try:
-            for _ in range(at.count):
-                start = offset + 8
-                offset = start + unpack(memory, offset)[0]
-                found.append(str(memory[start:offset], "utf-8"))
+            return decode_strings(self.data, at.starts)
         except UnicodeDecodeError as error:
             raise ModelFileError(
-                f"item {len(found)} is not UTF-8 ({error.reason})", where=f"{self.path}: {key}"
+                f"{error.object[:60]!r} is not UTF-8 ({error.reason})",
+                where=f"{self.path}: {key}",
             ) from error
-        return found
 
     def numbers(self, key: str, kinds: set[int]) -> npt.NDArray[np.generic]:
         """Returns a number array; raises ModelFileError if its type is none of `kinds`."""
@@ -109,7 +109,7 @@ class _Cursor:
     def __init__(
         self, data: npt.NDArray[np.uint8], path: Path, limits: Limits, offset: int = 0
     ) -> None:
-        self.memory, self.path, self.limits = data.data, path, limits
+        self.data, self.memory, self.path, self.limits = data, data.data, path, limits
         self.offset = offset
 
     def scalar(self, code: str, what: str) -> Any:
@@ -160,22 +160,13 @@ class _Cursor:
         if kind in _SCALARS:
             self.offset = self.skip(count * struct.calcsize("<" + _SCALARS[kind]), what)
         elif kind == _STRING:
-            self._skip_strings(count, what)
+            starts = find_strings(self.data, self.offset, count)
+            end = len(self.memory) + 1 if starts is None else int(starts[-1])
+            at = ArrayAt(kind, count, self.offset, starts)
+            self.offset = self.skip(end - self.offset, what)
         else:
             raise ModelFileError(f"{what} is an array of type {kind}", where=self.path)
         return at
-
-    def _skip_strings(self, count: int, what: str) -> None:
-        memory, end, offset = self.memory, len(self.memory), self.offset
-        unpack = struct.Struct("<Q").unpack_from
-        for _ in range(count):
-            if offset + 8 > end:
-                offset = end + 1
-                break
-            offset += 8 + unpack(memory, offset)[0]
-        if offset > end:
-            self.skip(end + 1, what)  # says where, and that the file ends too soon
-        self.offset = offset
 
 
 def read_container(path: Path, limits: Limits = LIMITS) -> Container:

@@ -20,6 +20,7 @@ from miudo.limits import LIMITS
 from miudo.text.pieces import PieceKind, Pieces, added_tokens, piece_tokenizer
 from miudo.text.special_tokens import TokenSources, role_tokens, with_special_tokens
 from miudo.text.tokenizer_json import TokenizerSpec, check_tokenizer, parse_tokenizer_json
+from miudo.text.vocabulary import WrittenMerges
 from miudo.text.word_rules import WORD_RULES, byte_level_tokenizer, word_rule_name
 
 __all__ = ["WHOLE_TOKENIZER", "read_tokenizer", "special_keys", "tokenizer_keys"]
@@ -91,6 +92,8 @@ def _kinds(spec: TokenizerSpec) -> list[int]:
 
 
 def _written(spec: TokenizerSpec) -> list[str]:
+    if isinstance(spec.merges, WrittenMerges):
+        return list(spec.merges.written)
     return [f"{left} {right}" for left, right in spec.merges]
 
 
@@ -197,7 +200,7 @@ def _rebuilt(
     while tokens and kinds[-1] == PieceKind.UNUSED and tokens[-1] == f"[PAD{len(tokens) - 1}]":
         tokens.pop()
         kinds.pop()
-    ids = {token: i for i, token in enumerate(tokens)}
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
         raise ModelFileError(f"token {twice[:60]!r} stands twice", where=where + "tokens")
@@ -239,7 +242,7 @@ def _byte_level(
             where=where + what,
             remedy=f"Open the model's folder instead; known are {', '.join(WORD_RULES)}",
         )
-    return byte_level_tokenizer(rule, ids, merges, added_tokens(ids, kinds))
+    return byte_level_tokenizer(rule, ids, merges, added_tokens(list(ids), kinds))
 
 
 def _pieces(

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+from miudo.config import ModelConfig
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import open_regular
 from miudo.formats.blocks import is_finite
 from miudo.formats.gguf import read_gguf
-from miudo.formats.hf import read_folder
 from miudo.formats.mapping import WatchedWeights
 from miudo.formats.model_file import ModelFile
-from miudo.formats.peft import PEFT_CONFIG
 from miudo.records import Record
+from miudo.tensors import Weights
 
 __all__ = ["open_model"]
 
@@ -36,15 +37,22 @@ _FOREIGN = {
 _CHECKED_BYTES = 64 << 20
 
 
-def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
+def open_model(
+    path: Path,
+    *,
+    strict_finite: bool = False,
+    ready: Callable[[ModelConfig, Weights], None] | None = None,
+) -> ModelFile:
     """Returns the model in a Hugging Face folder or a GGUF file, weights memory-mapped.
 
     Weights that are not finite are warned of (looked for in models up to 64 MiB), or refused
-    with `strict_finite`. Raises MissingError if there is nothing at `path`, ModelFileError for
+    with `strict_finite`. `ready` is called as soon as config and weights are known: a tokenizer
+    takes long to read, and what goes wrong with it is raised after that.
+
+    Raises MissingError if there is nothing at `path`, ModelFileError for
     anything that is no whole and exact model.
     """
-    model = _open(path)
-    model = dataclasses.replace(model, weights=WatchedWeights(model.weights, path))
+    model = _open(path, ready)
     tensors = model.weights.values()
     if strict_finite or sum(t.dtype.size_bytes(t.shape) for t in tensors) <= _CHECKED_BYTES:
         odd = [name for name, tensor in model.weights.items() if not is_finite(tensor)]
@@ -56,8 +64,26 @@ def open_model(path: Path, *, strict_finite: bool = False) -> ModelFile:
     return model
 
 
-def _open(path: Path) -> ModelFile:
+def _open(path: Path, ready: Callable[[ModelConfig, Weights], None] | None) -> ModelFile:
+    watched: list[Weights] = []
+
+    def tell(config: ModelConfig, weights: Weights) -> None:
+        watched.append(WatchedWeights(weights, path))
+        if ready is not None:
+            ready(config, watched[0])
+
+    model = _read(path, tell)
+    if not watched:
+        tell(model.config, model.weights)
+    return dataclasses.replace(model, weights=watched[0])
+
+
+def _read(path: Path, ready: Callable[[ModelConfig, Weights], None]) -> ModelFile:
     if path.is_dir():
+        # Here, since a GGUF file is open before these are imported.
+        from miudo.formats.hf import read_folder
+        from miudo.formats.peft import PEFT_CONFIG
+
         if (path / PEFT_CONFIG).is_file() and not (path / "config.json").exists():
             raise ModelFileError(
                 "is an adapter, not a model", where=path, remedy="Give its model, and --adapter"
@@ -68,7 +94,7 @@ def _open(path: Path) -> ModelFile:
     with open_regular(path) as file:
         magic = file.read(4)
     if magic == b"GGUF":
-        return _with_origin(read_gguf(path), path)
+        return _with_origin(read_gguf(path, ready=ready), path)
     foreign = next((text for start, text in _FOREIGN.items() if magic.startswith(start)), None)
     raise ModelFileError(
         f"is {foreign or 'no model that miudo knows'}",

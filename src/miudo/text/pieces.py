@@ -11,8 +11,9 @@ Read next: `miudo.text.sentencepiece`, `miudo.text.tokenizer_json`.
 from __future__ import annotations
 
 import base64
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -105,13 +106,12 @@ def piece_tokenizer(given: Pieces) -> dict[str, Any]:
     }
 
 
-def added_tokens(tokens: Iterable[str], kinds: Iterable[int]) -> list[dict[str, Any]]:
+def added_tokens(tokens: Sequence[str], kinds: Sequence[int]) -> list[dict[str, Any]]:
     """Returns the `added_tokens` of a tokenizer.json: all that BPE never makes."""
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return [
-        {"id": i, "content": token, **plain, "special": _SPECIAL[kind]}
-        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in _SPECIAL
+        {"id": i, "content": tokens[i], **plain, "special": _SPECIAL[kinds[i]]}
+        for i in itertools.compress(range(len(tokens)), map(_SPECIAL.__contains__, kinds))
     ]
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from miudo.errors import ConfigError, RequestError, TokenizerError
 from miudo.limits import LIMITS, Limits
-from miudo.text.backend import build_backend, translated, written
+from miudo.text.backend import build_backend, byte_alphabet, translated, written
+from miudo.text.part import PartTokenizer
 from miudo.text.special_tokens import TOKEN_FLAGS
 from miudo.text.tokenizer_json import SPACE, TokenizerSpec, parse_tokenizer_json
 
@@ -31,6 +32,8 @@ __all__ = ["DEFAULT_SPECIALS", "TextTokenizer", "train_bpe"]
 # The first ends documents and turns: bos and eos are one token.
 DEFAULT_SPECIALS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
 _LONG = 1 << 16  # characters
+# From so many on, or 16 texts, the whole backend has cost less than one for each text.
+_PART_CHARS = 1 << 13
 _BETWEEN_WORDS = re.compile("[A-Za-z] (?=[A-Za-z])")
 _LETTER_SPACE = re.compile(rb"[A-Za-z] ")
 _BYTE_TOKENS = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
@@ -45,11 +48,15 @@ class TextTokenizer:
 
     def __init__(self, spec: TokenizerSpec) -> None:
         self.spec = spec
-        self._plain = build_backend(spec)
-        self._plain.encode_special_tokens = True  # the library's name for "as plain text"
+        self._part: PartTokenizer | None = None
+        if PartTokenizer.fits(spec):
+            spec.check_merges()  # the library looks at them only when it is given them all
+            self._part = PartTokenizer(spec)
+        self._part_chars = 0
+        backend = self._plain if self._part is None else self._part.characters
         for token, number in spec.added.items():
             # The library numbers added tokens itself and only warns where the file disagrees.
-            if self._plain.token_to_id(token) != number:
+            if backend.token_to_id(token) != number:
                 raise TokenizerError(
                     f"added token {token[:60]!r} cannot have id {number}",
                     where=spec.where,
@@ -58,7 +65,7 @@ class TextTokenizer:
         self._special_ids = frozenset(spec.special.values())
         # An unknown character may become <unk>; no other special may come out of plain text.
         self._control = self._special_ids - {spec.unk_id}
-        self._byte_of = {c: b for b, c in enumerate(_byte_alphabet())}
+        self._byte_of = {c: b for b, c in enumerate(byte_alphabet())}
 
     @classmethod
     def from_json(cls, data: bytes, *, where: object = None, limits: Limits = LIMITS) -> Self:
@@ -118,10 +125,10 @@ class TextTokenizer:
         RequestError for text that is not valid Unicode.
         """
         if allow_special:
-            return list(_run(self._special, text).ids)
+            return list(_run(self._backend(text, plain=False), text).ids)
         if len(text) > _LONG:
             return self.encode_batch([text])[0]
-        ids = _run(self._plain, text).ids
+        ids = _run(self._backend(text, plain=True), text).ids
         return list(ids) if self._control.isdisjoint(ids) else self._encode_around(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -165,6 +172,23 @@ class TextTokenizer:
         if spec.byte_fallback and text in _BYTE_TOKENS:
             return _BYTE_TOKENS[text]
         return text.replace(SPACE, " ").encode()
+
+    def _backend(self, text: str, *, plain: bool) -> Backend:
+        """Returns one that encodes `text`: for the first few texts, one for it alone."""
+        part = self._part
+        if part is not None:
+            self._part_chars += len(text) + _PART_CHARS // 16
+            if self._part_chars <= _PART_CHARS:
+                with translated(RequestError, "the text is not valid Unicode"):
+                    return part.backend_for(text, plain=plain)
+            self._part = None
+        return self._plain if plain else self._special
+
+    @cached_property
+    def _plain(self) -> Backend:
+        backend = build_backend(self.spec)
+        backend.encode_special_tokens = True  # the library's name for "as plain text"
+        return backend
 
     @cached_property
     def _special(self) -> Backend:
@@ -262,10 +286,3 @@ def train_bpe(
 def _run(backend: Backend, text: str) -> Any:
     with translated(RequestError, "the text is not valid Unicode"):
         return backend.encode(text, add_special_tokens=False)
-
-
-def _byte_alphabet() -> list[str]:
-    """Returns GPT-2's character for each of the 256 bytes (Radford et al. 2019)."""
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = iter(range(256, 512))
-    return [chr(b) if b in shown else chr(next(hidden)) for b in range(256)]

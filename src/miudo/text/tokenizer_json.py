@@ -18,6 +18,7 @@ from miudo.errors import TokenizerError
 from miudo.limits import LIMITS, Limits
 from miudo.text.vocabulary import (
     Pair,
+    WrittenMerges,
     check_merges,
     check_vocab,
     read_added_tokens,
@@ -73,9 +74,13 @@ class TokenizerSpec:
         model = self.values["model"]
         if model.get("type", "BPE") != "BPE":
             return dict(self.values)
-        merges: list[Any] = [f"{left} {right}" for left, right in self.merges]
-        if any(merge.count(" ") != 1 for merge in merges):
-            merges = list(map(list, self.merges))
+        merges: list[Any]
+        if isinstance(self.merges, WrittenMerges):
+            merges = list(self.merges.written)
+        else:
+            merges = [f"{left} {right}" for left, right in self.merges]
+            if any(merge.count(" ") != 1 for merge in merges):
+                merges = list(map(list, self.merges))
         return {**self.values, "model": {**model, "merges": merges}}
 
     def to_json(self) -> bytes:

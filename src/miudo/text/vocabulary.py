@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, overload
 
 from miudo.errors import TokenizerError
 from miudo.limits import Limits
 
 __all__ = [
     "Pair",
+    "WrittenMerges",
     "check_merges",
     "check_vocab",
     "read_added_tokens",
@@ -25,6 +26,45 @@ __all__ = [
 ]
 
 Pair = tuple[str, str]
+
+
+class WrittenMerges(Sequence[Pair]):
+    """Merges as files write them, "a b", which become pairs only where somebody asks for pairs.
+
+    Of 150,000 that takes longer than all else that is done to read them. Every text must hold
+    one space, and something on either side.
+    """
+
+    def __init__(self, written: Sequence[str]) -> None:
+        self.written = written
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
+        """Returns a pair, or several."""
+        if isinstance(index, slice):
+            return WrittenMerges(self.written[index])
+        return _pair(self.written[index])
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return map(_pair, self.written)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, WrittenMerges):
+            return self.written == other.written
+        return list(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _pair(written: str) -> Pair:
+    left, _, right = written.partition(" ")
+    return left, right
 
 
 def check_vocab(model: Mapping[str, Any], where: object) -> tuple[dict[str, int], int | None]:
@@ -154,7 +194,7 @@ def _check_token(token: str, number: int, where: object, limits: Limits) -> None
         )
 
 
-def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
+def read_merges(model: Mapping[str, Any], where: object) -> Sequence[Pair]:
     """Returns the pairs of tokens that are joined, in order; `check_merges` looks them up."""
     merges = model.get("merges")
     if not isinstance(merges, list):
@@ -162,6 +202,8 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
     kinds = set(map(type, merges))
     pairs: list[Any] = []
     if kinds == {str}:
+        if _well_written(merges):
+            return WrittenMerges(merges)
         pairs = [tuple(merge.split(" ")) for merge in merges]
     elif kinds == {list}:
         pairs = list(map(tuple, merges))
@@ -180,16 +222,34 @@ def read_merges(model: Mapping[str, Any], where: object) -> list[Pair]:
     return pairs
 
 
+def _well_written(merges: list[str]) -> bool:
+    """Whether each holds one space, inside; False too for some that are right all the same."""
+    lines = "\n".join(["", *merges, ""])
+    inside = "\n " not in lines and " \n" not in lines
+    return inside and set(map(str.count, merges, itertools.repeat(" "))) == {1}
+
+
+def _all_known(merges: Sequence[str], vocab: Container[str]) -> bool:
+    """Whether all parts and all they join to are in the vocabulary; False too where unsure."""
+    lines = "\n".join(merges)
+    joined = lines.replace(" ", "").split("\n")
+    parts = set(lines.replace("\n", " ").split(" "))
+    known = vocab.__contains__
+    # A line end inside a token makes more lines than merges.
+    return len(joined) == len(merges) and all(map(known, joined)) and all(map(known, parts))
+
+
 def check_merges(
     model: Mapping[str, Any], merges: Sequence[Pair], vocab: Container[str], where: object
 ) -> None:
     """Raises TokenizerError for a merge of or into a token that is not in the vocabulary.
 
     Joined tokens are longer than both parts, so merges that are all in the vocabulary can make
-    no cycle. At 150,000 merges this costs as much as everything else; the `tokenizers` library
-    does it anyway, so it is asked first.
+    no cycle.
     """
     skip = len(model.get("continuing_subword_prefix") or "")
+    if isinstance(merges, WrittenMerges) and not skip and _all_known(merges.written, vocab):
+        return
     for i, (left, right) in enumerate(merges):
         for token in (left, right, left + right[skip:]):
             if token not in vocab:
