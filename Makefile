@@ -14,7 +14,7 @@ sources := pyproject.toml $(wildcard CMakeLists.txt) \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test parity test-all native-sanitize lint format docs clean
+.PHONY: help demo test parity test-all native-sanitize native-fuzz lint format docs clean
 
 help:
 	@echo 'make demo             install, then the whole way on the sample corpus (minutes)'
@@ -22,7 +22,8 @@ help:
 	@echo 'make lint             ruff, mypy, floors'
 	@echo 'make parity           tests that compare with other programs, and the table of the zoo'
 	@echo 'make test-all         every test: slow, parity, sanitizers'
-	@echo 'make native-sanitize  build the core with ASan and UBSan and run its tests'
+	@echo 'make native-sanitize  build the core with ASan and UBSan, then TSan; native and Python tests'
+	@echo 'make native-fuzz      build the fuzz targets with clang, run each for SECONDS (20)'
 	@echo 'make format           ruff, in place'
 	@echo 'make docs             write the generated parts of the documentation anew'
 	@echo 'make clean            remove builds and caches, keep $(VENV)'
@@ -33,16 +34,20 @@ demo: $(VENV)/.make
 test: $(VENV)/.test
 	$(bin)/python -m pytest -m 'not slow and not parity' $(PYTEST_ARGS)
 
-# The table is printed whatever failed: a failed case has no number in it.
+# The table is printed whatever failed: a failed case has no number in it. MIUDO_ISA=avx2 or portable
+# in the environment is the path that is compared.
 parity: $(VENV)/.peers $(VENV)/.native
 	ZOO_RESULTS=build/zoo.json $(bin)/python -m pytest -m parity $(PYTEST_ARGS); \
 	status=$$?; $(bin)/python scripts/zoo_table.py build/zoo.json; exit $$status
 
-test-all: $(VENV)/.peers native-sanitize
+test-all: $(VENV)/.peers native-sanitize native-fuzz
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
-native-sanitize: $(VENV)/.native
-	PATH="$(abspath $(bin)):$$PATH" bash scripts/native_sanitize.sh
+native-sanitize: $(VENV)/.test $(VENV)/.native
+	PYTHON="$(abspath $(bin))/python" sh scripts/native_sanitize.sh python
+
+native-fuzz: $(VENV)/.native
+	PATH="$(abspath $(bin)):$$PATH" sh scripts/native_fuzz.sh $(or $(SECONDS),20)
 
 lint: $(VENV)/.test
 	$(bin)/ruff check src tests benchmarks scripts conftest.py

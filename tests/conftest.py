@@ -36,6 +36,7 @@ from miudo.formats.blocks import encode, to_f32
 from miudo.tensors import DType, Role, StoredTensor, tensor_table
 
 REPOSITORY = Path(__file__).parents[1]
+KEPT = ("MIUDO_SHARED", "MIUDO_ISA")  # of the variables: `make parity` runs on every path
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def _own_user_folder(
     monkeypatch.setenv("HOME", str(home))
     for name in ("CONFIG", "CACHE", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
-    for name in [n for n in os.environ if n.startswith(("MIUDO_", "HF_")) and n != "MIUDO_SHARED"]:
+    for name in [n for n in os.environ if n.startswith(("MIUDO_", "HF_")) and n not in KEPT]:
         monkeypatch.delenv(name)
     # The library read its variables when it was imported.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache" / "huggingface" / "hub"))

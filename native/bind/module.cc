@@ -150,7 +150,7 @@ class Engine {
   void set_tensors(const std::vector<TensorTuple>& tuples) {
     std::vector<miudo_tensor> tensors;
     for (const auto& [name, type, shape, bytes, mapped_before] : tuples) {
-      tensors.push_back({name.c_str(), static_cast<miudo_dtype>(type), shape.data(), shape.size(),
+      tensors.push_back({c_name(name), static_cast<miudo_dtype>(type), shape.data(), shape.size(),
                          bytes.data(), bytes.size(), mapped_before});
     }
     run([&](miudo_error* error) {
@@ -266,7 +266,11 @@ class Engine {
   std::string isa() const { return miudo_isa(engine_); }
   int threads() const { return miudo_threads(engine_); }
   std::uint64_t weight_bytes() const { return miudo_weight_bytes(engine_); }
-  std::uint64_t cache_bytes_used() const { return miudo_cache_bytes_used(engine_); }
+  // Waits for a step on another thread, which may want the GIL to look for Ctrl-C.
+  std::uint64_t cache_bytes_used() const {
+    const nb::gil_scoped_release without_gil;
+    return miudo_cache_bytes_used(engine_);
+  }
   std::uint64_t page_bytes() const { return miudo_page_bytes(engine_); }
 
  private:
@@ -389,9 +393,11 @@ NB_MODULE(_native, m) {
                             std::move(hidden),   std::move(attention), std::move(adapter),
                             n_drafted};
           },
+          // What is written must be the caller's own array, not one converted from it.
           nb::arg("conversation"), nb::arg("ids"), nb::arg("want"), nb::arg("sampling"),
-          nb::arg("mask").none(), nb::arg("logits").none(), nb::arg("hidden").none(),
-          nb::arg("attention"), nb::arg("adapter").none(), nb::arg("n_drafted") = 0);
+          nb::arg("mask").none(), nb::arg("logits").none().noconvert(),
+          nb::arg("hidden").none().noconvert(), nb::arg("attention").noconvert(),
+          nb::arg("adapter").none(), nb::arg("n_drafted") = 0);
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const nb::dict&, const std::vector<LayerTuple>&, int, bool, int,
                     std::uint64_t>(),
@@ -407,8 +413,9 @@ NB_MODULE(_native, m) {
       .def("add_adapter", &Engine::add_adapter)
       .def("remove_adapter", &Engine::remove_adapter)
       .def("step", &Engine::step)
-      .def("score", &Engine::score, nb::arg("ids"), nb::arg("logprobs"), nb::arg("argmax"),
-           nb::arg("logsumexp"), nb::arg("top_k"), nb::arg("top_ids"), nb::arg("top_logprobs"),
+      .def("score", &Engine::score, nb::arg("ids"), nb::arg("logprobs").noconvert(),
+           nb::arg("argmax").noconvert(), nb::arg("logsumexp").noconvert(), nb::arg("top_k"),
+           nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
            nb::arg("adapter").none())
       .def("time_phases", &Engine::time_phases)
       .def("phase_seconds", &Engine::phase_seconds)

@@ -6,7 +6,6 @@
 #include <array>
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +17,7 @@
 #include "model/forward.h"
 #include "model/kv_cache.h"
 #include "util/laps.h"
+#include "util/own_mutex.h"
 #include "util/team.h"
 
 namespace miudo {
@@ -58,6 +58,8 @@ class Engine {
   int threads() const { return team_.threads(); }
   std::size_t page_bytes() const { return pages_.page_bytes(); }
   std::size_t cache_bytes_used();
+  // Whether this is a child of the process that made the engine.
+  bool elsewhere() const { return mutex_.elsewhere(); }
 
  private:
   // One work item on its way through a step.
@@ -103,7 +105,7 @@ class Engine {
                         std::vector<std::int32_t>& order);
   std::size_t head_rows() const;
 
-  std::mutex mutex_;
+  OwnMutex mutex_;
   miudo_options options_;
   Model model_;
   Team team_;

@@ -97,7 +97,12 @@ miudo_status miudo_create(const miudo_config* config, const miudo_options* optio
   });
 }
 
-void miudo_destroy(miudo_engine* engine) { delete engine; }
+// In a child process there is no worker to join, and what another thread was doing is half done:
+// the memory, which the child shares with its parent, is left as it is.
+void miudo_destroy(miudo_engine* engine) {
+  if (engine == nullptr || engine->engine.elsewhere()) return;
+  delete engine;
+}
 
 miudo_status miudo_set_tensors(miudo_engine* engine, const miudo_tensor* tensors, size_t n_tensors,
                                miudo_error* error) {
@@ -231,7 +236,9 @@ uint64_t miudo_weight_bytes(const miudo_engine* engine) {
 }
 
 uint64_t miudo_cache_bytes_used(miudo_engine* engine) {
-  return engine->engine.cache_bytes_used();
+  uint64_t used = 0;
+  guarded(nullptr, [&] { used = engine->engine.cache_bytes_used(); });
+  return used;
 }
 
 size_t miudo_page_positions() { return miudo::kTilePositions; }
@@ -272,7 +279,8 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const miudo::DType dtype = miudo::dtype_of(type);
     const std::size_t r = miudo::size_of(rows, "rows"), k = miudo::size_of(cols, "cols");
     const bool known = r >= 1 && k >= 1 && r <= (1u << 24) && k <= (1u << 24);
-    if (!known || size_bytes != miudo::stored_bytes(dtype, r, k)) {
+    // No bytes at all are what rows of no whole blocks would have.
+    if (!known || size_bytes == 0 || size_bytes != miudo::stored_bytes(dtype, r, k)) {
       fail(Code::kModelFile, "rows, cols and bytes do not fit together");
     }
     const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));

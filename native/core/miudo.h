@@ -2,8 +2,11 @@
  *
  * Life: miudo_create, miudo_set_tensors until every tensor is there, miudo_finalize, then
  * conversations and steps, miudo_destroy. Nothing is global. Calls on one engine may come from any
- * thread; they run one after the other. Every function that can fail returns a status and fills `error`
- * (which may be NULL). All sizes are checked here again, whatever the caller has checked.
+ * thread; they run one after the other. Not from an interrupt function, nor in a child that fork()
+ * made: both are refused, and miudo_destroy does nothing in a child. Every function that can fail
+ * returns a status and fills `error` (which may be NULL). All sizes are checked here again, whatever
+ * the caller has checked. Where memory runs out, MIUDO_RESOURCE is returned and no conversation has
+ * changed.
  *
  * Not for: files, tokenizers, text. Read next: core/engine.h.
  * Shapes: T ids in one work item, L layers, D d_model, V vocab_size, H heads.
@@ -105,8 +108,9 @@ typedef struct {
   int32_t int8_activations; /* for matrices in blocks; 0 is the float reference */
   int32_t cache_type;       /* a miudo_cache_type */
   uint64_t cache_bytes;     /* budget for keys and values, taken page by page when needed */
-  /* Called between chunks of at most 256 positions; not 0 stops the call, which then has changed
-   * no conversation. May be NULL. */
+  /* Called between chunks of at most 256 positions, and some twenty times a second between the
+   * layers of a long one; not 0 stops the call, which then has changed no conversation. It must
+   * not call the engine. May be NULL. */
   int (*interrupt)(void* context);
   void* interrupt_context;
 } miudo_options;
@@ -256,7 +260,7 @@ miudo_status miudo_phase_seconds(miudo_engine* engine, double* seconds, miudo_er
 const char* miudo_isa(const miudo_engine* engine);
 int32_t miudo_threads(const miudo_engine* engine);
 uint64_t miudo_weight_bytes(const miudo_engine* engine);
-uint64_t miudo_cache_bytes_used(miudo_engine* engine);
+uint64_t miudo_cache_bytes_used(miudo_engine* engine); /* 0 where calls are refused */
 /* Keys and values are held in pages of so many positions and bytes. A step that would need more
  * pages than cache_bytes holds, copies of shared ones included, is refused before any work. */
 size_t miudo_page_positions(void);

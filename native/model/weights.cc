@@ -180,19 +180,20 @@ void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
   spaces_.emplace_back(size, kUnset);
   std::uint8_t* space = spaces_.back().data();
   std::vector<Piece> pieces;
-  for (const StoredTensor& tensor : tensors) {
-    Slot& slot = slot_of(tensor);
-    if (slot.matrix != nullptr) {
-      *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1]);
-      space += slot.matrix->size_bytes();
-      size_bytes_ += slot.matrix->size_bytes();
-      cut(tensor, *slot.matrix, pieces);
-    } else {
-      *slot.vector = Vector(round_up(slot.shape[0], kTileRows));
-      to_float(tensor.type, tensor.bytes, slot.shape[0], slot.vector->data());
-      size_bytes_ += slot.vector->size() * sizeof(float);
+  const std::size_t size_before = size_bytes_;
+  std::size_t placed = 0;
+  try {
+    for (; placed < tensors.size(); ++placed) {
+      PackedMatrix* const matrix = place(tensors[placed], space);
+      if (matrix != nullptr) cut(tensors[placed], *matrix, pieces);
     }
-    slot.filled = true;
+  } catch (...) {  // none of them is there: what has a place holds no numbers yet
+    for (const StoredTensor& tensor : tensors.first(placed + 1)) {
+      slots_.find(tensor.name)->second.filled = false;
+    }
+    size_bytes_ = size_before;
+    spaces_.pop_back();
+    throw;
   }
   team.run([&](int worker) {
     team.deal(worker, pieces.size(), 1, [&](std::size_t begin, std::size_t end) {
@@ -202,6 +203,21 @@ void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
   for (const StoredTensor& tensor : tensors) {  // what was mapped again after all
     if (tensor.mapped_before != 0) let_go(tensor.bytes, tensor.size_bytes);
   }
+}
+
+PackedMatrix* Weights::place(const StoredTensor& tensor, std::uint8_t*& space) {
+  Slot& slot = slot_of(tensor);
+  if (slot.matrix != nullptr) {
+    *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1]);
+    space += slot.matrix->size_bytes();
+    size_bytes_ += slot.matrix->size_bytes();
+  } else {
+    *slot.vector = Vector(round_up(slot.shape[0], kTileRows));
+    to_float(tensor.type, tensor.bytes, slot.shape[0], slot.vector->data());
+    size_bytes_ += slot.vector->size() * sizeof(float);
+  }
+  slot.filled = true;
+  return slot.matrix;
 }
 
 void Weights::check_complete() const {

@@ -82,6 +82,8 @@ class Weights {
 
   // The place of a tensor that fits it.
   Slot& slot_of(const StoredTensor& tensor);
+  // Gives a matrix a part of `space`, which is yet to be packed, and returns it; takes in a vector.
+  PackedMatrix* place(const StoredTensor& tensor, std::uint8_t*& space);
 
   void add_layer(const ModelConfig& config, const LayerConfig& layer, std::size_t index);
   void add_queries_keys_values(const ModelConfig& config, const LayerConfig& layer,

@@ -258,6 +258,7 @@ TEST(a_linear_alone_checks_its_sizes) {
   CHECK(miudo_linear(MIUDO_F32, 2, 3, w.data(), 23, x.data(), 1, 0, out, nullptr) != MIUDO_OK);
   CHECK(miudo_linear(MIUDO_Q8_0, 2, 3, w.data(), 24, x.data(), 1, 0, out, nullptr) != MIUDO_OK);
   CHECK(miudo_linear(MIUDO_F32, -2, 3, w.data(), 24, x.data(), 1, 0, out, nullptr) != MIUDO_OK);
+  CHECK(miudo_linear(MIUDO_Q8_0, 2, 3, w.data(), 0, x.data(), 1, 0, out, nullptr) != MIUDO_OK);
 }
 
 TEST(a_sampler_alone_checks_its_ids) {

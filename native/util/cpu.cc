@@ -7,6 +7,9 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
+#if defined(MIUDO_HAVE_X86)
+#include <cpuid.h>
+#endif
 #if defined(MIUDO_HAVE_ARM)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -29,12 +32,19 @@ int available_cores() {
   return n == 0 ? 1 : static_cast<int>(n);
 }
 
+#if defined(MIUDO_HAVE_X86)
+// Clang 14 has no name for it in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 }  // namespace
 
 bool isa_available(Isa isa) {
 #if defined(MIUDO_HAVE_X86)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (isa == Isa::kAvx2) return avx2;
   if (isa == Isa::kAvx512) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -165,7 +165,7 @@ def _bf16(norm: StoredTensor) -> bytes:
     """The values as bfloat16, ties to even: a folder of BF16 holds norms so."""
     if norm.dtype not in (DType.F32, DType.F16):  # blocks no writer makes: taken as they are
         return norm.data.tobytes()
-    stored = norm.data.view("<f2" if norm.dtype is DType.F16 else "<f4")
+    stored = np.ascontiguousarray(norm.data).view("<f2" if norm.dtype is DType.F16 else "<f4")
     bits = stored.astype("<f4").view("<u4")
     rounded: bytes = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
     return rounded

@@ -192,10 +192,9 @@ def ids_for(config: ModelConfig, length: int = LENGTH) -> list[int]:
     return [int(i) for i in rng.integers(0, config.vocab_size, length)]
 
 
-@pytest.fixture(params=["portable", "best"])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "portable":
-        monkeypatch.setenv("MIUDO_ISA", "portable")
+@pytest.fixture(params=["portable", "avx2", "best"])
+def isa(request: pytest.FixtureRequest, force_isa: Callable[[str | None], None]) -> str:
+    force_isa(None if request.param == "best" else request.param)
     return str(request.param)
 
 

@@ -24,10 +24,9 @@ WORDS = st.integers(0, 2**64 - 1)
 HALF_MAX = np.float32(65504)
 
 
-@pytest.fixture(params=["portable", "best"])
-def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if request.param == "portable":
-        monkeypatch.setenv("MIUDO_ISA", "portable")
+@pytest.fixture(params=["portable", "avx2", "best"])
+def native(request: pytest.FixtureRequest, force_isa: Callable[[str | None], None]) -> Any:
+    force_isa(None if request.param == "best" else request.param)
     return load_native()
 
 

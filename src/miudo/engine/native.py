@@ -20,6 +20,7 @@ from miudo.config import ModelConfig
 from miudo.engine.native_door import (
     DTYPES,
     adapter_name,
+    byte_array,
     call,
     config_values,
     empty,
@@ -116,7 +117,6 @@ class NativeEngine:
         config = self._config = model.config.with_context(context)
         self._work = native.Work
         check_weights(model.config, model.weights)
-        self._base = base_fingerprint(model.config, model.weights)
         self._cache: CacheType = cache
         values, layers = config_values(config), layer_values(config)
         self._core: _native.Engine = call(
@@ -131,6 +131,8 @@ class NativeEngine:
         for batch in _batches(model):
             call(self._core.set_tensors, batch)
         call(self._core.finalize)
+        # Not before: it reads norms, whose sizes the core has checked.
+        self._base = base_fingerprint(model.config, model.weights)
 
     @property
     def config(self) -> ModelConfig:
@@ -205,8 +207,11 @@ class NativeEngine:
 
     def _length(self, length: int) -> int:
         """Returns a length that the core's door can take; it knows what is held."""
-        if not 0 <= length <= self._config.max_positions:
-            raise RequestError(f"length is {length}, the model has {self._config.max_positions}")
+        whole = isinstance(length, int | np.integer)
+        if not whole or not 0 <= length <= self._config.max_positions:
+            raise RequestError(
+                f"length is {length!r:.50}, the model has {self._config.max_positions}"
+            )
         return length
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
@@ -315,7 +320,7 @@ def _batches(model: RunnableModel) -> Iterator[list[_Tensor]]:
     made = 0
     for spec in tensor_table(model.config):
         tensor = model.weights[spec.name]
-        data = np.ascontiguousarray(tensor.data)
+        data = byte_array(spec.name, tensor.data)
         before = mapped_before(data)
         made += 0 if before else data.nbytes
         batch.append((spec.name, DTYPES.index(tensor.dtype), tensor.shape, data, before))

@@ -32,6 +32,7 @@ from miudo.tensors import DType
 __all__ = [
     "DTYPES",
     "adapter_name",
+    "byte_array",
     "call",
     "config_values",
     "empty",
@@ -82,6 +83,9 @@ def call(function: Callable[..., _T], *arguments: object) -> _T:
         raise ResourceError("too little memory", remedy="Free some, or ask for less") from error
     except OverflowError as error:
         raise RequestError(f"a number is out of range ({error})") from error
+    except TypeError as error:  # the module lists what it would take, in C++
+        said = str(error).partition(":")[0]
+        raise RequestError(f"{said}: an argument of the wrong type") from error
     except RuntimeError as error:
         _raise(error)
 
@@ -97,20 +101,33 @@ def _raise(error: RuntimeError) -> NoReturn:
 
 
 def id_array(config: ModelConfig, ids: Sequence[int]) -> _IntArray:
-    """Returns `ids` [T]. Raises RequestError for none, or one outside the vocabulary."""
+    """Returns `ids` [T], copied. Raises RequestError for none, or one outside the vocabulary."""
     try:
         given = np.asarray(ids)
         if given.size and not np.issubdtype(given.dtype, np.integer):
             raise TypeError(f"{given.dtype} given")
-        wide = given.astype(np.int64).reshape(-1)
     except (OverflowError, TypeError, ValueError) as error:
         raise RequestError(f"ids are no whole numbers ({error})") from error
-    if not wide.size:
+    if given.ndim != 1:
+        raise RequestError(f"ids have {given.ndim} axes", remedy="Give one list of numbers")
+    if not given.size:
         raise RequestError("no ids to take in", remedy="Give at least one id")
-    wrong = wide[(wide < 0) | (wide >= config.vocab_size)]
+    wrong = given[(given < 0) | (given >= config.vocab_size)]
     if wrong.size:
         raise RequestError(f"id {wrong[0]} is outside the vocabulary of {config.vocab_size}")
-    return wide.astype(np.int32)
+    # A copy: another thread may write to the caller's while the engine reads.
+    return given.astype(np.int32)
+
+
+def byte_array(name: str, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Returns a tensor's bytes, contiguous. Raises ModelFileError for an array of another kind."""
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
+        kind = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data)
+        raise ModelFileError(
+            f"tensor {name} is {kind}, not a flat array of bytes",
+            remedy="StoredTensor.from_f32 makes one of numbers",
+        )
+    return np.ascontiguousarray(data)
 
 
 def adapter_name(name: str) -> str:
@@ -125,13 +142,18 @@ def adapter_name(name: str) -> str:
 def mask_array(
     config: ModelConfig, mask: npt.NDArray[np.bool_] | None
 ) -> npt.NDArray[np.bool_] | None:
-    """Returns the mask [V], contiguous. Raises RequestError for another shape."""
+    """Returns the mask [V], contiguous. Raises RequestError for another shape or type."""
     if mask is None:
         return None
-    given = np.ascontiguousarray(mask, dtype=np.bool_)
-    if given.shape != (config.vocab_size,):
-        raise RequestError(f"mask is {list(given.shape)}, not [{config.vocab_size}]")
-    return given
+    try:
+        given = np.asarray(mask)
+    except ValueError as error:
+        raise RequestError(f"mask is no array ({error})") from error
+    if given.dtype != np.bool_ or given.shape != (config.vocab_size,):
+        raise RequestError(
+            f"mask is {given.dtype} {list(given.shape)}, not bool [{config.vocab_size}]"
+        )
+    return np.ascontiguousarray(given)
 
 
 def empty(shape: tuple[int, ...]) -> FloatArray:
