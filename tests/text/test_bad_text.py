@@ -60,7 +60,9 @@ def test_ids_that_do_not_run_from_0_without_a_gap_are_refused(moved: dict[str, A
 )
 def test_merges_of_what_is_not_there_are_refused(at: int, merge: Any) -> None:
     with pytest.raises(TokenizerError, match="merges"):
-        parse_tokenizer_json(broken(lambda v: v["model"]["merges"].insert(at, merge)))
+        parse_tokenizer_json(
+            broken(lambda v: v["model"]["merges"].insert(at, merge))
+        ).check_merges()
 
 
 @pytest.mark.row("J2")
