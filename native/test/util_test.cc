@@ -88,13 +88,14 @@ TEST(teams_come_and_go) {
 
 TEST(a_crowded_team_gets_smaller_and_tries_again) {
   Crowd crowd(4);
-  CHECK(crowd.after(1.0, 0.7) == 4);  // of four seconds of work less than a fifth
-  CHECK(crowd.after(1.0, 0.9) == 2);
-  for (int i = 1; i < 8; ++i) CHECK(crowd.after(1.0, 0.0) == 2);
-  CHECK(crowd.after(1.0, 0.0) == 4);
-  CHECK(crowd.after(1.0, 2.0) == 2 && crowd.after(1.0, 2.0) == 1);  // twice as long each time
-  for (int i = 1; i < 32; ++i) CHECK(crowd.after(1.0, 1.0) == 1);
-  CHECK(crowd.after(1.0, 0.0) == 4);
+  CHECK(crowd.after(0.019, 1.0) == 4);  // too short to tell
+  CHECK(crowd.after(0.041, 0.0) == 2);  // 1 s lost of 0.24
+  CHECK(crowd.after(0.05, 0.0) == 2);
+  CHECK(crowd.after(0.05, 0.0) == 4);
+  CHECK(crowd.after(0.1, 0.07) == 4);  // of 0.4 s of work less than a fifth
+  CHECK(crowd.after(0.1, 0.2) == 2 && crowd.after(0.1, 0.2) == 1);
+  for (int i = 0; i < 3; ++i) CHECK(crowd.after(0.1, 0.1) == 1);  // rests longer each time
+  CHECK(crowd.after(0.2, 0.1) == 4);
 }
 
 TEST(work_is_done_whatever_the_size_of_the_team) {

@@ -1,6 +1,7 @@
 // How many of a team's threads are worth having. Threads that meet at barriers lose more than they
 // bring where others want the processors too: then one waits for the other's turn to come.
-// For: util/team.cc. Read next: util/team.cc.
+// For: util/team.cc. Not for: moments, of which every machine has some.
+// Read next: util/team.cc.
 #pragma once
 
 #include <algorithm>
@@ -14,27 +15,33 @@ class Crowd {
   int active() const { return active_; }
 
   // After a run of `active()` workers in `seconds`, of which they spent `asleep` at barriers, summed
-  // over them. Returns how many shall run next: fewer after a run that lost a fifth, and all again
-  // after a while, which grows as long as that does not go well.
+  // over them. Returns how many shall run next: half as many after a while that lost a fifth, and
+  // all again after a longer one, which grows as long as that does not go well.
   int after(double seconds, double asleep) {
-    constexpr double kLost = 0.2;
-    constexpr int kShortest = 8, kLongest = 256;
-    if (active_ > 1 && asleep > kLost * seconds * active_) {
+    constexpr double kWhile = 0.02, kLost = 0.2, kShortest = 0.1, kLongest = 2.0;
+    spent_ += seconds;
+    lost_ += asleep;
+    if (spent_ < kWhile) return active_;
+    if (active_ > 1 && lost_ > kLost * spent_ * active_) {
       active_ = active_ / 2;
-      patience_ = std::clamp(2 * patience_, kShortest, kLongest);
-      left_ = patience_;
-    } else if (active_ < all_ && --left_ <= 0) {
-      active_ = all_;
-    } else if (active_ == all_ && ++calm_ >= kLongest) {
-      patience_ = calm_ = 0;
+      rest_ = std::clamp(2.0 * rest_, kShortest, kLongest);
+      left_ = rest_;
+      calm_ = 0.0;
+    } else if (active_ < all_) {
+      left_ -= spent_;
+      if (left_ <= 0.0) active_ = all_;
+    } else {
+      calm_ += spent_;
+      if (calm_ >= kLongest) rest_ = 0.0;
     }
-    if (active_ < all_) calm_ = 0;
+    spent_ = lost_ = 0.0;
     return active_;
   }
 
  private:
   int all_, active_;
-  int patience_ = 0, left_ = 0, calm_ = 0;  // in runs
+  double spent_ = 0.0, lost_ = 0.0;                // of the present while
+  double rest_ = 0.0, left_ = 0.0, calm_ = 0.0;  // seconds
 };
 
 }  // namespace miudo
