@@ -23,7 +23,7 @@ import atheris
 
 with atheris.instrument_imports(include=["miudo.formats", "miudo.text"]):
     from miudo.errors import MiudoError
-    from miudo.formats import open_model
+    from miudo.formats import ModelFile, open_model
     from miudo.formats.gguf import write_gguf
     from miudo.formats.safetensors import read_safetensors, write_safetensors
     from miudo.formats.tensor_pickle import read_tensor_pickle
@@ -31,7 +31,8 @@ with atheris.instrument_imports(include=["miudo.formats", "miudo.text"]):
 
 import numpy as np
 
-from miudo.tensors import DType, StoredTensor
+from miudo.config import ModelConfig
+from miudo.tensors import DType, StoredTensor, tensor_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,11 +50,23 @@ def safetensors_seeds() -> list[bytes]:
 
 
 def gguf_seeds() -> list[bytes]:
-    """The head of the package's own model, with its tokenizer; and a whole one of no tensors."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_gguf(Path(folder) / "m.gguf", open_model(embedded_path()))
-        whole = (Path(folder) / "m.gguf").read_bytes()
-    return [whole[: 1 << 16], b"GGUF\3\0\0\0" + bytes(16)]
+    """A small model, whole; the head of the package's own, with its tokenizer; no tensors."""
+    config = ModelConfig.uniform(
+        n_layers=1, d_model=8, n_heads=2, d_ff=8, vocab_size=9, max_positions=16
+    )
+    weights = {
+        spec.name: StoredTensor.from_f32(np.ones(spec.shape, np.float32))
+        for spec in tensor_table(config)
+    }
+    files = [b"GGUF\3\0\0\0" + bytes(16)]
+    for model in (
+        ModelFile(config, weights, None, None, None, "llama", None),
+        open_model(embedded_path()),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            write_gguf(Path(folder) / "m.gguf", model)
+            files.append((Path(folder) / "m.gguf").read_bytes()[: 1 << 16])
+    return files
 
 
 def pickle_seeds() -> list[bytes]:
