@@ -88,14 +88,16 @@ TEST(teams_come_and_go) {
 
 TEST(a_crowded_team_gets_smaller_and_tries_again) {
   Crowd crowd(4);
-  CHECK(crowd.after(0.019, 1.0) == 4);  // too short to tell
-  CHECK(crowd.after(0.041, 0.0) == 2);  // 1 s lost of 0.24
-  CHECK(crowd.after(0.05, 0.0) == 2);
-  CHECK(crowd.after(0.05, 0.0) == 4);
-  CHECK(crowd.after(0.1, 0.07) == 4);  // of 0.4 s of work less than a fifth
-  CHECK(crowd.after(0.1, 0.2) == 2 && crowd.after(0.1, 0.2) == 1);
-  for (int i = 0; i < 3; ++i) CHECK(crowd.after(0.1, 0.1) == 1);  // rests longer each time
-  CHECK(crowd.after(0.2, 0.1) == 4);
+  const auto ran = [&](double now, double seconds, double asleep) {
+    crowd.after(now, seconds, asleep);
+    return crowd.active();
+  };
+  CHECK(ran(0.0, 0.019, 1.0) == 4);  // too short to tell
+  CHECK(ran(1.0, 0.041, 0.0) == 2);  // 1 s lost of 0.24
+  CHECK(crowd.before(1.05) == 2 && crowd.before(1.11) == 4);
+  CHECK(ran(1.2, 0.1, 0.07) == 4);  // of 0.4 s of work less than a fifth
+  CHECK(ran(1.3, 0.1, 0.2) == 2 && ran(1.4, 0.1, 0.2) == 1);
+  CHECK(crowd.before(1.75) == 1 && crowd.before(1.85) == 4);  // longer each time
 }
 
 TEST(work_is_done_whatever_the_size_of_the_team) {

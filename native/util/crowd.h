@@ -14,34 +14,36 @@ class Crowd {
 
   int active() const { return active_; }
 
-  // After a run of `active()` workers in `seconds`, of which they spent `asleep` at barriers, summed
-  // over them. Returns how many shall run next: half as many after a while that lost a fifth, and
-  // all again after a longer one, which grows as long as that does not go well.
-  int after(double seconds, double asleep) {
+  // At `now` seconds, before a run: all again when the time for fewer is over.
+  int before(double now) {
+    if (active_ < all_ && now >= until_) active_ = all_;
+    return active_;
+  }
+
+  // After a run of `active()` workers that took `seconds` until `now`, of which they spent `asleep` at
+  // barriers, summed over them. Half as many shall run after a while that lost a fifth, for some
+  // time, which grows as long as trying all again does not go well.
+  void after(double now, double seconds, double asleep) {
     constexpr double kWhile = 0.02, kLost = 0.2, kShortest = 0.1, kLongest = 2.0;
     spent_ += seconds;
     lost_ += asleep;
-    if (spent_ < kWhile) return active_;
+    if (spent_ < kWhile) return;
     if (active_ > 1 && lost_ > kLost * spent_ * active_) {
       active_ = active_ / 2;
       rest_ = std::clamp(2.0 * rest_, kShortest, kLongest);
-      left_ = rest_;
+      until_ = now + rest_;
       calm_ = 0.0;
-    } else if (active_ < all_) {
-      left_ -= spent_;
-      if (left_ <= 0.0) active_ = all_;
-    } else {
+    } else if (active_ == all_) {
       calm_ += spent_;
       if (calm_ >= kLongest) rest_ = 0.0;
     }
     spent_ = lost_ = 0.0;
-    return active_;
   }
 
  private:
   int all_, active_;
-  double spent_ = 0.0, lost_ = 0.0;                // of the present while
-  double rest_ = 0.0, left_ = 0.0, calm_ = 0.0;  // seconds
+  double spent_ = 0.0, lost_ = 0.0;               // of the present while
+  double rest_ = 0.0, until_ = 0.0, calm_ = 0.0;  // seconds
 };
 
 }  // namespace miudo

@@ -28,8 +28,8 @@ int workers_of(std::uint32_t job) { return static_cast<int>(job & ((1u << kCount
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point then) {
-  return std::chrono::duration<double>(Clock::now() - then).count();
+double seconds_now() {
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
@@ -39,6 +39,7 @@ Team::Team(int threads, bool steady) : steady_(steady) {
     start(threads);
     deal_ = std::make_unique<Deal>(this->threads());
     crowd_ = Crowd(this->threads());
+    workers_ = this->threads();
   } catch (...) {
     end();
     throw;
@@ -69,11 +70,11 @@ double Team::wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t s
     if (value.load(std::memory_order_acquire) != seen) return 0.0;
     spin_pause();
   }
-  const Clock::time_point start = Clock::now();
+  const double start = seconds_now();
   sleepers.fetch_add(1);
   value.wait(seen);
   sleepers.fetch_sub(1);
-  return seconds_since(start);
+  return seconds_now() - start;
 }
 
 // Sequentially consistent with the sleepers' count: one of the two sees the other.
@@ -85,7 +86,8 @@ void Team::publish(std::atomic<std::uint32_t>& value, std::uint32_t next,
 
 void Team::dispatch(Call call, const void* work) {
   if (threads_.empty()) return call(work, 0);
-  const Clock::time_point start = Clock::now();
+  const double start = seconds_now();
+  if (!steady_) resize(crowd_.before(start));
   if (size() > 1) {
     call_ = call;
     work_ = work;
@@ -93,13 +95,15 @@ void Team::dispatch(Call call, const void* work) {
   }
   call(work, 0);
   meet();
-  if (!steady_) consider(seconds_since(start));
+  if (steady_) return;
+  const double now = seconds_now();
+  crowd_.after(now, now - start, static_cast<double>(asleep_ns_.exchange(0)) * 1e-9);
 }
 
-void Team::consider(double seconds) {
-  const int before = size();
-  const auto asleep = static_cast<double>(asleep_ns_.exchange(0)) * 1e-9;
-  if (crowd_.after(seconds, asleep) != before) deal_->reset();
+// Counts of tasks taken begin anew with another number of workers.
+void Team::resize(int workers) {
+  if (workers != workers_) deal_->reset();
+  workers_ = workers;
 }
 
 void Team::meet(Laps* laps) {

@@ -29,7 +29,7 @@ class Team {
 
   int threads() const { return static_cast<int>(threads_.size()) + 1; }
   // Workers of this run, inside run().
-  int size() const { return crowd_.active(); }
+  int size() const { return workers_; }
 
   // Calls work(worker) on all workers of a run at once, as worker 0 on the caller's thread, and returns
   // when all are done. `work` must not throw. One caller at a time.
@@ -59,7 +59,7 @@ class Team {
 
   void start(int threads);
   void end() noexcept;
-  void consider(double seconds);
+  void resize(int workers);
 
   // Waits by spinning, then asleep, while `value` is `seen`; returns the seconds asleep.
   static double wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t seen,
@@ -77,9 +77,10 @@ class Team {
   std::atomic<std::int64_t> asleep_ns_{0};  // at meetings of this run, all workers together
   const bool steady_;
   // Written before job_ is published, read after by those who are in the run.
-  Crowd crowd_{1};
+  int workers_ = 1;
   Call call_ = nullptr;
   const void* work_ = nullptr;
+  Crowd crowd_{1};
   std::vector<std::thread> threads_;
   std::unique_ptr<Deal> deal_;  // for as many workers as there are
 };
