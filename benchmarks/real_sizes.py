@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from engine_models import SHAPES as ENGINE_SHAPES
 
 from miudo.config import ModelConfig
 from miudo.engine.generate import GenerateSettings, generate
@@ -47,17 +48,8 @@ NOISE = np.random.default_rng(1).standard_normal(1_000_003, dtype=np.float32)
 GROUPS = [4] * 3 + [5] * 7 + [6] * 8 + [7] * 6 + [8] * 4  # OpenELM's keys and values a layer
 WIDTHS = [*range(4, 17), 18, 18, *range(20, 33)]  # and its feed-forward, in units of 256
 SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2-0.5b": {
-        "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "num_hidden_layers": 24,
-        "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
-        "vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1e6,
-        "tie_word_embeddings": True, "rms_norm_eps": 1e-6,
-    },
-    "tinyllama-1.1b": {
-        "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 22,
-        "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 5632,
-        "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
-    },
+    "qwen2-0.5b": ENGINE_SHAPES["qwen2-0.5b"],
+    "tinyllama-1.1b": ENGINE_SHAPES["tinyllama-1.1b"],
     "openelm-1.1b": {
         "architectures": ["OpenELMForCausalLM"], "model_dim": 2048, "num_transformer_layers": 28,
         "num_query_heads": [4 * n for n in GROUPS],

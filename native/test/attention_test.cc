@@ -5,12 +5,14 @@
 
 #include "kernels/half.h"
 #include "kernels/kernels.h"
+#include "test/all_kernels.h"
 #include "test/check.h"
 #include "util/buffer.h"
 
 namespace miudo {
 namespace {
 
+using test::all_kernels;
 using test::Noise;
 
 constexpr CacheType kTypes[] = {CacheType::kF32, CacheType::kF16, CacheType::kBF16,
@@ -19,14 +21,6 @@ constexpr std::size_t kTiles = 3, kPositions = kTiles * kTilePositions;
 
 bool near(double a, double b, double bound) {
   return std::abs(a - b) <= bound * (1.0 + std::abs(b));
-}
-
-std::vector<const Kernels*> all_kernels() {
-  std::vector<const Kernels*> all;
-  for (const Isa isa : kIsas) {
-    if (isa_available(isa)) all.push_back(&kernels_for(isa));
-  }
-  return all;
 }
 
 // What a stored number differs from the given one by, at most, relative to the greatest of 32.

@@ -7,20 +7,14 @@
 
 #include "core/reading.h"
 #include "kernels/kernels.h"
+#include "test/all_kernels.h"
 #include "test/check.h"
 
 namespace miudo {
 namespace {
 
+using test::all_kernels;
 using test::Noise;
-
-std::vector<const Kernels*> all_kernels() {
-  std::vector<const Kernels*> all;
-  for (const Isa isa : kIsas) {
-    if (isa_available(isa)) all.push_back(&kernels_for(isa));
-  }
-  return all;
-}
 
 bool near(double a, double b, double tolerance) { return std::abs(a - b) <= tolerance; }
 

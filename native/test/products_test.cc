@@ -7,20 +7,14 @@
 #include "core/miudo.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix.h"
+#include "test/all_kernels.h"
 #include "test/check.h"
 
 namespace miudo {
 namespace {
 
+using test::all_kernels;
 using test::Noise;
-
-std::vector<const Kernels*> all_kernels() {
-  std::vector<const Kernels*> all;
-  for (const Isa isa : kIsas) {
-    if (isa_available(isa)) all.push_back(&kernels_for(isa));
-  }
-  return all;
-}
 
 std::vector<DType> all_types() {
   std::vector<DType> all;

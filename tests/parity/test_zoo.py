@@ -77,8 +77,8 @@ def test_logits_are_the_reference_s(
         try:
             engine = getattr(measure, runtime)(saved.ours, length)
         except RequestError as absent:
-            if not isa:
-                raise
+            if not isa or "MIUDO_ISA" not in str(absent):
+                raise  # another refusal is no missing instruction set
             pytest.skip(str(absent))
         expected = measure.reference(saved.model, ids(length))
         for way, found in measure.logits(engine, ids(length)).items():
