@@ -286,17 +286,11 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));
     const miudo::Kernels& kernels = miudo::kernels_for(miudo::choose_isa());
     miudo::Rows in{x, k, {}, n};
-    miudo::Buffer<std::int8_t> values;
-    miudo::Buffer<float> scales;
-    miudo::Buffer<std::int32_t> sums, first_sums;
+    miudo::Rounded rounded;
     const bool int8 = int8_activations != 0 && !miudo::is_float(dtype);
     if (int8) {
-      const std::size_t size = miudo::round_up(n, miudo::kBlockRows) * k;
-      values = miudo::Buffer<std::int8_t>(size);
-      scales = miudo::Buffer<float>(size / miudo::kGroup);
-      sums = miudo::Buffer<std::int32_t>(size / miudo::kGroup);
-      first_sums = miudo::Buffer<std::int32_t>(size / miudo::kGroup);
-      in.quants = {values.data(), scales.data(), sums.data(), first_sums.data()};
+      rounded.at_least(n, k);
+      in.quants = rounded.quants();
       for (std::size_t i = 0; i < n; ++i) {
         kernels.quantize(x + i * k, k, 0, k / miudo::kGroup, i, n, in.quants);
       }

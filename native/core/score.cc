@@ -65,7 +65,7 @@ void Engine::score_rows(const Pass& pass, std::span<const std::int32_t> ids, std
     const std::size_t n = std::min(head_rows(), pass.n - at);
     team_.run([&](int worker) {
       const Pass own = pass.of(worker);
-      logits(own, scratch_.h.data() + at * d, n, head_out_.data());
+      logits(own, scratch_.streams[0].h.data() + at * d, n, head_out_.data());
       Space& space = spaces[static_cast<std::size_t>(worker)];
       share(own, n, [&](std::size_t i) {
         const std::span<const float> row(head_out_.data() + i * vocab, vocab);

@@ -77,7 +77,8 @@ Pass Engine::take_chunk(std::span<Item> items, std::size_t& first) {
     item.taken += seg.n;
     if (item.taken == work.n_ids) ++first;
   }
-  return {model_, team_, scratch_, segments_, adapted_, stop_, n, timed_ ? &laps_ : nullptr};
+  const bool narrow = n == 1 || n * model_.config.d_model <= kNarrow;
+  return {model_, team_,  scratch_, segments_, adapted_, stop_, n, narrow, timed_ ? &laps_ : nullptr};
 }
 
 // Logits of the rows that someone wants, a few at a time, each handed on as it comes.
@@ -105,7 +106,7 @@ void Engine::answer(const Pass& pass, std::span<Item> items) {
   for (std::size_t at = 0; at < wanted.size(); at += head_rows()) {
     const std::size_t n = std::min(head_rows(), wanted.size() - at);
     for (std::size_t i = 0; i < n; ++i) {
-      std::memcpy(head_in_.data() + i * d, scratch_.h.data() + wanted[at + i].row * d,
+      std::memcpy(head_in_.data() + i * d, scratch_.streams[0].h.data() + wanted[at + i].row * d,
                   d * sizeof(float));
     }
     read_logits(pass, n);

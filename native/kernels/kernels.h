@@ -42,8 +42,8 @@ struct Rows {
   std::size_t n = 0;
 };
 
-// out[i][r] = sum_c weight[r][c] * in[i][c] + bias[r] for the rows of tiles [begin, end).
-// `bias` is padded to whole tiles, or null.
+// out[i][r] = sum_c weight[r][c] * in[i][c] + bias[r] for the rows r of tiles [begin, end), of which
+// the first goes to out[i][0]. `bias` of all rows is padded to whole tiles, or null.
 using Matmul = void (*)(const Packed& weight, const float* bias, const Rows& in, float* out,
                         std::size_t out_stride, std::size_t begin, std::size_t end);
 
@@ -55,8 +55,8 @@ struct Kernels {
   Matmul matmul_int8[kDTypes];
   Matmul matmul_f32_add;  // the sum is added to what out holds
 
-  // Groups [begin, end) of row `row` of n, x [k]: scale = max|x| / 127 rounded to float16,
-  // number = x * (127 / max|x|) rounded half to even.
+  // Groups [begin, end) of row `row` of n, which has k numbers; x are theirs: scale = max|x| / 127
+  // rounded to float16, number = x * (127 / max|x|) rounded half to even.
   void (*quantize)(const float* x, std::size_t k, std::size_t begin, std::size_t end,
                    std::size_t row, std::size_t n, const Quants& to);
 

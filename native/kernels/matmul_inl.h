@@ -146,7 +146,8 @@ inline void multiply_int8(const Packed& w, std::size_t tile, Place x, Wide (&acc
   }
 }
 
-// Writes the sums of `n` of N positions for the rows of a tile, with the bias, or added to out.
+// Writes the sums of `n` of N positions for the rows of a tile, which begin at out, with the bias, or
+// added to what is there.
 template <bool kAdd, int N>
 inline void finish(const Packed& w, std::size_t tile, const float* bias, const Wide (&sums)[N],
                    int n, float* out, std::size_t stride) {
@@ -157,7 +158,7 @@ inline void finish(const Packed& w, std::size_t tile, const float* bias, const W
   const std::size_t rows = w.rows - row < kTileRows ? w.rows - row : kTileRows;
   for (int i = 0; i < N && i < n; ++i) {
     if (bias != nullptr) acc[i] = add(acc[i], load_wide(bias + row));
-    float* to = out + static_cast<std::size_t>(i) * stride + row;
+    float* to = out + static_cast<std::size_t>(i) * stride;
     if (rows == kTileRows) {
       if constexpr (kAdd) acc[i] = add(load_wide(to), acc[i]);
       store_wide(to, acc[i]);
@@ -188,11 +189,12 @@ template <DType kType, bool kAdd>
 void matmul_float(const Packed& w, const float* bias, const Rows& in, float* out,
                   std::size_t stride, std::size_t begin, std::size_t end) {
   for (std::size_t tile = begin; tile < end; ++tile) {
+    float* to = out + (tile - begin) * kTileRows;
     std::size_t at = 0;
     for (; at + kFloatRows <= in.n; at += kFloatRows) {
-      float_block<kType, kAdd, kFloatRows>(w, bias, in, at, out, stride, tile);
+      float_block<kType, kAdd, kFloatRows>(w, bias, in, at, to, stride, tile);
     }
-    for (; at < in.n; ++at) float_block<kType, kAdd, 1>(w, bias, in, at, out, stride, tile);
+    for (; at < in.n; ++at) float_block<kType, kAdd, 1>(w, bias, in, at, to, stride, tile);
   }
 }
 
@@ -212,9 +214,9 @@ void int8_block(const Packed& w, const float* bias, const Place& x, std::size_t 
   }
 }
 
-// Eight positions keep the processor busy for longer than its own prefetching looks ahead; with
-// one position it does better alone, with more the tile is near after the first eight, and with
-// bytes it was slower (both measured).
+// The first eight positions that meet a tile keep the processor busy for longer than its own
+// prefetching looks ahead; with one position it does better alone, for the next eight the tile is
+// near, and with bytes it was slower (all measured).
 constexpr std::size_t kAhead = 4096;
 
 // Bytes of activations that stay in the second-level cache beside a tile.
@@ -224,8 +226,9 @@ template <DType kType>
 void matmul_int8(const Packed& w, const float* bias, const Rows& in, float* out,
                  std::size_t stride, std::size_t begin, std::size_t end) {
   const std::size_t k = w.cols, groups = k / kGroup;
-  const std::size_t near = kNearBytes / (kBlockRows * k);
-  const std::size_t blocks = (in.n + kBlockRows - 1) / kBlockRows, step = near == 0 ? 1 : near;
+  const std::size_t blocks = (in.n + kBlockRows - 1) / kBlockRows;
+  const std::size_t turns = (blocks * kBlockRows * k + kNearBytes - 1) / kNearBytes;
+  const std::size_t step = turns == 0 ? blocks : (blocks + turns - 1) / turns;
   for (std::size_t first = 0; first < blocks; first += step) {
     const std::size_t last = first + step < blocks ? first + step : blocks;
     for (std::size_t tile = begin; tile < end; ++tile) {
@@ -234,8 +237,8 @@ void matmul_int8(const Packed& w, const float* bias, const Rows& in, float* out,
         const std::size_t width = block_width(n);
         const Place x{in.quants.values + at * k, in.quants.scales + at * groups,
                       in.quants.sums + at * groups, in.quants.first_sums + at * groups, width,
-                      blocks == 1 ? kAhead : 0};
-        float* to = out + at * stride;
+                      b == first ? kAhead : 0};
+        float* to = out + at * stride + (tile - begin) * kTileRows;
         if (width == 1) {
           int8_block<kType, 1>(w, bias, x, n, to, stride, tile);
         } else if (width == 4 || kInt8Rows == 4) {

@@ -200,7 +200,7 @@ void quantize(const float* x, std::size_t k, std::size_t begin, std::size_t end,
   const std::size_t width = block_width(n - start < kBlockRows ? n - start : kBlockRows);
   for (std::size_t g = begin; g < end; ++g) {
     const std::size_t at = start * groups + g * width + row - start;
-    const RoundedGroup group = quantize_group(x + g * kGroup, to.values + at * kGroup);
+    const RoundedGroup group = quantize_group(x + (g - begin) * kGroup, to.values + at * kGroup);
     to.scales[at] = group.scale;
     to.first_sums[at] = group.first_sum;
     to.sums[at] = group.sum;

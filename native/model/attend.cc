@@ -196,17 +196,15 @@ class Attending {
   float *q_, *p_;        // [head_dim, count], [kQueryRows, kScoreStride]
 };
 
-// Calls work(block, number) for all blocks of all segments, numbered on.
-template <typename Work>
-void for_blocks(const Pass& pass, const LayerConfig& c, const Work& work) {
-  std::size_t number = 0;
-  for (const Segment& seg : pass.segments) {
-    const std::size_t rows = seg.n * c.group(), blocks = blocks_of(c, seg);
-    for (std::size_t task = 0; task < blocks * c.n_kv_heads; ++task, ++number) {
-      const std::size_t first = task % blocks * kQueryRows;
-      work(Block{seg, task / blocks, first, std::min(kQueryRows, rows - first)}, number);
-    }
+// Of all segments' blocks, numbered on.
+Block block_at(const Pass& pass, const LayerConfig& c, std::size_t number) {
+  const Segment* seg = pass.segments.data();
+  while (number >= blocks_of(c, *seg) * c.n_kv_heads) {
+    number -= blocks_of(c, *seg) * c.n_kv_heads;
+    ++seg;
   }
+  const std::size_t blocks = blocks_of(c, *seg), first = number % blocks * kQueryRows;
+  return {*seg, number / blocks, first, std::min(kQueryRows, seg->n * c.group() - first)};
 }
 
 }  // namespace
@@ -246,8 +244,8 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
     return Attending(pass, layer, plan, block, pass.scratch.parts.data() + place * parts, space);
   };
   if (!plan.split) {
-    for_blocks(pass, c, [&](const Block& block, std::size_t number) {
-      if (number % workers != own) return;
+    const auto take = [&](std::size_t number, std::size_t) {  // one at a time
+      const Block block = block_at(pass, c, number);
       for (std::size_t row = 0; !taken_in && row < block.seg.n; ++row) {
         take_in(pass, layer, block.seg.row + row, block.head);
       }
@@ -255,11 +253,12 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
       a.load_queries();
       for (std::size_t i = a.first_stretch(); i < a.end_stretch(); ++i) a.attend(i);
       a.finish();
-    });
-    pass.meet();
+    };
+    pass.team.deal(pass.worker, plan.blocks, 1, take, pass.laps);
     return;
   }
-  for_blocks(pass, c, [&](const Block& block, std::size_t number) {
+  for (std::size_t number = 0; number < plan.blocks; ++number) {
+    const Block block = block_at(pass, c, number);
     Attending a = attending(block, number);
     bool loaded = false;
     for (std::size_t i = a.first_stretch(); i < a.end_stretch(); ++i) {
@@ -268,12 +267,12 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
       loaded = true;
       a.attend(i);
     }
-  });
+  }
   pass.meet();
-  for_blocks(pass, c, [&](const Block& block, std::size_t number) {
-    if (number % workers == own) attending(block, number).finish();
+  share(pass, plan.blocks, [&](std::size_t number) {
+    const Block block = block_at(pass, c, number);
+    attending(block, number).finish();
   });
-  pass.meet();
 }
 
 }  // namespace miudo

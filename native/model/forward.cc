@@ -11,8 +11,8 @@ namespace {
 void embed(const Pass& pass) {
   const Model& m = pass.model;
   const std::size_t d = m.config.d_model;
-  Scratch& s = pass.scratch;
-  for_rows(pass, pass.n, [&](std::size_t row) {
+  Stream& s = pass.stream();
+  for_own_rows(pass, pass.n, [&](std::size_t row) {
     const Segment& seg = segment_of(pass, row);
     const std::size_t i = row - seg.row, position = seg.start + i;
     float* x = s.x.data() + row * d;
@@ -35,21 +35,31 @@ void show_hidden(const Pass& pass, std::size_t layer) {
   for (const Segment& seg : pass.segments) {
     if (seg.hidden == nullptr) continue;
     std::memcpy(seg.hidden + (layer * seg.total + seg.offset) * d,
-                pass.scratch.x.data() + seg.row * d, seg.n * d * sizeof(float));
+                pass.stream().x.data() + seg.row * d, seg.n * d * sizeof(float));
   }
 }
 
-// The residual stream x [n, D] takes in a sublayer's output, which `after` norms first; returns what
-// the next sublayer reads: x normed by `next`, or x itself.
-const float* take_in(const Pass& pass, const NormWeights& after, const NormWeights& next) {
+// The stream's x takes in what scratch.projected holds, which `after` norms first, and `fed`, if there
+// is another; returns what the next sublayer reads: x normed by `next`, or x itself.
+const float* take_in(const Pass& pass, const NormWeights& after, const float* fed,
+                     const NormWeights& next) {
   const Model& m = pass.model;
   const std::size_t d = m.config.d_model;
-  Scratch& s = pass.scratch;
-  for_rows(pass, pass.n, [&](std::size_t row) {
-    float *x = s.x.data() + row * d, *out = s.projected.data() + row * d;
-    if (!after.weight.empty()) norm_row(m, after, d, out, out);
+  Stream& s = pass.stream();
+  for_own_rows(pass, pass.n, [&](std::size_t row) {
+    float *x = s.x.data() + row * d, *h = s.h.data() + row * d;  // h is free until the last norm
+    const float* out = pass.scratch.projected.data() + row * d;
+    if (!after.weight.empty()) {
+      norm_row(m, after, d, out, h);
+      out = h;
+    }
+    if (fed != nullptr) {
+      if (out != h) std::memcpy(h, out, d * sizeof(float));
+      m.kernels.add(h, fed + row * d, 1.0f, d);
+      out = h;
+    }
     m.kernels.add(x, out, m.config.residual_scale, d);
-    if (!next.weight.empty()) norm_row(m, next, d, x, s.h.data() + row * d);
+    if (!next.weight.empty()) norm_row(m, next, d, x, h);
   });
   pass.end(Phase::kNorm);
   return next.weight.empty() ? s.x.data() : s.h.data();
@@ -67,18 +77,13 @@ const float* block(const Pass& pass, std::size_t layer, const float* h) {
   float* out = s.projected.data();  // [n, D]
   attention(pass, layer, h, out);
   if (parallel == Parallel::kNone) {
-    h = take_in(pass, w.attn_post_norm, w.mlp_norm);
+    h = take_in(pass, w.attn_post_norm, nullptr, w.mlp_norm);
     feedforward(pass, layer, h, out);
-    return take_in(pass, w.mlp_post_norm, next);
+    return take_in(pass, w.mlp_post_norm, nullptr, next);
   }
-  norm(pass, w.attn_post_norm, out, out);
-  if (parallel == Parallel::kTwoNorms) h = norm(pass, w.mlp_norm, s.x.data(), s.h.data());
+  if (parallel == Parallel::kTwoNorms) h = norm(pass, w.mlp_norm);
   feedforward(pass, layer, h, s.fed.data());
-  const std::size_t d = pass.model.config.d_model;
-  for_rows(pass, pass.n, [&](std::size_t row) {
-    pass.model.kernels.add(out + row * d, s.fed.data() + row * d, 1.0f, d);
-  });
-  return take_in(pass, NormWeights(), next);
+  return take_in(pass, w.attn_post_norm, s.fed.data(), next);
 }
 
 // Asked between the layers of a long pass. All workers give the same answer: they meet after it is
@@ -95,9 +100,8 @@ bool stopped(const Pass& pass) {
 
 void forward(const Pass& pass) {
   const Weights& w = pass.model.weights;
-  Scratch& s = pass.scratch;
   embed(pass);
-  const float* h = norm(pass, w.layers[0].attn_norm, s.x.data(), s.h.data());
+  const float* h = norm(pass, w.layers[0].attn_norm);
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     if (stopped(pass)) return;
     show_hidden(pass, i);

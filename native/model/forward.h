@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/rounded.h"
 #include "model/adapter.h"
 #include "model/model.h"
 #include "util/buffer.h"
@@ -32,12 +33,21 @@ struct Segment {
   std::size_t offset = 0, total = 0, keys = 0;
 };
 
+// What runs through a pass beside its layers' results.
+struct Stream {
+  Buffer<float> x, h;                // [n, D] residual stream; normed
+  Rounded rounded;                   // what the next product reads
+  std::vector<Buffer<float>> turns;  // per rotation [n, (cos, sin), pairs]
+};
+
 // Space for a pass. Grows, holds nothing between passes.
 struct Scratch {
-  Buffer<float> x, h;         // [n, D] residual stream; normed
+  std::vector<Stream> streams;  // by worker: see Pass::narrow
   Buffer<float> q, k, v;      // [n, H head_dim], [n, K head_dim], [n, K v_head_dim]
   Buffer<float> mixed;        // [n, H v_head_dim]
-  Buffer<float> gate, up;     // [n, d_ff]
+  Rounded fed_in;             // [n, d_ff] between the feed-forward's products
+  Buffer<float> gate, up;     // the same in floats, where these are wanted
+  Buffer<float> panels;       // each worker's part of it
   Buffer<float> projected;    // [n, D] a sublayer's output
   Buffer<float> fed;          // [n, D] the other's, where both run side by side
   Buffer<float> narrow_q;     // [n, q_rank] of latent attention, as are the next three
@@ -45,20 +55,16 @@ struct Scratch {
   Buffer<float> latent;       // [n, kv_rank]
   Buffer<float> wide;         // [n, H (head_dim - rope_dim + v_head_dim)]
   Buffer<float> inner;        // [targets, n, rank] between an adapter's two products
-  Buffer<std::int8_t> rounded;  // [n, widest input], the rest a group: see kernels.h
-  Buffer<float> scales;
-  Buffer<std::int32_t> sums, first_sums;
-  std::vector<Buffer<float>> turns;  // per rotation [n, (cos, sin), pairs]
   Buffer<float> of_worker;           // each worker's queries and scores in attention
   Buffer<float> parts;               // what stretches of positions come to, by block or worker
 
   bool stopped = false;  // the pass ended early
-
-  Quants quants() { return {rounded.data(), scales.data(), sums.data(), first_sums.data()}; }
 };
 
 // What one worker knows of a pass. All workers run the same functions; what a function shares out
 // is done when it returns, everything else each does for itself.
+// In a narrow pass every worker has a stream of its own and does all that happens to it, which takes
+// less than to meet; else they share one, by rows.
 struct Pass {
   const Model& model;
   Team& team;
@@ -67,6 +73,7 @@ struct Pass {
   const AdaptedRows& adapted;
   Stop& stop;
   std::size_t n;
+  bool narrow = false;
   Laps* laps = nullptr;  // of worker 0, where someone wants to know
   int worker = 0;
 
@@ -75,6 +82,9 @@ struct Pass {
     own.worker = number;
     if (number != 0) own.laps = nullptr;
     return own;
+  }
+  Stream& stream() const {
+    return scratch.streams[narrow ? static_cast<std::size_t>(worker) : 0];
   }
   void meet() const { team.meet(laps); }
   void end(Phase phase) const {
@@ -98,22 +108,22 @@ void reserve(const Pass& pass);
 // The rest is called by all workers together.
 
 // Takes in all segments: writes their keys and values, leaves the final norm's output [n, D] in
-// scratch.h.
+// the first stream's h.
 void forward(const Pass& pass);
 
 // logits [rows, V] of hidden [rows, D] (normed); rows <= pass.n.
 void logits(const Pass& pass, const float* hidden, std::size_t rows, float* out);
 
-// The pieces of forward, in files of their own. h and out are [n, D].
+// The pieces of forward, in files of their own. h is the stream's, out shared; both [n, D].
 void attention(const Pass& pass, std::size_t layer, const float* h, float* out);
 void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out);
 
 // Leaves a layer's queries, keys and values in scratch.q, k and v.
 void latent_queries_keys_values(const Pass& pass, std::size_t layer, const float* h);
 
-// Norms [n, D], in place if out is x; returns out, or x where the model has no such norm.
-const float* norm(const Pass& pass, const NormWeights& weights, const float* x, float* out);
-// One row of any width in the model's kind of norm.
+// Norms the stream's x [n, D] into its h and returns that, or x where the model has no such norm.
+const float* norm(const Pass& pass, const NormWeights& weights);
+// One row of any width in the model's kind of norm; out may be x.
 void norm_row(const Model& model, const NormWeights& weights, std::size_t width, const float* x,
               float* out);
 

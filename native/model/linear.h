@@ -13,6 +13,16 @@ namespace miudo {
 // Targets of one call: q, k and v.
 constexpr std::size_t kMostTargets = 3;
 
+// Of tiles that a worker takes at a time: about a microsecond of reading.
+constexpr std::size_t kPieceBytes = 32 * 1024;
+
+// Groups of 32 columns of the feed-forward's inner width that a worker makes at a time for n rows, at
+// most, and the floats that this takes.
+constexpr std::size_t panel_groups(std::size_t n) {
+  return std::clamp<std::size_t>(512 / std::max<std::size_t>(n, 1), 1, 4);
+}
+constexpr std::size_t panels_size(std::size_t n) { return 2 * n * panel_groups(n) * kGroup; }
+
 // Whether rows are rounded to int8 for this matrix.
 bool wants_int8(const Model& model, const Linear& linear);
 
@@ -21,10 +31,20 @@ struct Target {
   float* out;  // [n, rows of its weight]
 };
 
-// Every target's out = weight x + bias, and what the rows' adapters add, for n rows x [n, k]; k
-// is the targets' common width. `rounded`: the int8 form of x is in scratch already.
+// n rows x [n, k] as products take them; with `int8` in their rounded form too, which lasts until the
+// next call.
+Rows rows_of(const Pass& pass, const float* x, std::size_t n, std::size_t k, bool int8);
+
+// The tiles [begin, end) of one product, on the calling worker alone, the first's rows at out.
+void multiply(const Pass& pass, const Linear& linear, const Rows& in, float* out,
+              std::size_t stride, std::size_t begin, std::size_t end);
+
+// Every target's out = weight x + bias, and what the rows' adapters add. The matrices are equally
+// wide.
+void project(const Pass& pass, const Rows& in, std::initializer_list<Target> targets);
+// The same for x [n, k] as it is.
 void project(const Pass& pass, const float* x, std::size_t n, std::size_t k,
-             std::initializer_list<Target> targets, bool rounded = false);
+             std::initializer_list<Target> targets);
 
 // Calls work(task) for this worker's part of [0, tasks): every so manieth, as costs grow evenly.
 template <typename Work>
@@ -43,6 +63,13 @@ void for_rows(const Pass& pass, std::size_t n, const Work& work) {
     const std::size_t end = std::min(n, (task + 1) * rows);
     for (std::size_t row = task * rows; row < end; ++row) work(row);
   });
+}
+
+// Calls work(row) for rows [0, n) of the stream that this worker works on.
+template <typename Work>
+void for_own_rows(const Pass& pass, std::size_t n, const Work& work) {
+  if (!pass.narrow) return for_rows(pass, n, work);
+  for (std::size_t row = 0; row < n; ++row) work(row);
 }
 
 // Calls work(row, begin, end) for rows [0, n) of `parts` parts each: blocks of eight rows where

@@ -13,14 +13,15 @@ void norm_row(const Model& model, const NormWeights& weights, std::size_t width,
   }
 }
 
-const float* norm(const Pass& pass, const NormWeights& weights, const float* x, float* out) {
-  if (weights.weight.empty()) return x;
+const float* norm(const Pass& pass, const NormWeights& weights) {
+  Stream& s = pass.stream();
+  if (weights.weight.empty()) return s.x.data();
   const std::size_t d = pass.model.config.d_model;
-  for_rows(pass, pass.n, [&](std::size_t row) {
-    norm_row(pass.model, weights, d, x + row * d, out + row * d);
+  for_own_rows(pass, pass.n, [&](std::size_t row) {
+    norm_row(pass.model, weights, d, s.x.data() + row * d, s.h.data() + row * d);
   });
   pass.end(Phase::kNorm);
-  return out;
+  return s.h.data();
 }
 
 }  // namespace miudo

@@ -11,7 +11,7 @@ void find_turns(const Pass& pass, std::size_t row, std::size_t position) {
   const float factor = pass.model.config.attention_factor;
   for (std::size_t r = 0; r < pass.model.rotations.size(); ++r) {
     const std::vector<float>& frequencies = pass.model.rotations[r];
-    float* cos = pass.scratch.turns[r].data() + row * 2 * frequencies.size();
+    float* cos = pass.stream().turns[r].data() + row * 2 * frequencies.size();
     float* sin = cos + frequencies.size();
     for (const float frequency : frequencies) {
       const float angle = static_cast<float>(position) * frequency;
@@ -25,7 +25,7 @@ void rotate(const Pass& pass, std::size_t layer, std::size_t row, float* x) {
   const std::size_t half = pass.model.config.layers[layer].frequencies.size();
   if (half == 0) return;
   const std::size_t r = pass.model.rotation_of[layer];
-  const float* cos = pass.scratch.turns[r].data() + row * 2 * half;
+  const float* cos = pass.stream().turns[r].data() + row * 2 * half;
   pass.model.kernels.rotate(x, cos, cos + half, half);
 }
 

@@ -50,7 +50,8 @@ struct Activations {
     if (cols % kGroup != 0) return;
     for (std::size_t i = 0; i < n; ++i) {  // in two parts, as two threads do
       k.quantize(x.data() + i * cols, cols, 0, groups / 2, i, n, quants());
-      k.quantize(x.data() + i * cols, cols, groups / 2, groups, i, n, quants());
+      k.quantize(x.data() + i * cols + groups / 2 * kGroup, cols, groups / 2, groups, i, n,
+                 quants());
     }
   }
 
@@ -75,7 +76,8 @@ std::vector<float> product(Matmul matmul, const PackedMatrix& w, Activations& in
                            const float* bias) {
   std::vector<float> out(in.n * w.rows() + 1, 7.0f);
   matmul(w.view(), bias, in.rows(), out.data(), w.rows(), 0, w.tiles() / 2);
-  matmul(w.view(), bias, in.rows(), out.data(), w.rows(), w.tiles() / 2, w.tiles());
+  const std::size_t half = w.tiles() / 2;
+  matmul(w.view(), bias, in.rows(), out.data() + half * kTileRows, w.rows(), half, w.tiles());
   CHECK(out.back() >= 7.0f && out.back() <= 7.0f);
   return out;
 }

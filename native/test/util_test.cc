@@ -95,9 +95,11 @@ TEST(a_crowded_team_gets_smaller_and_tries_again) {
   CHECK(ran(0.0, 0.019, 1.0) == 4);  // too short to tell
   CHECK(ran(1.0, 0.041, 0.0) == 2);  // 1 s lost of 0.24
   CHECK(crowd.before(1.05) == 2 && crowd.before(1.11) == 4);
-  CHECK(ran(1.2, 0.1, 0.07) == 4);  // of 0.4 s of work less than a fifth
+  CHECK(ran(1.2, 0.05, 0.035) == 4);  // of 0.2 s of work less than a fifth
   CHECK(ran(1.3, 0.1, 0.2) == 2 && ran(1.4, 0.1, 0.2) == 1);
   CHECK(crowd.before(1.75) == 1 && crowd.before(1.85) == 4);  // longer each time
+  CHECK(ran(2.4, 0.5, 0.0) == 4 && ran(2.5, 0.1, 0.2) == 2);
+  CHECK(crowd.before(2.55) == 2 && crowd.before(2.61) == 4);  // and short again after a calm
 }
 
 TEST(work_is_done_whatever_the_size_of_the_team) {

@@ -22,7 +22,7 @@ class Crowd {
 
   // After a run of `active()` workers that took `seconds` until `now`, of which they spent `asleep` at
   // barriers, summed over them. Half as many shall run after a while that lost a fifth, for some
-  // time, which grows as long as trying all again does not go well.
+  // time, which grows as long as trying all again does not go well for the same time.
   void after(double now, double seconds, double asleep) {
     constexpr double kWhile = 0.02, kLost = 0.2, kShortest = 0.1, kLongest = 2.0;
     spent_ += seconds;
@@ -35,7 +35,7 @@ class Crowd {
       calm_ = 0.0;
     } else if (active_ == all_) {
       calm_ += spent_;
-      if (calm_ >= kLongest) rest_ = 0.0;
+      if (calm_ >= rest_) rest_ = 0.0;
     }
     spent_ = lost_ = 0.0;
   }
