@@ -19,6 +19,10 @@ namespace {
 template <typename T, int R>
 constexpr int kVectors = R <= 2 && !kScaled<T> ? 4 : 2;
 
+// Of a row's mix of values, likewise; sixteen lanes have registers for one more.
+template <typename T, int R>
+constexpr int kMixVectors = kVectors<T, R> == 2 && kWidth == 16 ? 3 : kVectors<T, R>;
+
 template <typename T>
 inline const T* numbers_of(const Tiles& tiles, std::size_t tile) {
   return reinterpret_cast<const T*>(tiles.pages[tile] + tiles.numbers);
@@ -149,11 +153,13 @@ inline void weigh_vectors(const float* p, const Tiles& values, std::size_t strid
   }
 }
 
+// Dimensions [d, stop) by V vectors while these fit; returns where the rest begins.
 template <typename T, int R, int V>
 inline std::size_t weigh_while(const float* p, const Tiles& values, std::size_t stride,
-                               std::size_t d, std::size_t begin, std::size_t end, float* out) {
-  if constexpr (V <= kVectors<T, R>) {
-    for (; d + V * kWidth <= stride; d += V * kWidth) {
+                               std::size_t d, std::size_t stop, std::size_t begin, std::size_t end,
+                               float* out) {
+  if constexpr (V <= kMixVectors<T, R>) {
+    for (; d + V * kWidth <= stop; d += V * kWidth) {
       weigh_vectors<T, R, V>(p, values, stride, d, begin, end, out);
     }
   }
@@ -163,10 +169,14 @@ inline std::size_t weigh_while(const float* p, const Tiles& values, std::size_t 
 template <typename T, int R>
 void weigh_rows(const float* p, const Tiles& values, std::size_t stride, std::size_t begin,
                 std::size_t end, float* out) {
-  std::size_t d = weigh_while<T, R, 4>(p, values, stride, 0, begin, end, out);
-  d = weigh_while<T, R, 3>(p, values, stride, d, begin, end, out);
-  d = weigh_while<T, R, 2>(p, values, stride, d, begin, end, out);
-  weigh_while<T, R, 1>(p, values, stride, d, begin, end, out);
+  std::size_t d = weigh_while<T, R, 4>(p, values, stride, 0, stride, begin, end, out);
+  // Three at most once: an odd one alone would wait for itself.
+  const std::size_t left = (stride - d) / kWidth;
+  if (left % 2 == 1 && left > 1) {
+    d = weigh_while<T, R, 3>(p, values, stride, d, d + 3 * kWidth, begin, end, out);
+  }
+  d = weigh_while<T, R, 2>(p, values, stride, d, stride, begin, end, out);
+  weigh_while<T, R, 1>(p, values, stride, d, stride, begin, end, out);
 }
 
 template <int R>
@@ -241,6 +251,11 @@ void rotate(float* x, const float* cos, const float* sin, std::size_t half) {
     const Lanes c = load_lanes(cos + i), s = load_lanes(sin + i);
     store_lanes(x + i, sub(mul(a, c), mul(b, s)));
     store_lanes(x + i + half, add(mul(b, c), mul(a, s)));
+  }
+  for (; i + 8 <= half; i += 8) {
+    const F8 a = load(x + i), b = load(x + i + half), c = load(cos + i), s = load(sin + i);
+    store(x + i, sub(mul(a, c), mul(b, s)));
+    store(x + i + half, add(mul(b, c), mul(a, s)));
   }
   for (; i < half; ++i) {
     const float a = x[i], b = x[i + half];

@@ -31,13 +31,15 @@ struct Group {
 
 template <typename T>
 inline Group<T> round_group(const float* x, std::size_t n) {
-  float held[kScaleGroup] = {};
-  std::memcpy(held, x, n * sizeof(float));
+  float padded[kScaleGroup] = {};
+  if (n < kScaleGroup) std::memcpy(padded, x, n * sizeof(float));
+  const float* held = n < kScaleGroup ? padded : x;
   Group<T> to;
   to.scale = {0};
   if constexpr (kScaled<T>) {
     float most = 0.0f, poison = 0.0f;
-    for (const float v : held) {
+    for (std::size_t i = 0; i < kScaleGroup; ++i) {
+      const float v = held[i];
       const float size = v < 0.0f ? -v : v;
       most = size > most ? size : most;
       poison += v * 0.0f;

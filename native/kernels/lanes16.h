@@ -20,6 +20,13 @@ inline Lanes spread(float x) { return wide(x); }
 inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
 
+inline Lanes div(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Lanes abs(Lanes a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+inline F8 low_lanes(Lanes a) { return {_mm512_castps512_ps256(a.v)}; }
+inline F8 high_lanes(Lanes a) { return {_mm512_extractf32x8_ps(a.v, 1)}; }
+inline float sum_exact(Lanes a) { return sum_exact(add(low_lanes(a), high_lanes(a))); }
+inline float greatest_lane(Lanes a) { return greatest_lane(max(low_lanes(a), high_lanes(a))); }
+
 inline Lanes load_lanes(const float* p) { return load_wide(p); }
 inline Lanes load_lanes(const Half* p) {
   return wide_half(reinterpret_cast<const std::uint8_t*>(p));
@@ -42,6 +49,14 @@ inline void store_lanes(std::int8_t* p, Lanes v) {
 
 inline Lanes round_lanes(Lanes x) {
   return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Lanes pow2_of_magic(Lanes magic) {
+  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(magic.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
+}
+inline Lanes zero_below(Lanes value, Lanes x, float limit) {
+  const __mmask16 kept = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GE_OQ);
+  return {_mm512_maskz_mov_ps(kept, value.v)};
 }
 inline Lanes times_pow2(Lanes p, Lanes n) {
   const __mmask16 above = _mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-127.0f), _CMP_NLE_UQ);

@@ -3,11 +3,11 @@
 // Read next: kernels/kernels.h.
 #include "kernels/tile_portable.h"
 //
+#include "kernels/lanes8.h"
+//
 #include "kernels/matmul_inl.h"
 //
 #include "kernels/vector_inl.h"
-//
-#include "kernels/lanes8.h"
 //
 #include "kernels/attention_inl.h"
 //

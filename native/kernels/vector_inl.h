@@ -13,17 +13,17 @@ namespace {
 constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even
 
 // e^x within 2 units in the last place; 0 below -87, capped above 88.
-inline F8 exp8(F8 x) {
-  const F8 clamped = min(max(x, set1(-88.0f)), set1(88.0f));
-  const F8 magic = fma(clamped, set1(1.44269504f), set1(kRoundMagic));
-  const F8 n = sub(magic, set1(kRoundMagic));
+inline Lanes exp_of(Lanes x) {
+  const Lanes clamped = min(max(x, spread(-88.0f)), spread(88.0f));
+  const Lanes magic = fma(clamped, spread(1.44269504f), spread(kRoundMagic));
+  const Lanes n = sub(magic, spread(kRoundMagic));
   // ln 2 in two parts, so that x - n ln 2 loses nothing.
-  F8 r = fma(n, set1(-0.693145752f), clamped);
-  r = fma(n, set1(-1.42860677e-6f), r);
+  Lanes r = fma(n, spread(-0.693145752f), clamped);
+  r = fma(n, spread(-1.42860677e-6f), r);
   constexpr float kTaylor[] = {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f,
                                0.5f,          1.0f,          1.0f};
-  F8 p = set1(1.0f / 5040.0f);
-  for (const float c : kTaylor) p = fma(p, r, set1(c));
+  Lanes p = spread(1.0f / 5040.0f);
+  for (const float c : kTaylor) p = fma(p, r, spread(c));
   return zero_below(mul(p, pow2_of_magic(magic)), x, -87.0f);
 }
 
@@ -43,47 +43,47 @@ inline float max_lanes(F8 v) {
   return best;
 }
 
-// Calls f(F8) -> F8 over x in place; the odd values at the end travel in a padded vector.
+// Calls f(Lanes) -> Lanes over x in place; the odd values at the end travel in a padded vector.
 template <typename F>
 inline void map(float* x, const float* y, std::size_t n, const F& f) {
   std::size_t i = 0;
-  for (; i + 8 <= n; i += 8) store(x + i, f(load(x + i), load(y + i)));
+  for (; i + kWidth <= n; i += kWidth) store_lanes(x + i, f(load_lanes(x + i), load_lanes(y + i)));
   if (i == n) return;
-  float a[8] = {}, b[8] = {};
+  float a[kWidth] = {}, b[kWidth] = {};
   std::memcpy(a, x + i, (n - i) * sizeof(float));
   std::memcpy(b, y + i, (n - i) * sizeof(float));
-  store(a, f(load(a), load(b)));
+  store_lanes(a, f(load_lanes(a), load_lanes(b)));
   std::memcpy(x + i, a, (n - i) * sizeof(float));
 }
 
 void add_to(float* x, const float* y, float scale, std::size_t n) {
-  map(x, y, n, [=](F8 a, F8 b) { return fma(b, set1(scale), a); });
+  map(x, y, n, [=](Lanes a, Lanes b) { return fma(b, spread(scale), a); });
 }
 
-inline F8 sigmoid8(F8 x) {
-  const F8 one = set1(1.0f);
-  return div(one, add(one, exp8(sub(set1(0.0f), x))));
+inline Lanes sigmoid(Lanes x) {
+  const Lanes one = spread(1.0f);
+  return div(one, add(one, exp_of(sub(spread(0.0f), x))));
 }
 
-inline F8 gelu8(F8 x) {  // 0.5 x (1 + erf(x / sqrt 2)); erf has no short vector form
-  float lane[8];
-  store(lane, x);
+inline Lanes gelu(Lanes x) {  // 0.5 x (1 + erf(x / sqrt 2)); erf has no short vector form
+  float lane[kWidth];
+  store_lanes(lane, x);
   for (float& v : lane) v = 0.5f * v * (1.0f + ::erff(v * 0.707106781f));
-  return load(lane);
+  return load_lanes(lane);
 }
 
-inline F8 gelu_tanh8(F8 x) {  // x * sigmoid(2u) = 0.5 x (1 + tanh u)
-  const F8 cube = mul(mul(x, x), x);
-  const F8 u = mul(set1(2.0f * 0.797884561f), fma(set1(0.044715f), cube, x));
-  return mul(x, sigmoid8(u));
+inline Lanes gelu_tanh(Lanes x) {  // x * sigmoid(2u) = 0.5 x (1 + tanh u)
+  const Lanes cube = mul(mul(x, x), x);
+  const Lanes u = mul(spread(2.0f * 0.797884561f), fma(spread(0.044715f), cube, x));
+  return mul(x, sigmoid(u));
 }
 
-// tanh u = 1 - 2 / (e^2u + 1); what is not finite gives NaN, which exp8 would hide.
+// tanh u = 1 - 2 / (e^2u + 1); what is not finite gives NaN, which exp_of would hide.
 void softcap(float* x, float cap, std::size_t n) {
-  const F8 one = set1(1.0f), two_over_cap = set1(2.0f / cap);
-  map(x, x, n, [=](F8 a, F8) {
-    const F8 tanh = sub(one, div(set1(2.0f), add(exp8(mul(a, two_over_cap)), one)));
-    return fma(a, set1(0.0f), mul(set1(cap), tanh));
+  const Lanes one = spread(1.0f), two_over_cap = spread(2.0f / cap);
+  map(x, x, n, [=](Lanes a, Lanes) {
+    const Lanes tanh = sub(one, div(spread(2.0f), add(exp_of(mul(a, two_over_cap)), one)));
+    return fma(a, spread(0.0f), mul(spread(cap), tanh));
   });
 }
 
@@ -91,22 +91,22 @@ template <typename Then>
 inline void activate_then(Activation kind, float* x, const float* y, std::size_t n, Then then) {
   switch (kind) {
     case Activation::kSilu:
-      return map(x, y, n, [&](F8 a, F8 b) { return then(mul(a, sigmoid8(a)), b); });
+      return map(x, y, n, [&](Lanes a, Lanes b) { return then(mul(a, sigmoid(a)), b); });
     case Activation::kGelu:
-      return map(x, y, n, [&](F8 a, F8 b) { return then(gelu8(a), b); });
+      return map(x, y, n, [&](Lanes a, Lanes b) { return then(gelu(a), b); });
     case Activation::kGeluTanh:
-      return map(x, y, n, [&](F8 a, F8 b) { return then(gelu_tanh8(a), b); });
+      return map(x, y, n, [&](Lanes a, Lanes b) { return then(gelu_tanh(a), b); });
     case Activation::kRelu:
-      return map(x, y, n, [&](F8 a, F8 b) { return then(max(set1(0.0f), a), b); });
+      return map(x, y, n, [&](Lanes a, Lanes b) { return then(max(spread(0.0f), a), b); });
   }
 }
 
 void activate(Activation kind, float* x, std::size_t n) {
-  activate_then(kind, x, x, n, [](F8 a, F8) { return a; });
+  activate_then(kind, x, x, n, [](Lanes a, Lanes) { return a; });
 }
 
 void activate_gated(Activation kind, float* gate, const float* up, std::size_t n) {
-  activate_then(kind, gate, up, n, [](F8 a, F8 b) { return mul(a, b); });
+  activate_then(kind, gate, up, n, [](Lanes a, Lanes b) { return mul(a, b); });
 }
 
 inline float sum_of(const float* x, std::size_t n) {
@@ -169,24 +169,23 @@ struct RoundedGroup {
 
 // As ggml's quantize_row_q8_0 rounds on x86, step by step: what llama.cpp multiplies with.
 inline RoundedGroup quantize_group(const float* x, std::int8_t* values) {
-  F8 most = set1(0.0f), poison = set1(0.0f);
-  for (std::size_t i = 0; i < kGroup; i += 8) {
-    most = max(abs(load(x + i)), most);
-    poison = fma(load(x + i), set1(0.0f), poison);
+  Lanes most = spread(0.0f), poison = spread(0.0f);
+  for (std::size_t i = 0; i < kGroup; i += kWidth) {
+    most = max(abs(load_lanes(x + i)), most);
+    poison = fma(load_lanes(x + i), spread(0.0f), poison);
   }
   const float greatest = greatest_lane(most);
   const float scale = half_scale(greatest / 127.0f);
   // A scale of 0 (all zero, or too small for float16) gives zeros; its inverse may overflow.
-  const F8 inverse = set1(scale > 0.0f ? 127.0f / greatest : 0.0f);
-  F8 sums[2];
+  const Lanes inverse = spread(scale > 0.0f ? 127.0f / greatest : 0.0f);
+  Lanes sums[2];
   for (std::size_t half = 0; half < 2; ++half) {
-    sums[half] = set1(0.0f);
-    for (std::size_t i = half * 16; i < half * 16 + 16; i += 8) {
-      const F8 steps = mul(load(x + i), inverse);
-      const F8 held = min(max(steps, set1(-127.0f)), set1(127.0f));
-      const F8 whole_steps = sub(add(held, set1(kRoundMagic)), set1(kRoundMagic));
+    sums[half] = spread(0.0f);
+    for (std::size_t i = half * 16; i < half * 16 + 16; i += kWidth) {
+      const Lanes steps = mul(load_lanes(x + i), inverse);
+      const Lanes whole_steps = round_lanes(min(max(steps, spread(-127.0f)), spread(127.0f)));
       sums[half] = add(sums[half], whole_steps);
-      store_int8(values + i, whole_steps);
+      store_lanes(values + i, whole_steps);
     }
   }
   const auto first = static_cast<std::int32_t>(sum_exact(sums[0]));
@@ -220,13 +219,19 @@ std::size_t argmax(const float* x, std::size_t n) {
 }
 
 double sum_exp(const float* x, std::size_t n, float top) {
-  F8 lanes = set1(0.0f), poison = set1(0.0f);  // NaN if any is: exp8 would hide it
+  F8 lanes = set1(0.0f);
+  Lanes poison = spread(0.0f);  // NaN if any is: exp_of would hide it
   std::size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    lanes = add(lanes, exp8(sub(load(x + i), set1(top))));
-    poison = fma(load(x + i), set1(0.0f), poison);
+  for (std::size_t count; i + 8 <= n; i += count) {
+    float part[kWidth] = {};
+    count = n - i < kWidth ? 8 : kWidth;
+    std::memcpy(part, x + i, count * sizeof(float));
+    const Lanes v = load_lanes(part);
+    poison = fma(v, spread(0.0f), poison);
+    store_lanes(part, exp_of(sub(v, spread(top))));
+    for (std::size_t j = 0; j < count; j += 8) lanes = add(lanes, load(part + j));
   }
-  double total = static_cast<double>(sum_lanes(lanes)) + static_cast<double>(sum_lanes(poison));
+  double total = static_cast<double>(sum_lanes(lanes)) + static_cast<double>(sum_exact(poison));
   for (; i < n; ++i) total += ::exp(static_cast<double>(x[i]) - static_cast<double>(top));
   return total;
 }
