@@ -38,17 +38,13 @@ def main() -> None:
 
 
 def start_miudo(path: str, threads: int) -> None:
-    from miudo.engine.native import NativeEngine
-    from miudo.formats import open_model
+    """As `miudo run` loads: the tokenizer is read while weights are packed."""
+    from miudo.evaluate.loading import load_model
     from miudo.protocol import SeqWork
-    from miudo.text.tokenizer import TextTokenizer
 
-    model = open_model(Path(path))
-    if model.tokenizer is None:
-        raise SystemExit(f"{path} has no tokenizer")
-    ids = TextTokenizer(model.tokenizer).encode(TEXT)
-    engine = NativeEngine(model, threads=threads)
-    engine.step([SeqWork(engine.open(), ids)])
+    loaded = load_model(Path(path), threads=threads)
+    engine = loaded.engine
+    engine.step([SeqWork(engine.open(), loaded.tokenizer.encode(TEXT))])
 
 
 def start_llama_cpp(path: str, threads: int) -> None:

@@ -15,15 +15,19 @@ import select
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from engine_worker import machine_seconds
+
 HERE = Path(__file__).parent
 PATIENCE_S = 900.0
 COVERAGE = 0.95
+REST_S = 2.0
 FEWEST = 6  # pairs of which least and greatest cover the median at 95%
 
 
@@ -140,15 +144,27 @@ def interval(ratios: Sequence[float]) -> Interval:
     return Interval(statistics.median(ordered), ordered[k - 1], ordered[n - k], coverage, n)
 
 
+def until_rest() -> None:
+    """Waits until a tenth of a second has passed with little work on our cores, or REST_S."""
+    end = time.monotonic() + REST_S
+    while time.monotonic() < end:
+        before = machine_seconds()[0]
+        time.sleep(0.1)
+        if machine_seconds()[0] - before <= 0.02:  # two ticks of the system's clock
+            return
+
+
 def in_turns(
     sides: Mapping[str, Callable[[], Sample]],
     pairs: int,
     limit: float,
     tell: Callable[[str], object],
+    rest: Callable[[], object] = until_rest,
 ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
     """Returns samples of every side, round by round, and why sides are missing.
 
-    Each side runs once before, uncounted. A round whose samples all had less than `limit` foreign
+    Each side runs once before, uncounted, and begins when the machine is at rest: some runtimes
+    spin for a while after their work. A round whose samples all had less than `limit` foreign
     cores is clean; rounds go on, up to half as many more, until `pairs` are. If FEWEST are clean
     only those are returned, else all. `tell` gets a line for each sample.
     """
@@ -158,6 +174,7 @@ def in_turns(
         found = {}
         for name in names:
             try:
+                rest()
                 found[name] = sample = left[name]()
                 tell(f"{name}: {shown(sample.rate)}, load {sample.foreign:.2f}")
             except NotMeasured as error:
