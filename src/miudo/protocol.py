@@ -95,6 +95,9 @@ def _check_whole(name: str, value: object, high: int) -> None:
         raise RequestError(f"{name} is {value!r}, allowed a whole number from 0 to {high}")
 
 
+_GREEDY = SamplingSettings()
+
+
 @dataclass(frozen=True, slots=True)
 class SeqWork:
     """Ids to take in for one conversation, and what is wanted back.
@@ -112,7 +115,7 @@ class SeqWork:
     conversation: int
     ids: Sequence[int]
     want: Want = Want.SAMPLE
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    sampling: SamplingSettings = _GREEDY
     mask: npt.NDArray[np.bool_] | None = None
     adapter: str | None = None
     n_drafted: int = 0
