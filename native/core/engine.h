@@ -24,8 +24,8 @@ namespace miudo {
 
 // Positions computed together: bounds scratch.
 constexpr std::size_t kChunk = 256;
-// Numbers of a stream that every worker makes for itself: some microseconds of work.
-constexpr std::size_t kNarrow = 4096;
+// Positions whose norms and rounding every worker does for itself sooner than it would meet the rest.
+constexpr std::size_t kNarrow = 2;
 
 struct Conversation {
   std::vector<Page> pages;  // those full may be shared; the last one too, until it is written

@@ -77,8 +77,8 @@ Pass Engine::take_chunk(std::span<Item> items, std::size_t& first) {
     item.taken += seg.n;
     if (item.taken == work.n_ids) ++first;
   }
-  const bool narrow = n == 1 || n * model_.config.d_model <= kNarrow;
-  return {model_, team_,  scratch_, segments_, adapted_, stop_, n, narrow, timed_ ? &laps_ : nullptr};
+  Laps* const laps = timed_ ? &laps_ : nullptr;
+  return {model_, team_, scratch_, segments_, adapted_, stop_, n, n <= kNarrow, laps};
 }
 
 // Logits of the rows that someone wants, a few at a time, each handed on as it comes.
