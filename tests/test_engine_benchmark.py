@@ -34,6 +34,10 @@ def quiet(line: str) -> None:
     assert line
 
 
+def never() -> None:
+    """No rest between sides."""
+
+
 @pytest.mark.parametrize(
     ("n", "low", "high", "coverage"),
     [(5, 1, 5, 0.9375), (6, 1, 6, 0.96875), (9, 2, 8, 0.9609375), (13, 3, 11, 0.9775390625)],
@@ -83,7 +87,7 @@ def test_sides_take_turns_and_the_first_of_each_is_not_counted() -> None:
 
         return give
 
-    samples, missing = in_turns({"a": side("a"), "b": side("b")}, 2, 0.15, quiet)
+    samples, missing = in_turns({"a": side("a"), "b": side("b")}, 2, 0.15, quiet, never)
     assert order == ["a", "b", "a", "b", "b", "a"]
     assert [s.rate for s in samples["a"]] == [3.0, 6.0]
     assert [s.rate for s in samples["b"]] == [4.0, 5.0]
@@ -96,12 +100,12 @@ def test_loaded_rounds_are_left_out_whole_where_enough_are_clean() -> None:
     def give() -> Sample:
         return Sample(1.0, 1.0, foreign=next(loads))
 
-    samples, _ = in_turns({"a": give, "b": give}, 6, 0.15, quiet)
+    samples, _ = in_turns({"a": give, "b": give}, 6, 0.15, quiet, never)
     assert [s.foreign for side in samples.values() for s in side] == [0.0] * 12
 
 
 def test_where_few_are_clean_all_are_told() -> None:
-    samples, _ = in_turns({"a": lambda: Sample(1.0, 1.0, foreign=1.0)}, 6, 0.15, quiet)
+    samples, _ = in_turns({"a": lambda: Sample(1.0, 1.0, foreign=1.0)}, 6, 0.15, quiet, never)
     assert [s.foreign for s in samples["a"]] == [1.0] * 9
 
 
@@ -109,7 +113,7 @@ def test_a_side_that_fails_is_named_and_the_rest_goes_on() -> None:
     def fail() -> Sample:
         raise NotMeasured("not here")
 
-    samples, missing = in_turns({"a": lambda: Sample(1.0, 1.0), "b": fail}, 2, 0.15, quiet)
+    samples, missing = in_turns({"a": lambda: Sample(1.0, 1.0), "b": fail}, 2, 0.15, quiet, never)
     assert missing == {"b": "not here"}
     assert [len(side) for side in samples.values()] == [2]
 

@@ -19,9 +19,11 @@ namespace {
 template <typename T, int R>
 constexpr int kVectors = R <= 2 && !kScaled<T> ? 4 : 2;
 
-// Of a row's mix of values, likewise; sixteen lanes have registers for one more.
+// Of a row's mix of values, likewise; sixteen lanes have registers for one more. Vectors that are
+// mixed together share a scale.
 template <typename T, int R>
-constexpr int kMixVectors = kVectors<T, R> == 2 && kWidth == 16 ? 3 : kVectors<T, R>;
+constexpr int kMixVectors =
+    kVectors<T, R> == 2 && kWidth == 16 && !kScaled<T> ? 3 : kVectors<T, R>;
 
 template <typename T>
 inline const T* numbers_of(const Tiles& tiles, std::size_t tile) {
@@ -111,6 +113,7 @@ void score_rows(const Queries& q, const Tiles& keys, float* to) {
 template <typename T, int R, int V>
 inline void weigh_vectors(const float* p, const Tiles& values, std::size_t stride, std::size_t d,
                           std::size_t begin, std::size_t end, float* out) {
+  static_assert(!kScaled<T> || V * kWidth <= kScaleGroup);
   Lanes acc[R][V];
   for (std::size_t i = 0; i < R; ++i) {
     for (std::size_t v = 0; v < V; ++v) acc[i][v] = load_lanes(out + i * stride + d + v * kWidth);
@@ -170,7 +173,7 @@ template <typename T, int R>
 void weigh_rows(const float* p, const Tiles& values, std::size_t stride, std::size_t begin,
                 std::size_t end, float* out) {
   std::size_t d = weigh_while<T, R, 4>(p, values, stride, 0, stride, begin, end, out);
-  // Three at most once: an odd one alone would wait for itself.
+  // Three at most once: an odd one alone, of many rows, would wait for itself.
   const std::size_t left = (stride - d) / kWidth;
   if (left % 2 == 1 && left > 1) {
     d = weigh_while<T, R, 3>(p, values, stride, d, d + 3 * kWidth, begin, end, out);

@@ -3,7 +3,7 @@
 // never on how many rows or positions are computed together.
 // For: model/. Not for: threads (the caller splits tiles and rows) or memory.
 // Read next: kernels/matmul_inl.h, kernels/vector_inl.h and kernels/attention_inl.h, which are
-// compiled once per instruction set on top of kernels/simd_*.h and kernels/tile_*.h.
+// compiled once per instruction set on top of simd_*.h, tile_*.h and lanes*.h.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +18,7 @@ namespace miudo {
 enum class Activation { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
 
 constexpr std::size_t kBlockRows = 8;
+constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even
 
 // Places that a block of n positions takes: 1, 4 or 8.
 static constexpr std::size_t block_width(std::size_t n) {

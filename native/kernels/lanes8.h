@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/half.h"
+#include "kernels/kernels.h"
 
 namespace miudo {
 namespace {
@@ -32,11 +33,10 @@ inline void store_lanes(float* p, Lanes v) { store(p, v); }
 inline void store_lanes(Half* p, Lanes v) { store_half(p, v); }
 inline void store_lanes(std::int8_t* p, Lanes v) { store_int8(p, v); }
 
-constexpr float kLanesMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even
-inline Lanes round_lanes(Lanes x) { return sub(add(x, set1(kLanesMagic)), set1(kLanesMagic)); }
+inline Lanes round_lanes(Lanes x) { return sub(add(x, set1(kRoundMagic)), set1(kRoundMagic)); }
 // p * 2^n for whole n from -127 on, where it is 0.
 inline Lanes times_pow2(Lanes p, Lanes n) {
-  return mul(p, pow2_of_magic(add(n, set1(kLanesMagic))));
+  return mul(p, pow2_of_magic(add(n, set1(kRoundMagic))));
 }
 
 }  // namespace

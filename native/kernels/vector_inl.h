@@ -10,8 +10,6 @@
 namespace miudo {
 namespace {
 
-constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even
-
 // e^x within 2 units in the last place; 0 below -87, capped above 88.
 inline Lanes exp_of(Lanes x) {
   const Lanes clamped = min(max(x, spread(-88.0f)), spread(88.0f));

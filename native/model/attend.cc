@@ -196,9 +196,14 @@ class Attending {
   float *q_, *p_;        // [head_dim, count], [kQueryRows, kScoreStride]
 };
 
-// Of all segments' blocks, numbered on.
-Block block_at(const Pass& pass, const LayerConfig& c, std::size_t number) {
+// Of all segments' blocks, numbered on. Where they are many, they are lone as a rule.
+Block block_at(const Pass& pass, const LayerConfig& c, const AttentionPlan& plan,
+               std::size_t number) {
   const Segment* seg = pass.segments.data();
+  if (plan.lone) {
+    seg += number / c.n_kv_heads;
+    number %= c.n_kv_heads;
+  }
   while (number >= blocks_of(c, *seg) * c.n_kv_heads) {
     number -= blocks_of(c, *seg) * c.n_kv_heads;
     ++seg;
@@ -245,9 +250,9 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
   };
   if (!plan.split) {
     const auto take = [&](std::size_t number, std::size_t) {  // one at a time
-      const Block block = block_at(pass, c, number);
+      const Block block = block_at(pass, c, plan, number);
       for (std::size_t row = 0; !taken_in && row < block.seg.n; ++row) {
-        take_in(pass, layer, block.seg.row + row, block.head);
+        rotate_and_keep(pass, layer, block.seg.row + row, block.head);
       }
       Attending a = attending(block, own);
       a.load_queries();
@@ -258,7 +263,7 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
     return;
   }
   for (std::size_t number = 0; number < plan.blocks; ++number) {
-    const Block block = block_at(pass, c, number);
+    const Block block = block_at(pass, c, plan, number);
     Attending a = attending(block, number);
     bool loaded = false;
     for (std::size_t i = a.first_stretch(); i < a.end_stretch(); ++i) {
@@ -270,7 +275,7 @@ void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool
   }
   pass.meet();
   share(pass, plan.blocks, [&](std::size_t number) {
-    const Block block = block_at(pass, c, number);
+    const Block block = block_at(pass, c, plan, number);
     attending(block, number).finish();
   });
 }

@@ -46,7 +46,7 @@ void norm_whole_rows(const Pass& pass, std::size_t layer) {
 
 }  // namespace
 
-void take_in(const Pass& pass, std::size_t layer, std::size_t row, std::size_t head) {
+void rotate_and_keep(const Pass& pass, std::size_t layer, std::size_t row, std::size_t head) {
   const Model& m = pass.model;
   if (!m.config.has_latent()) {
     const LayerConfig& c = m.config.layers[layer];
@@ -80,7 +80,7 @@ void attention(const Pass& pass, std::size_t layer, const float* h, float* out) 
   const bool taken_in = plan.split || !plan.lone;
   if (taken_in) {
     for_rows(pass, pass.n, [&](std::size_t row) {
-      for (std::size_t head = 0; head < c.n_kv_heads; ++head) take_in(pass, layer, row, head);
+      for (std::size_t head = 0; head < c.n_kv_heads; ++head) rotate_and_keep(pass, layer, row, head);
     });
   }
   pass.end(Phase::kQkv);

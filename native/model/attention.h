@@ -22,9 +22,9 @@ std::size_t worker_size(const LayerConfig& layer);
 
 // Norms and rotates a row's queries of one key-value head and its key, which goes to its page
 // with the value.
-void take_in(const Pass& pass, std::size_t layer, std::size_t row, std::size_t head);
+void rotate_and_keep(const Pass& pass, std::size_t layer, std::size_t row, std::size_t head);
 
-// Leaves softmax(bent(q k * scale)) v in scratch.mixed. `taken_in` says whether take_in has been
+// Leaves softmax(bent(q k * scale)) v in scratch.mixed. `taken_in` says whether rotate_and_keep has been
 // called; it may only be left to attend where the plan's blocks are `lone` and not `split`.
 void attend(const Pass& pass, std::size_t layer, const AttentionPlan& plan, bool taken_in);
 

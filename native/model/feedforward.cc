@@ -17,7 +17,7 @@ constexpr std::size_t kGroupTiles = kGroup / kTileRows;
 // Groups of 32 columns that a worker computes before it activates them: few, so that they are near.
 std::size_t groups_at_once(const Pass& pass, const Linear& linear) {
   const std::size_t bytes = kGroupTiles * linear.weight.view().tile_bytes;
-  return std::clamp<std::size_t>(kPieceBytes / bytes, 1, panel_groups(pass.n));
+  return std::clamp<std::size_t>(kDealtBytes / bytes, 1, panel_groups(pass.n));
 }
 
 // Every worker's groups of 32 columns from products to activations. In floats they lie where
@@ -63,7 +63,7 @@ void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out
     } else {
       m.kernels.activate(m.config.activation, x, count);
     }
-    if (int8) m.kernels.quantize(x, ff, begin, end, row, pass.n, s.fed_in.quants());
+    if (int8) m.kernels.quantize(x, ff, begin, end, row, pass.n, s.activated.quants());
   };
   if (pass.adapted.empty()) {
     fused(pass, w, h, int8 ? nullptr : &all, activate);
@@ -78,7 +78,7 @@ void feedforward(const Pass& pass, std::size_t layer, const float* h, float* out
                 activate(all.from(begin * kGroup), row, begin, end);
               });
   }
-  project(pass, {inner, ff, s.fed_in.quants(), pass.n}, {{w.down, out}});
+  project(pass, {inner, ff, s.activated.quants(), pass.n}, {{w.down, out}});
   pass.end(Phase::kFeedForward);
 }
 

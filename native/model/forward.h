@@ -45,13 +45,13 @@ struct Scratch {
   std::vector<Stream> streams;  // by worker: see Pass::narrow
   Buffer<float> q, k, v;      // [n, H head_dim], [n, K head_dim], [n, K v_head_dim]
   Buffer<float> mixed;        // [n, H v_head_dim]
-  Rounded fed_in;             // [n, d_ff] between the feed-forward's products
+  Rounded activated;            // [n, d_ff] between the feed-forward's products
   Buffer<float> gate, up;     // the same in floats, where these are wanted
   Buffer<float> panels;       // each worker's part of it
   Buffer<float> projected;    // [n, D] a sublayer's output
   Buffer<float> fed;          // [n, D] the other's, where both run side by side
-  Buffer<float> narrow_q;     // [n, q_rank] of latent attention, as are the next three
-  Buffer<float> narrow;       // [n, kv_rank + rope_dim]
+  Buffer<float> latent_q;     // [n, q_rank] of latent attention, as are the next three
+  Buffer<float> latent_in;    // [n, kv_rank + rope_dim]
   Buffer<float> latent;       // [n, kv_rank]
   Buffer<float> wide;         // [n, H (head_dim - rope_dim + v_head_dim)]
   Buffer<float> inner;        // [targets, n, rank] between an adapter's two products
@@ -105,7 +105,8 @@ inline const Segment& segment_of(const Pass& pass, std::size_t row) {
 // Space for a pass, before any worker begins. Throws std::bad_alloc.
 void reserve(const Pass& pass);
 
-// The rest is called by all workers together.
+// The next are called by all workers together, as are attention, feedforward, norm and those on
+// latents; the ones on a row or a head, by whoever works on it.
 
 // Takes in all segments: writes their keys and values, leaves the final norm's output [n, D] in
 // the first stream's h.

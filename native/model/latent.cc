@@ -10,13 +10,13 @@ namespace {
 
 // Rotates a row's queries and its one rotated part of a key, and deals that and the wide
 // projection out to the heads.
-void deal(const Pass& pass, std::size_t layer, std::size_t row) {
+void to_heads(const Pass& pass, std::size_t layer, std::size_t row) {
   const ModelConfig& config = pass.model.config;
   const LayerConfig& c = config.layers[layer];
   const LatentConfig& latent = config.latent;
   Scratch& s = pass.scratch;
   const std::size_t plain = c.head_dim - latent.rope_dim, wide = plain + c.v_head_dim;
-  float* turned = s.narrow.data() + row * (latent.kv_rank + latent.rope_dim) + latent.kv_rank;
+  float* turned = s.latent_in.data() + row * (latent.kv_rank + latent.rope_dim) + latent.kv_rank;
   rotate(pass, layer, row, turned);
   for (std::size_t head = 0; head < c.n_heads; ++head) {
     const std::size_t at = row * c.n_heads + head;
@@ -37,21 +37,21 @@ void latent_queries_keys_values(const Pass& pass, std::size_t layer, const float
   const LatentConfig& latent = m.config.latent;
   const std::size_t d = m.config.d_model, width = latent.kv_rank + latent.rope_dim;
   Scratch& s = pass.scratch;
-  const bool narrow_queries = latent.q_rank != 0;
-  float* narrow_q = s.narrow_q.data();
+  const bool latent_queries = latent.q_rank != 0;
+  float* latent_q = s.latent_q.data();
   project(pass, h, pass.n, d,
-          {{narrow_queries ? w.q_a : w.q, narrow_queries ? narrow_q : s.q.data()},
-           {w.kv_a, s.narrow.data()}});
+          {{latent_queries ? w.q_a : w.q, latent_queries ? latent_q : s.q.data()},
+           {w.kv_a, s.latent_in.data()}});
   for_rows(pass, pass.n, [&](std::size_t row) {
-    m.kernels.rms_norm(s.narrow.data() + row * width, w.kv_a_norm.weight.data(), latent.kv_rank,
+    m.kernels.rms_norm(s.latent_in.data() + row * width, w.kv_a_norm.weight.data(), latent.kv_rank,
                        latent.norm_eps, s.latent.data() + row * latent.kv_rank);
-    if (!narrow_queries) return;
-    float* q = narrow_q + row * latent.q_rank;
+    if (!latent_queries) return;
+    float* q = latent_q + row * latent.q_rank;
     m.kernels.rms_norm(q, w.q_a_norm.weight.data(), latent.q_rank, latent.norm_eps, q);
   });
-  if (narrow_queries) project(pass, narrow_q, pass.n, latent.q_rank, {{w.q_b, s.q.data()}});
+  if (latent_queries) project(pass, latent_q, pass.n, latent.q_rank, {{w.q_b, s.q.data()}});
   project(pass, s.latent.data(), pass.n, latent.kv_rank, {{w.kv_b, s.wide.data()}});
-  for_rows(pass, pass.n, [&](std::size_t row) { deal(pass, layer, row); });
+  for_rows(pass, pass.n, [&](std::size_t row) { to_heads(pass, layer, row); });
 }
 
 }  // namespace miudo

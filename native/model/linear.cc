@@ -34,7 +34,7 @@ void project(const Pass& pass, const Rows& in, std::initializer_list<Target> tar
   std::size_t tiles = 0;
   for (const Target& target : targets) tiles += target.linear.weight.tiles();
   const std::size_t bytes = targets.begin()->linear.weight.view().tile_bytes;
-  const std::size_t piece = std::clamp<std::size_t>(kPieceBytes / bytes, 1, 8);
+  const std::size_t piece = std::clamp<std::size_t>(kDealtBytes / bytes, 1, 8);
   const auto take = [&](std::size_t begin, std::size_t end) {
     std::size_t base = 0;  // the targets' tiles are counted on, one matrix after the other
     for (const Target& target : targets) {

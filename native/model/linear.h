@@ -1,6 +1,8 @@
 // How the pieces of a pass are spread over the workers of its team: rows, parts of rows, and
-// matrix products by tiles of 16 output rows. Every worker calls all of these together, and
-// returns when all are done. Read next: model/linear.cc.
+// matrix products by tiles of 16 output rows. Every worker calls these, and returns from project,
+// share, for_rows and for_parts when all are done. rows_of and for_own_rows are about the stream that
+// a worker works on: of a narrow pass that is its own, and nobody waits.
+// Read next: model/linear.cc.
 #pragma once
 
 #include <algorithm>
@@ -14,10 +16,10 @@ namespace miudo {
 constexpr std::size_t kMostTargets = 3;
 
 // Of tiles that a worker takes at a time: about a microsecond of reading.
-constexpr std::size_t kPieceBytes = 32 * 1024;
+constexpr std::size_t kDealtBytes = 32 * 1024;
 
 // Groups of 32 columns of the feed-forward's inner width that a worker makes at a time for n rows, at
-// most, and the floats that this takes.
+// most, and the floats that this takes, of gate and up.
 constexpr std::size_t panel_groups(std::size_t n) {
   return std::clamp<std::size_t>(512 / std::max<std::size_t>(n, 1), 1, 4);
 }

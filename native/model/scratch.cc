@@ -10,8 +10,8 @@ void reserve_latents(const Pass& pass) {
   const ModelConfig& config = pass.model.config;
   const LatentConfig& latent = config.latent;
   Scratch& s = pass.scratch;
-  s.narrow_q.at_least(pass.n * latent.q_rank);
-  s.narrow.at_least(pass.n * (latent.kv_rank + latent.rope_dim));
+  s.latent_q.at_least(pass.n * latent.q_rank);
+  s.latent_in.at_least(pass.n * (latent.kv_rank + latent.rope_dim));
   s.latent.at_least(pass.n * latent.kv_rank);
   for (const LayerConfig& c : config.layers) {
     s.wide.at_least(pass.n * c.n_heads * (c.head_dim - latent.rope_dim + c.v_head_dim));
@@ -36,7 +36,7 @@ void reserve_attention(const Pass& pass) {
 void reserve_inner(const Pass& pass, const LayerConfig& c, const Linear& down) {
   Scratch& s = pass.scratch;
   const bool int8 = wants_int8(pass.model, down);
-  if (int8) s.fed_in.at_least(pass.n, c.d_ff);
+  if (int8) s.activated.at_least(pass.n, c.d_ff);
   if (int8 && pass.adapted.empty()) return;
   s.gate.at_least(pass.n * c.d_ff);
   s.up.at_least(pass.n * c.d_ff);

@@ -152,6 +152,7 @@ TEST(kept_numbers_are_rounded_and_alike_on_every_instruction_set) {
           const Buffer<std::uint8_t>&a = first.memory[t], &b = other.memory[t];
           CHECK(std::memcmp(a.data(), b.data(), a.size()) == 0);
         }
+        CHECK(other.stored_keys() == keys && other.stored_values() == values);
       }
     }
   }

@@ -19,8 +19,8 @@ using test::Noise;
 bool near(double a, double b, double tolerance) { return std::abs(a - b) <= tolerance; }
 
 // One row rounded, group by group.
-struct Rounded {
-  Rounded(const Kernels& k, const std::vector<float>& x)
+struct RoundedRow {
+  RoundedRow(const Kernels& k, const std::vector<float>& x)
       : values(x.size()), scales(x.size() / kGroup), sums(scales.size()), firsts(scales.size()) {
     k.quantize(x.data(), x.size(), 0, scales.size(), 0, 1,
                {values.data(), scales.data(), sums.data(), firsts.data()});
@@ -35,7 +35,7 @@ TEST(quants_round_half_to_even) {
     std::vector<float> x(64, 0.0f);
     for (std::size_t i = 0; i < 32; ++i) x[i] = static_cast<float>(i) - 15.5f;
     x[0] = 127.0f;
-    const Rounded r(*k, x);
+    const RoundedRow r(*k, x);
     CHECK(r.scales[0] >= 1.0f && r.scales[0] <= 1.0f);
     CHECK(r.scales[1] >= 0.0f && r.scales[1] <= 0.0f);
     CHECK(r.values[0] == 127);
@@ -50,7 +50,7 @@ TEST(quants_round_half_to_even) {
     for (std::size_t i = 32; i < 64; ++i) CHECK(r.values[i] == 0);
     x[3] = std::numeric_limits<float>::quiet_NaN();
     x[4] = std::numeric_limits<float>::infinity();
-    CHECK(std::isnan(Rounded(*k, x).scales[0]));
+    CHECK(std::isnan(RoundedRow(*k, x).scales[0]));
   }
 }
 
@@ -62,9 +62,9 @@ TEST(quants_have_the_same_bits_on_every_instruction_set) {
   for (std::size_t i = 0; i < x.size(); ++i) {
     x[i] *= std::ldexp(1.0f, static_cast<int>(i / kGroup % 200) - 100);
   }
-  const Rounded first(kernels_for(Isa::kPortable), x);
+  const RoundedRow first(kernels_for(Isa::kPortable), x);
   for (const Kernels* k : all_kernels()) {
-    const Rounded r(*k, x);
+    const RoundedRow r(*k, x);
     CHECK(r.values == first.values && r.sums == first.sums && r.firsts == first.firsts);
     CHECK(std::memcmp(r.scales.data(), first.scales.data(), kGroups * sizeof(float)) == 0);
   }

@@ -7,6 +7,7 @@
 #include "core/miudo.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix.h"
+#include "kernels/rounded.h"
 #include "test/all_kernels.h"
 #include "test/check.h"
 
@@ -42,12 +43,9 @@ std::vector<std::uint8_t> tame_bytes(std::size_t n, Noise& noise) {
 struct Activations {
   Activations(const Kernels& k, std::size_t rows, std::size_t columns, std::uint64_t seed)
       : n(rows), cols(columns), x(Noise(seed).floats(n * cols)) {
-    const std::size_t size = round_up(n, kBlockRows) * cols, groups = cols / kGroup;
-    values = Buffer<std::int8_t>(size);
-    scales = Buffer<float>(size / kGroup + 1);
-    sums = Buffer<std::int32_t>(size / kGroup + 1);
-    first_sums = Buffer<std::int32_t>(size / kGroup + 1);
     if (cols % kGroup != 0) return;
+    const std::size_t groups = cols / kGroup;
+    int8.at_least(n, cols);
     for (std::size_t i = 0; i < n; ++i) {  // in two parts, as two threads do
       k.quantize(x.data() + i * cols, cols, 0, groups / 2, i, n, quants());
       k.quantize(x.data() + i * cols + groups / 2 * kGroup, cols, groups / 2, groups, i, n,
@@ -55,20 +53,20 @@ struct Activations {
     }
   }
 
-  Quants quants() { return {values.data(), scales.data(), sums.data(), first_sums.data()}; }
+  Quants quants() { return int8.quants(); }
   Rows rows() { return {x.data(), cols, quants(), n}; }
   // What the int8 products multiply with.
-  double rounded(std::size_t i, std::size_t c) const {
+  double rounded(std::size_t i, std::size_t c) {
+    const Quants held = quants();
     const std::size_t start = i / kBlockRows * kBlockRows, left = std::min(n - start, kBlockRows);
     const std::size_t at = start * (cols / kGroup) + c / kGroup * block_width(left) + i - start;
-    return static_cast<double>(values[at * kGroup + c % kGroup]) * static_cast<double>(scales[at]);
+    const auto number = static_cast<double>(held.values[at * kGroup + c % kGroup]);
+    return number * static_cast<double>(held.scales[at]);
   }
 
   std::size_t n, cols;
   std::vector<float> x;
-  Buffer<std::int8_t> values;
-  Buffer<float> scales;
-  Buffer<std::int32_t> sums, first_sums;
+  Rounded int8;
 };
 
 // Both halves of the tiles, with a sentinel behind the output; what it holds before is 7.
@@ -83,7 +81,7 @@ std::vector<float> product(Matmul matmul, const PackedMatrix& w, Activations& in
 }
 
 // Sums of two orders may differ by their rounding, in proportion to what is summed.
-void check_sums(const PackedMatrix& w, const Activations& in, const std::vector<float>& got,
+void check_sums(const PackedMatrix& w, Activations& in, const std::vector<float>& got,
                 const float* bias, bool int8, double held) {
   std::vector<float> row(w.cols());
   bool right = true;

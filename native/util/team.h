@@ -68,7 +68,7 @@ class Team {
                       std::atomic<int>& sleepers);
 
   // On lines of their own: every worker looks at these all the time.
-  alignas(kCacheLine) std::atomic<std::uint32_t> job_{0};  // number, then workers: see job_of
+  alignas(kCacheLine) std::atomic<std::uint32_t> job_{0};  // number, then workers: see job_after
   alignas(kCacheLine) std::atomic<std::uint32_t> meeting_{0};
   alignas(kCacheLine) std::atomic<int> arrived_{0};
   alignas(kCacheLine) std::atomic<int> idle_{0};

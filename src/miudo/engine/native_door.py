@@ -102,10 +102,10 @@ def _raise(error: RuntimeError) -> NoReturn:
 
 def id_array(config: ModelConfig, ids: Sequence[int]) -> _IntArray:
     """Returns `ids` [T], copied. Raises RequestError for none, or one outside the vocabulary."""
-    if type(ids) is tuple and len(ids) == 1 and type(ids[0]) is int:  # every step of a decoding
+    if type(ids) in (list, tuple) and len(ids) == 1:  # nearly every step, and sooner done
         token = ids[0]
-        if 0 <= token < config.vocab_size:
-            return np.array(ids, np.int32)
+        if type(token) is int and 0 <= token < config.vocab_size:
+            return np.array([token], np.int32)
     try:
         given = np.asarray(ids)
         if given.size and not np.issubdtype(given.dtype, np.integer):
