@@ -44,7 +44,8 @@ Engine::Engine(ModelConfig config, const miudo_options& options)
              cache_type_of(options)),
       team_(choose_threads(options.threads)),
       stop_(options.interrupt, options.interrupt_context),
-      pages_(model_.layout.page_bytes(), options.cache_bytes) {}
+      pages_(model_.layout.page_bytes(), options.cache_bytes),
+      sampler_(model_.kernels) {}
 
 void Engine::set_tensors(std::span<const StoredTensor> tensors) {
   const std::lock_guard lock(mutex_);

@@ -99,6 +99,16 @@ class Engine {
   void answer(const Pass& pass, std::span<Item> items);
   void run(const Pass& pass);
   void read_logits(const Pass& pass, std::size_t n);
+  const miudo_work* drawn_by_weight(const Item& item, std::size_t index) const;
+  void weigh(std::size_t i, std::size_t stretch, float top);
+  // Of row i in head_out_.
+  std::span<const float> row_of(std::size_t i) const {
+    return {head_out_.data() + i * model_.config.vocab_size, model_.config.vocab_size};
+  }
+  std::span<Stretch> of_row(std::size_t i) {
+    const std::size_t stretches = stretches_of(model_.config.vocab_size);
+    return std::span<Stretch>(stretches_).subspan(i * stretches, stretches);
+  }
   void answer_row(Item& item, std::size_t index, std::size_t at);
   void score_rows(const Pass& pass, std::span<const std::int32_t> ids, std::size_t start,
                   const miudo_scores& scores);
@@ -127,6 +137,8 @@ class Engine {
   std::vector<std::size_t> segment_item_;
   Buffer<float> head_in_, head_out_;  // [head_rows, D], [head_rows, V]
   std::vector<Stretch> stretches_;    // of the rows in head_out_
+  std::vector<const miudo_work*> drawn_;  // who draws by weight from each of them, or null
+  Buffer<double> weights_;                // [head_rows, V] for these
   std::vector<std::int32_t> seen_;
 };
 

@@ -264,7 +264,7 @@ miudo_status miudo_sample(const float* logits, size_t vocab_size, const miudo_sa
       }
     }
     miudo::check_sampling(*sampling);
-    miudo::Sampler sampler;
+    miudo::Sampler sampler(miudo::kernels_for(miudo::choose_isa()));
     *token = sampler.sample({logits, vocab_size}, *sampling, position, {seen, n_seen}, mask);
   });
 }

@@ -6,7 +6,8 @@
 namespace miudo {
 namespace {
 
-std::span<const float> part(std::span<const float> row, std::size_t index) {
+template <typename T>
+std::span<const T> part(std::span<const T> row, std::size_t index) {
   const std::size_t start = index * kStretch;
   return row.subspan(start, std::min(kStretch, row.size() - start));
 }
@@ -34,6 +35,12 @@ void find_sum(const Kernels& kernels, std::span<const float> row, std::size_t in
               std::span<Stretch> stretches) {
   const std::span<const float> own = part(row, index);
   stretches[index].sum = kernels.sum_exp(own.data(), own.size(), top);
+}
+
+double mass_of(std::span<const double> weights, std::size_t index) {
+  double mass = 0.0;
+  for (const double weight : part(weights, index)) mass += weight;
+  return mass;
 }
 
 Reading reading_of(std::span<const float> row, std::span<const Stretch> stretches) {

@@ -1,5 +1,5 @@
-// What is read off a row of logits: the most probable id and log sum exp, by stretches of fixed
-// length, so that workers can share one row and still make the same bits.
+// What is read off a row of logits: the most probable id, log sum exp, and what ids weigh in a draw,
+// by stretches of fixed length, so that workers can share one row and still make the same bits.
 // For: core/step.cc and core/score.cc. Not for: drawing (core/sampler.h).
 #pragma once
 
@@ -15,6 +15,7 @@ constexpr std::size_t kStretch = 512;  // floats hold a short sum, a double the 
 struct Stretch {
   std::size_t best = 0;  // index in the row
   double sum = 0.0;      // of e^(x - the row's greatest)
+  double mass = 0.0;     // of weights, where these are wanted
 };
 
 struct Reading {
@@ -30,6 +31,8 @@ void find_best(const Kernels& kernels, std::span<const float> row, std::size_t i
 std::size_t best_of(std::span<const float> row, std::span<const Stretch> stretches);
 void find_sum(const Kernels& kernels, std::span<const float> row, std::size_t index, float top,
               std::span<Stretch> stretches);
+// The sum of weights [V] in stretch `index`, one by one.
+double mass_of(std::span<const double> weights, std::size_t index);
 Reading reading_of(std::span<const float> row, std::span<const Stretch> stretches);
 
 // All of it on one worker; `stretches` is space.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <string>
 
 #include "util/philox.h"
@@ -41,6 +40,39 @@ void check_sampling(const miudo_sampling& s) {
   }
 }
 
+bool takes_as_is(const miudo_sampling& s) {
+  return !(s.repetition_penalty < 1.0) && !(s.repetition_penalty > 1.0) && s.n_bias == 0;
+}
+
+bool draws_by_weight(const miudo_sampling& s) {
+  return takes_as_is(s) && s.temperature > 0.0 && s.top_k == 0 && !(s.top_p < 1.0);
+}
+
+std::int32_t draw(std::span<const double> weights, std::span<const Stretch> stretches,
+                  const miudo_sampling& settings, std::uint64_t position) {
+  double total = 0.0;
+  for (const Stretch& s : stretches) total += s.mass;
+  const double point = uniform(settings.seed, settings.request, position) * total;
+  double before = 0.0;
+  std::size_t found = 0;
+  while (found < stretches.size() && !(before + stretches[found].mass > point)) {
+    before += stretches[found++].mass;
+  }
+  // Rounding may leave the point behind the last weight: of the stretch, or of all.
+  const bool beyond = found == stretches.size();
+  const std::size_t begin = beyond ? 0 : found * kStretch;
+  const std::size_t end = beyond ? weights.size() : std::min(begin + kStretch, weights.size());
+  double sum = 0.0;
+  std::size_t last = begin;
+  for (std::size_t i = begin; i < end; ++i) {
+    if (!(weights[i] > 0.0)) continue;
+    sum += weights[i];
+    last = i;
+    if (!beyond && sum > point - before) break;
+  }
+  return static_cast<std::int32_t>(last);
+}
+
 std::int32_t Sampler::sample(std::span<const float> logits, const miudo_sampling& settings,
                              std::uint64_t position, std::span<const std::int32_t> seen,
                              const std::uint8_t* mask) {
@@ -48,8 +80,16 @@ std::int32_t Sampler::sample(std::span<const float> logits, const miudo_sampling
   const auto best = std::max_element(values_.begin(), values_.end());
   if (!std::isfinite(*best)) nothing_to_draw();
   if (!(settings.temperature > 0.0)) return static_cast<std::int32_t>(best - values_.begin());
-  for (double& value : values_) value /= settings.temperature;
-  return draw(settings, position);
+  weights_.resize(values_.size());
+  kernels_.weights_of_doubles(values_.data(), values_.size(), *best, 1.0 / settings.temperature,
+                              weights_.data());
+  if (settings.top_k != 0) keep_best(static_cast<std::size_t>(settings.top_k));
+  if (settings.top_p < 1.0) keep_nucleus(settings.top_p);
+  if (settings.min_p > 0.0) {  // of the greatest weight, which is 1
+    for (double& w : weights_) w = w >= settings.min_p ? w : 0.0;
+  }
+  find_masses();
+  return draw(weights_, stretches_, settings, position);
 }
 
 void Sampler::adjust(std::span<const float> logits, const miudo_sampling& settings,
@@ -73,75 +113,67 @@ void Sampler::adjust(std::span<const float> logits, const miudo_sampling& settin
   }
 }
 
-// ids_, ascending: all with a finite value, or the top_k greatest, the lowest id among equals.
-void Sampler::choose(std::size_t top_k) {
+// The masses of weights_ by stretch; returns their sum.
+double Sampler::find_masses() {
+  stretches_.resize(stretches_of(weights_.size()));
+  double total = 0.0;
+  for (std::size_t s = 0; s < stretches_.size(); ++s) {
+    stretches_[s].mass = mass_of(weights_, s);
+    total += stretches_[s].mass;
+  }
+  return total;
+}
+
+// Drops all but ids_.
+void Sampler::keep_only() {
+  values_.assign(weights_.size(), 0.0);  // done with
+  for (const std::int32_t id : ids_) {
+    const auto i = static_cast<std::size_t>(id);
+    values_[i] = weights_[i];
+  }
+  weights_.swap(values_);
+}
+
+// The ids of the greatest logits, the lowest id among equals.
+void Sampler::keep_best(std::size_t count) {
   ids_.clear();
   for (std::size_t i = 0; i < values_.size(); ++i) {
     if (std::isfinite(values_[i])) ids_.push_back(static_cast<std::int32_t>(i));
   }
-  if (top_k == 0 || top_k >= ids_.size()) return;
+  if (count >= ids_.size()) return;
   const auto better = [this](std::int32_t a, std::int32_t b) {
     const double x = values_[static_cast<std::size_t>(a)], y = values_[static_cast<std::size_t>(b)];
     return x > y || (!(x < y) && a < b);
   };
-  const auto middle = ids_.begin() + static_cast<std::ptrdiff_t>(top_k);
-  std::partial_sort(ids_.begin(), middle, ids_.end(), better);
-  ids_.resize(top_k);
-  std::sort(ids_.begin(), ids_.end());
+  std::partial_sort(ids_.begin(), ids_.begin() + static_cast<std::ptrdiff_t>(count), ids_.end(),
+                    better);
+  ids_.resize(count);
+  keep_only();
 }
 
-void Sampler::weigh() {
-  double top = kNever;
-  for (const std::int32_t id : ids_) top = std::max(top, values_[static_cast<std::size_t>(id)]);
-  weights_.clear();
-  for (const std::int32_t id : ids_) {
-    weights_.push_back(std::exp(values_[static_cast<std::size_t>(id)] - top));
-  }
-}
-
-// Keeps an id while the mass before it is below top_p. A heap sorts no more than that.
+// Keeps an id while the mass before it, greatest weights first, is below top_p.
 void Sampler::keep_nucleus(double top_p) {
-  const double limit = top_p * std::accumulate(weights_.begin(), weights_.end(), 0.0);
-  const auto worse = [this](std::uint32_t a, std::uint32_t b) {
-    return weights_[a] < weights_[b] || (!(weights_[a] > weights_[b]) && a > b);
-  };
-  order_.resize(ids_.size());
-  std::iota(order_.begin(), order_.end(), 0u);
-  std::make_heap(order_.begin(), order_.end(), worse);
+  const double total = find_masses();
+  // All that are lighter than this together are not half of what may be left out: to sort the others
+  // is enough.
+  const double least = 0.5 * (1.0 - top_p) * total / static_cast<double>(weights_.size());
+  ids_.clear();
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    if (weights_[i] > least) ids_.push_back(static_cast<std::int32_t>(i));
+  }
+  std::sort(ids_.begin(), ids_.end(), [this](std::int32_t a, std::int32_t b) {
+    const double x = weights_[static_cast<std::size_t>(a)], y = weights_[static_cast<std::size_t>(b)];
+    return x > y || (!(x < y) && a < b);
+  });
   double sum = 0.0;
-  auto rest = order_.end();  // the kept ones gather behind it
-  while (rest != order_.begin()) {
-    const double w = weights_[order_.front()];
+  std::size_t kept = 0;
+  for (; kept < ids_.size(); ++kept) {
+    const double w = weights_[static_cast<std::size_t>(ids_[kept])];
     sum += w;
-    if (!(sum - w < limit)) break;
-    std::pop_heap(order_.begin(), rest--, worse);
+    if (!(sum - w < top_p * total)) break;
   }
-  order_.erase(order_.begin(), rest);
-  std::sort(order_.begin(), order_.end());
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    ids_[i] = ids_[order_[i]];
-    weights_[i] = weights_[order_[i]];
-  }
-  ids_.resize(order_.size());
-  weights_.resize(order_.size());
-}
-
-std::int32_t Sampler::draw(const miudo_sampling& settings, std::uint64_t position) {
-  choose(static_cast<std::size_t>(settings.top_k));
-  if (ids_.empty()) nothing_to_draw();
-  weigh();
-  if (settings.top_p < 1.0) keep_nucleus(settings.top_p);
-  double sum = 0.0;
-  for (double& w : weights_) {  // cumulative from here on; the greatest weight is 1
-    const bool kept = !(settings.min_p > 0.0) || w >= settings.min_p;
-    w = kept ? sum += w : sum;
-  }
-  // What min_p dropped adds nothing, so that no point falls on it.
-  const double point = uniform(settings.seed, settings.request, position) * sum;
-  const auto above = std::upper_bound(weights_.begin(), weights_.end(), point);
-  if (above != weights_.end()) return ids_[static_cast<std::size_t>(above - weights_.begin())];
-  const auto last = std::lower_bound(weights_.begin(), weights_.end(), sum);
-  return ids_[static_cast<std::size_t>(last - weights_.begin())];
+  ids_.resize(kept);
+  keep_only();
 }
 
 }  // namespace miudo

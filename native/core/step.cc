@@ -105,7 +105,10 @@ void Engine::answer(const Pass& pass, std::span<Item> items) {
   head_out_.at_least(std::min(head_rows(), wanted.size()) * vocab);
   for (std::size_t at = 0; at < wanted.size(); at += head_rows()) {
     const std::size_t n = std::min(head_rows(), wanted.size() - at);
+    drawn_.assign(n, nullptr);
     for (std::size_t i = 0; i < n; ++i) {
+      drawn_[i] = drawn_by_weight(items[wanted[at + i].item], wanted[at + i].index);
+      if (drawn_[i] != nullptr) weights_.at_least(n * vocab);
       std::memcpy(head_in_.data() + i * d, scratch_.streams[0].h.data() + wanted[at + i].row * d,
                   d * sizeof(float));
     }
@@ -121,12 +124,8 @@ void Engine::read_logits(const Pass& pass, std::size_t n) {
   const std::size_t vocab = model_.config.vocab_size, stretches = stretches_of(vocab);
   const Kernels& kernels = model_.kernels;
   stretches_.resize(n * stretches);
-  const auto row_of = [&](std::size_t i) {
-    return std::span<const float>(head_out_.data() + i * vocab, vocab);
-  };
-  const auto of_row = [&](std::size_t i) {
-    return std::span<Stretch>(stretches_).subspan(i * stretches, stretches);
-  };
+  const bool any_drawn =
+      std::any_of(drawn_.begin(), drawn_.end(), [](const miudo_work* work) { return work != nullptr; });
   team_.run([&](int worker) {
     const Pass own = pass.of(worker);
     logits(own, head_in_.data(), n, head_out_.data());
@@ -136,13 +135,39 @@ void Engine::read_logits(const Pass& pass, std::size_t n) {
     for_parts(own, n, stretches, [&](std::size_t i, std::size_t begin, std::size_t end) {
       const float top = row_of(i)[best_of(row_of(i), of_row(i))];
       for (std::size_t s = begin; s < end; ++s) find_sum(kernels, row_of(i), s, top, of_row(i));
+      for (std::size_t s = begin; s < end && any_drawn; ++s) weigh(i, s, top);
     });
   });
 }
 
+// The work that draws from the logits at `index` of its ids by their weights; null if none does.
+const miudo_work* Engine::drawn_by_weight(const Item& item, std::size_t index) const {
+  const miudo_work& work = *item.work;
+  const bool draws = (work.want & MIUDO_WANT_SAMPLE) != 0 && index + 1 + work.n_drafted >= work.n_ids;
+  return draws && draws_by_weight(work.sampling) ? &work : nullptr;
+}
+
+// Of one stretch of row i, where someone draws by weight: weights, and their mass.
+void Engine::weigh(std::size_t i, std::size_t stretch, float top) {
+  if (drawn_[i] == nullptr) return;
+  const miudo_work& work = *drawn_[i];
+  const std::size_t vocab = model_.config.vocab_size, begin = stretch * kStretch;
+  const std::size_t count = std::min(kStretch, vocab - begin);
+  double* weights = weights_.data() + i * vocab;
+  model_.kernels.weights_of_floats(row_of(i).data() + begin, count, static_cast<double>(top),
+                                   1.0 / work.sampling.temperature, weights + begin);
+  for (std::size_t j = begin; work.mask != nullptr && j < begin + count; ++j) {
+    if (work.mask[j] == 0) weights[j] = 0.0;
+  }
+  for (std::size_t j = begin; work.sampling.min_p > 0.0 && j < begin + count; ++j) {
+    if (!(weights[j] >= work.sampling.min_p)) weights[j] = 0.0;
+  }
+  of_row(i)[stretch].mass = mass_of({weights, vocab}, stretch);
+}
+
 void Engine::answer_row(Item& item, std::size_t index, std::size_t at) {
-  const std::size_t vocab = model_.config.vocab_size, stretches = stretches_of(vocab);
-  const float* row = head_out_.data() + at * vocab;
+  const std::size_t vocab = model_.config.vocab_size;
+  const float* row = row_of(at).data();
   miudo_work& work = *item.work;
   const bool last = index + 1 == work.n_ids;
   if ((work.want & MIUDO_WANT_ALL_LOGITS) != 0) {
@@ -160,11 +185,14 @@ void Engine::answer_row(Item& item, std::size_t index, std::size_t at) {
     seen_.insert(seen_.end(), work.ids, work.ids + index + 1);
   }
   const std::size_t position = ids.size() + index + 1;
-  const Reading reading =
-      reading_of({row, vocab}, std::span(stretches_).subspan(at * stretches, stretches));
-  const bool plain = seen_.empty() && sampling.n_bias == 0 && work.mask == nullptr;
-  if (plain && !(sampling.temperature > 0.0) && std::isfinite(row[reading.best])) {
-    work.token = static_cast<std::int32_t>(reading.best);  // the most probable, already known
+  const Reading reading = reading_of({row, vocab}, of_row(at));
+  // The greatest logit is that of all that may be drawn.
+  const bool known = takes_as_is(sampling) && std::isfinite(row[reading.best]) &&
+                     (work.mask == nullptr || work.mask[reading.best] != 0);
+  if (known && !(sampling.temperature > 0.0)) {
+    work.token = static_cast<std::int32_t>(reading.best);
+  } else if (known && drawn_[at] != nullptr) {
+    work.token = draw({weights_.data() + at * vocab, vocab}, of_row(at), sampling, position);
   } else {
     work.token = sampler_.sample({row, vocab}, sampling, position, seen_, work.mask);
   }

@@ -73,6 +73,10 @@ struct Kernels {
   std::size_t (*argmax)(const float* x, std::size_t n);
   // The sum of e^(x - top), NaN if any x is; for the few hundred numbers that float lanes can sum.
   double (*sum_exp)(const float* x, std::size_t n, float top);
+  // out = e^((x - top) * inverse) for x <= top, 0 below e^-708 and for NaN.
+  void (*weights_of_floats)(const float* x, std::size_t n, double top, double inverse, double* out);
+  void (*weights_of_doubles)(const double* x, std::size_t n, double top, double inverse,
+                             double* out);
 
   // Turns number i of x with number i + half by an angle of which these are cosine and sine.
   void (*rotate)(float* x, const float* cos, const float* sin, std::size_t half);

@@ -11,6 +11,8 @@
 //
 #include "kernels/attention_inl.h"
 //
+#include "kernels/weights_inl.h"
+//
 #include "kernels/table_inl.h"
 
 namespace miudo {

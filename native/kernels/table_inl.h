@@ -32,6 +32,8 @@ constexpr Kernels table_for(Isa isa) {
             .activate_gated = activate_gated,
             .argmax = argmax,
             .sum_exp = sum_exp,
+            .weights_of_floats = weights<float>,
+            .weights_of_doubles = weights<double>,
             .rotate = rotate,
             .softmax = softmax,
             .cache = {cache_kernels<float>(), cache_kernels<Half>(), cache_kernels<Bfloat>(),

@@ -174,5 +174,31 @@ TEST(best_and_logsumexp_of_small_and_large) {
   }
 }
 
+TEST(weights_of_ids_are_exponentials_and_alike_on_every_instruction_set) {
+  constexpr double kTop = 7.25, kInverse = 1.0 / 0.7;
+  std::vector<float> x = Noise(5).floats(1003);
+  for (float& value : x) value = static_cast<float>(kTop) - 40.0f * std::abs(value);
+  x[0] = static_cast<float>(kTop);
+  x[1] = -std::numeric_limits<float>::infinity();
+  x[2] = std::nanf("");
+  x[3] = -470.0f;  // less than e^-680
+  x[4] = -500.0f;  // less than e^-708
+  const std::vector<double> wide(x.begin(), x.end());
+  std::vector<double> first(x.size());
+  kernels_for(Isa::kPortable).weights_of_floats(x.data(), x.size(), kTop, kInverse, first.data());
+  for (std::size_t i = 5; i < x.size(); ++i) {
+    const double wanted = std::exp((wide[i] - kTop) * kInverse);
+    CHECK(near(first[i] / wanted, 1.0, 5e-16));
+  }
+  CHECK(first[0] >= 1.0 && first[0] <= 1.0 && first[3] > 0.0 && first[3] < 1e-290);
+  for (const std::size_t none : {1u, 2u, 4u}) CHECK(first[none] >= 0.0 && first[none] <= 0.0);
+  for (const Kernels* k : all_kernels()) {
+    std::vector<double> of_floats(x.size()), of_doubles(x.size());
+    k->weights_of_floats(x.data(), x.size(), kTop, kInverse, of_floats.data());
+    k->weights_of_doubles(wide.data(), x.size(), kTop, kInverse, of_doubles.data());
+    CHECK(of_floats == first && of_doubles == first);
+  }
+}
+
 }  // namespace
 }  // namespace miudo

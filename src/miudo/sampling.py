@@ -19,6 +19,13 @@ from miudo.protocol import SamplingSettings
 
 __all__ = ["log_softmax_at", "sample"]
 
+_Doubles = npt.NDArray[np.float64]
+_STRETCH = 512  # ids whose weights are summed apart
+_LEAST = -708.0
+_LOG2_E = float.fromhex("0x1.71547652b82fep0")
+_LN2 = (float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33"))
+_MAGIC = 1.5 * 2.0**52  # adding it rounds to whole numbers
+
 
 def sample(
     logits: npt.NDArray[np.float32],
@@ -39,7 +46,7 @@ def sample(
         raise RequestError("no id can be drawn: every logit is masked or not finite")
     if settings.temperature == 0.0:
         return best
-    return _draw(adjusted / settings.temperature, settings, position)
+    return _draw(adjusted, settings, position)
 
 
 def log_softmax_at(logits: npt.NDArray[np.float32], token: int) -> float:
@@ -54,7 +61,7 @@ def _adjust(
     settings: SamplingSettings,
     seen: Iterable[int],
     mask: npt.NDArray[np.bool_] | None,
-) -> npt.NDArray[np.float64]:
+) -> _Doubles:
     values = logits.astype(np.float64)
     values[np.isnan(values)] = -np.inf
     if mask is not None:
@@ -70,25 +77,52 @@ def _adjust(
     return values
 
 
-def _draw(scaled: npt.NDArray[np.float64], settings: SamplingSettings, position: int) -> int:
-    # Sums run one by one, as the native core's do: equal to the last bit. The mass and the draw go
-    # by id, so that only what a filter must compare is ever sorted.
-    ids = np.flatnonzero(np.isfinite(scaled))
-    if settings.top_k:
-        ids = np.sort(ids[np.lexsort((ids, -scaled[ids]))][: settings.top_k])
-    top = float(scaled[ids].max())
-    weights = np.array([math.exp(v - top) for v in scaled[ids].tolist()])
+def _exp(x: _Doubles) -> _Doubles:
+    """e^x for x <= 0, 0 below e^-708: products and sums that every processor rounds alike."""
+    held = np.maximum(x, _LEAST)
+    magic = held * _LOG2_E + _MAGIC
+    n = magic - _MAGIC
+    r = (held - n * _LN2[0]) - n * _LN2[1]
+    p = np.full_like(r, 1.0 / math.factorial(12))
+    for i in range(11, -1, -1):
+        p = p * r + 1.0 / math.factorial(i)
+    return np.where(x >= _LEAST, np.ldexp(p, n.astype(np.int64)), 0.0)
+
+
+def _only(weights: _Doubles, kept: npt.NDArray[np.int64]) -> _Doubles:
+    """Returns the weights with all but `kept` at 0."""
+    left = np.zeros_like(weights)
+    left[kept] = weights[kept]
+    return left
+
+
+def _masses(weights: _Doubles) -> _Doubles:
+    """Returns the sums of weights up to the end of each stretch."""
+    stretches = range(0, weights.size, _STRETCH)
+    return np.cumsum([np.cumsum(weights[i : i + _STRETCH])[-1] for i in stretches])
+
+
+def _draw(values: _Doubles, settings: SamplingSettings, position: int) -> int:
+    # Sums run one by one, and by stretches, as the native core's do: equal to the last bit. Mass and
+    # draw go by id, so that only what a filter must compare is ever sorted.
+    weights = _exp((values - values.max()) * (1.0 / settings.temperature))
+    ids = np.flatnonzero(np.isfinite(values))
+    if 0 < settings.top_k < ids.size:
+        weights = _only(weights, ids[np.lexsort((ids, -values[ids]))][: settings.top_k])
     if settings.top_p < 1.0:
-        total = float(np.cumsum(weights)[-1])
-        order = np.lexsort((ids, -weights))
+        order = np.lexsort((np.arange(weights.size), -weights))
         # Keep an id while the mass before it is below top_p: the first is always kept.
         before = np.cumsum(weights[order]) - weights[order]
-        kept = np.sort(order[before < settings.top_p * total])
-        ids, weights = ids[kept], weights[kept]
+        weights = _only(weights, order[before < settings.top_p * _masses(weights)[-1]])
     if settings.min_p > 0.0:
-        kept = np.flatnonzero(weights >= settings.min_p)  # of the greatest, which is 1
-        ids, weights = ids[kept], weights[kept]
-    cumulative = np.cumsum(weights)
-    point = uniform(settings.seed, settings.request, position) * float(cumulative[-1])
-    index = min(int(np.searchsorted(cumulative, point, side="right")), weights.size - 1)
-    return int(ids[index])
+        weights = np.where(weights >= settings.min_p, weights, 0.0)  # the greatest is 1
+    masses = _masses(weights)
+    point = uniform(settings.seed, settings.request, position) * float(masses[-1])
+    stretch = int(np.searchsorted(masses, point, side="right"))
+    drawn = np.flatnonzero(weights)
+    if stretch == masses.size:  # rounding left the point behind all
+        return int(drawn[-1])
+    before_it = float(masses[stretch - 1]) if stretch else 0.0
+    drawn = drawn[drawn // _STRETCH == stretch]
+    behind = np.searchsorted(np.cumsum(weights[drawn]), point - before_it, side="right")
+    return int(drawn[min(int(behind), drawn.size - 1)])

@@ -23,6 +23,7 @@ from miudo.engine.native import CACHE_TYPES, CacheType, NativeEngine
 from miudo.formats import open_model
 from miudo.hub.resolve import embedded_path
 from miudo.protocol import SamplingSettings, SeqWork, Want
+from miudo.sampling import sample
 from miudo.tensors import DType
 from miudo.text.tokenizer import TextTokenizer
 
@@ -448,3 +449,36 @@ def test_adapters_across_the_engine_s_own_chunks(
     first, _, last = engine.step(batch)
     np.testing.assert_array_equal(first.logits, whole[249])
     np.testing.assert_array_equal(last.logits, whole[249])
+
+
+def test_what_workers_draw_together_is_the_oracle_s_draw() -> None:
+    """By weight where nothing else is asked, else as ever; several rows of a batch at once."""
+    engine = NativeEngine(open_model(EMBEDDED), threads=3)
+    vocab = engine.config.vocab_size
+    assert vocab > 1024  # several stretches
+    ids = ids_of(engine.config, 3, 40)
+    (first,) = engine.step([SeqWork(engine.open(), ids, Want.LAST_LOGITS)])
+    assert first.logits is not None
+    lesser = first.logits < np.sort(first.logits)[-3]  # without the three most probable
+    unpadded = np.arange(vocab) < vocab - 7
+    plain, hot = SamplingSettings(temperature=0.7), SamplingSettings(temperature=3.0, min_p=0.01)
+    filtered = SamplingSettings(temperature=1.0, top_k=50, top_p=0.9)
+    drawn = set()
+    for seed in range(25):
+        cases = [
+            (dataclasses.replace(settings, seed=seed, request=i), mask)
+            for i, (settings, mask) in enumerate(
+                [(plain, None), (hot, unpadded), (filtered, None), (plain, lesser), (hot, None)]
+            )
+        ]
+        want = Want.SAMPLE | Want.LAST_LOGITS
+        works = [SeqWork(engine.open(), ids, want, *case) for case in cases]
+        for out, work in zip(engine.step(works), works, strict=True):
+            assert out.logits is not None
+            expected = sample(
+                out.logits, work.sampling, position=len(ids), seen=ids, mask=work.mask
+            )
+            assert out.token == expected
+            drawn.add(out.token)
+            engine.close(work.conversation)
+    assert len(drawn) > 20

@@ -187,7 +187,7 @@ def test_the_sampler_draws_what_the_oracle_draws(seed: int) -> None:
     rng = np.random.default_rng(seed)
     draws = set()
     for case in range(400):
-        size = int(rng.choice([1, 2, 7, 50, 300]))
+        size = int(rng.choice([1, 2, 7, 50, 300, 512, 1500]))
         logits = (rng.standard_normal(size) * rng.choice([0.1, 1, 5, 40])).astype(np.float32)
         if case % 3 == 0:
             logits = np.round(logits)  # many ties

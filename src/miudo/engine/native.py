@@ -274,8 +274,8 @@ class _Prepared:
                 f"{keys} positions, the model has {config.max_positions}",
                 remedy="Shorten the prompt or start a new conversation",
             )
-        sampled = want is Want.SAMPLE or Want.SAMPLE in want
-        if want is not Want.SAMPLE:  # the most frequent: the looks below take microseconds
+        sampled = Want.SAMPLE in want
+        if want.value != Want.SAMPLE.value:  # the most frequent: the looks below take microseconds
             if Want.ALL_LOGITS in want or Want.LAST_LOGITS in want:
                 self.logits = empty((t, v) if Want.ALL_LOGITS in want else (v,))
             if Want.HIDDEN in want:
