@@ -12,23 +12,29 @@ std::span<const T> part(std::span<const T> row, std::size_t index) {
   return row.subspan(start, std::min(kStretch, row.size() - start));
 }
 
-}  // namespace
-
-// NaN is less than everything here; among equals the first stays.
-std::size_t best_of(std::span<const float> row, std::span<const Stretch> stretches) {
-  std::size_t best = stretches[0].best;
-  for (const Stretch& s : stretches) {
-    if (row[s.best] > row[best] || (std::isnan(row[best]) && !std::isnan(row[s.best]))) {
-      best = s.best;
-    }
+// The first of equals, NaN never; 0 if all are NaN. Only one stretch is looked through.
+std::size_t best_of(std::span<const float> row, std::span<const Stretch> stretches, float top) {
+  const auto of_top = [&](const Stretch& s) { return s.top >= top; };
+  const auto stretch = std::find_if(stretches.begin(), stretches.end(), of_top);
+  const auto begin = kStretch * static_cast<std::size_t>(stretch - stretches.begin());
+  for (std::size_t i = begin; i < row.size(); ++i) {
+    if (row[i] >= top) return i;
   }
-  return best;
+  return 0;
 }
 
-void find_best(const Kernels& kernels, std::span<const float> row, std::size_t index,
-               std::span<Stretch> stretches) {
+}  // namespace
+
+void find_top(const Kernels& kernels, std::span<const float> row, std::size_t index,
+              std::span<Stretch> stretches) {
   const std::span<const float> own = part(row, index);
-  stretches[index].best = index * kStretch + kernels.argmax(own.data(), own.size());
+  stretches[index].top = kernels.greatest(own.data(), own.size());
+}
+
+float top_of(std::span<const Stretch> stretches) {
+  float top = stretches[0].top;
+  for (const Stretch& s : stretches) top = std::max(top, s.top);
+  return top;
 }
 
 void find_sum(const Kernels& kernels, std::span<const float> row, std::size_t index, float top,
@@ -38,21 +44,24 @@ void find_sum(const Kernels& kernels, std::span<const float> row, std::size_t in
 }
 
 double mass_of(std::span<const double> weights, std::size_t index) {
+  const std::span<const double> own = part(weights, index);
+  double lane[8] = {};
+  for (std::size_t i = 0; i < own.size(); ++i) lane[i % 8] += own[i];
   double mass = 0.0;
-  for (const double weight : part(weights, index)) mass += weight;
+  for (const double sum : lane) mass += sum;
   return mass;
 }
 
 Reading reading_of(std::span<const float> row, std::span<const Stretch> stretches) {
   double total = 0.0;
   for (const Stretch& s : stretches) total += s.sum;
-  const std::size_t best = best_of(row, stretches);
-  return {best, static_cast<double>(row[best]) + std::log(total)};
+  const float top = top_of(stretches);
+  return {best_of(row, stretches, top), static_cast<double>(top) + std::log(total)};
 }
 
 Reading read_row(const Kernels& kernels, std::span<const float> row, std::span<Stretch> stretches) {
-  for (std::size_t i = 0; i < stretches.size(); ++i) find_best(kernels, row, i, stretches);
-  const float top = row[best_of(row, stretches)];
+  for (std::size_t i = 0; i < stretches.size(); ++i) find_top(kernels, row, i, stretches);
+  const float top = top_of(stretches);
   for (std::size_t i = 0; i < stretches.size(); ++i) find_sum(kernels, row, i, top, stretches);
   return reading_of(row, stretches);
 }

@@ -13,7 +13,7 @@ namespace miudo {
 constexpr std::size_t kStretch = 512;  // floats hold a short sum, a double the sum of sums
 
 struct Stretch {
-  std::size_t best = 0;  // index in the row
+  float top = 0.0f;      // the greatest logit; -inf if all are NaN
   double sum = 0.0;      // of e^(x - the row's greatest)
   double mass = 0.0;     // of weights, where these are wanted
 };
@@ -25,13 +25,13 @@ struct Reading {
 
 constexpr std::size_t stretches_of(std::size_t vocab) { return (vocab + kStretch - 1) / kStretch; }
 
-// Of stretch `index`: first its best, then, when all have theirs and `top` is the row's, its sum.
-void find_best(const Kernels& kernels, std::span<const float> row, std::size_t index,
-               std::span<Stretch> stretches);
-std::size_t best_of(std::span<const float> row, std::span<const Stretch> stretches);
+// Of stretch `index`: first its top, then, when all have theirs and `top` is the row's, its sum.
+void find_top(const Kernels& kernels, std::span<const float> row, std::size_t index,
+              std::span<Stretch> stretches);
+float top_of(std::span<const Stretch> stretches);
 void find_sum(const Kernels& kernels, std::span<const float> row, std::size_t index, float top,
               std::span<Stretch> stretches);
-// The sum of weights [V] in stretch `index`, one by one.
+// The sum of weights [V] in stretch `index`: of every eighth, then of these eight.
 double mass_of(std::span<const double> weights, std::size_t index);
 Reading reading_of(std::span<const float> row, std::span<const Stretch> stretches);
 

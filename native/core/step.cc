@@ -130,10 +130,10 @@ void Engine::read_logits(const Pass& pass, std::size_t n) {
     const Pass own = pass.of(worker);
     logits(own, head_in_.data(), n, head_out_.data());
     for_parts(own, n, stretches, [&](std::size_t i, std::size_t begin, std::size_t end) {
-      for (std::size_t s = begin; s < end; ++s) find_best(kernels, row_of(i), s, of_row(i));
+      for (std::size_t s = begin; s < end; ++s) find_top(kernels, row_of(i), s, of_row(i));
     });
     for_parts(own, n, stretches, [&](std::size_t i, std::size_t begin, std::size_t end) {
-      const float top = row_of(i)[best_of(row_of(i), of_row(i))];
+      const float top = top_of(of_row(i));
       for (std::size_t s = begin; s < end; ++s) find_sum(kernels, row_of(i), s, top, of_row(i));
       for (std::size_t s = begin; s < end && any_drawn; ++s) weigh(i, s, top);
     });

@@ -69,8 +69,8 @@ struct Kernels {
   void (*softcap)(float* x, float cap, std::size_t n);                // x = cap * tanh(x / cap)
   void (*activate)(Activation kind, float* x, std::size_t n);
   void (*activate_gated)(Activation kind, float* gate, const float* up, std::size_t n);
-  // Where the greatest of x is: the first of equals, NaN never; 0 if all are NaN.
-  std::size_t (*argmax)(const float* x, std::size_t n);
+  // The greatest of x, which NaN never is; -inf if there is none.
+  float (*greatest)(const float* x, std::size_t n);
   // The sum of e^(x - top), NaN if any x is; for the few hundred numbers that float lanes can sum.
   double (*sum_exp)(const float* x, std::size_t n, float top);
   // out = e^((x - top) * inverse) for x <= top, 0 below e^-708 and for NaN.

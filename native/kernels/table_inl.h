@@ -30,7 +30,7 @@ constexpr Kernels table_for(Isa isa) {
             .softcap = softcap,
             .activate = activate,
             .activate_gated = activate_gated,
-            .argmax = argmax,
+            .greatest = greatest,
             .sum_exp = sum_exp,
             .weights_of_floats = weights<float>,
             .weights_of_doubles = weights<double>,

@@ -33,14 +33,6 @@ inline float sum_lanes(F8 v) {
   return total;
 }
 
-inline float max_lanes(F8 v) {
-  float lane[8];
-  store(lane, v);
-  float best = lane[0];
-  for (const float x : lane) best = x > best ? x : best;
-  return best;
-}
-
 // Calls f(Lanes) -> Lanes over x in place; the odd values at the end travel in a padded vector.
 template <typename F>
 inline void map(float* x, const float* y, std::size_t n, const F& f) {
@@ -204,16 +196,15 @@ void quantize(const float* x, std::size_t k, std::size_t begin, std::size_t end,
   }
 }
 
-std::size_t argmax(const float* x, std::size_t n) {
-  constexpr float kLeast = -std::numeric_limits<float>::infinity();
-  F8 most = set1(kLeast);
+float greatest(const float* x, std::size_t n) {
+  Lanes most = spread(-std::numeric_limits<float>::infinity());
   std::size_t i = 0;
-  for (; i + 8 <= n; i += 8) most = max(load(x + i), most);  // the second where one is NaN
-  float top = max_lanes(most);
-  for (; i < n; ++i) top = x[i] > top ? x[i] : top;
-  for (i = 0; i < n && !(x[i] >= top); ++i) {
+  for (; i + kWidth <= n; i += kWidth) {
+    most = max(load_lanes(x + i), most);  // the second where one is NaN
   }
-  return i < n ? i : 0;
+  float top = greatest_lane(most);
+  for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+  return top;
 }
 
 double sum_exp(const float* x, std::size_t n, float top) {
