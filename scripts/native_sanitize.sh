@@ -48,9 +48,12 @@ for sanitizer in ${SANITIZERS:-address,undefined thread}; do
       libtsan.so tests/engine/test_native_faults.py tests/engine/test_native_bits.py \
       -k 'not fork and not come_and_go'
   else
-    # Python and its libraries never free all. Freed memory that is kept back is no leak.
+    # Python and its libraries never free all. Freed memory that is kept back is no leak, but counts where
+    # memory is measured; and to ask for more than there is ends a process here.
     ASAN_OPTIONS=detect_leaks=0 test_in_python "$build" libasan.so tests/engine \
       --deselect tests/engine/test_native_errors.py::test_memory_stays_flat \
-      --deselect tests/engine/test_native_faults.py::test_engines_come_and_go
+      --deselect tests/engine/test_native_faults.py::test_engines_come_and_go \
+      --deselect tests/engine/test_native_loading.py::test_a_model_is_in_memory_once \
+      --deselect 'tests/engine/test_probe.py::test_what_is_no_probe_is_refused[arguments4-ResourceError]'
   fi
 done
