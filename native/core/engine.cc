@@ -242,10 +242,12 @@ void Engine::release(std::span<const Item> items) noexcept {
   }
 }
 
-// Rows of logits made at a time: never more than some MB, whatever the vocabulary.
+// Rows of logits made at a time: never more than some MB, whatever the vocabulary, and blocks of eight,
+// since the head is read once for them.
 std::size_t Engine::head_rows() const {
-  constexpr std::size_t kFloats = std::size_t{1} << 21;
-  return std::clamp<std::size_t>(kFloats / model_.config.vocab_size, 1, kChunk);
+  constexpr std::size_t kFloats = std::size_t{1} << 22;
+  const std::size_t blocks = kFloats / model_.config.vocab_size / kBlockRows;
+  return std::clamp<std::size_t>(blocks * kBlockRows, 1, kChunk);
 }
 
 }  // namespace miudo
