@@ -49,21 +49,15 @@ std::vector<const ProbeLoops*> available() {
   return found;
 }
 
-struct Free {
-  void operator()(std::uint8_t* data) const {
-    ::operator delete(data, std::align_val_t{kCacheLine});
-  }
-};
-
 // What one thread does between two looks at the clock; returns the units of it.
 class Share {
  public:
   Share(const ProbePlan& plan, std::size_t bytes) : plan_(plan), bytes_(bytes) {
     if (plan.kind != ProbeKind::kRead) return;
-    data_.reset(static_cast<std::uint8_t*>(::operator new(bytes, std::align_val_t{kCacheLine})));
+    data_ = Buffer<std::uint8_t>(bytes, kUnset);  // on large pages, as weights are
     // By the thread that reads it: memory comes from its part of the machine. Not zero, which a
     // system may keep once for many pages.
-    std::memset(data_.get(), 1, bytes);
+    std::memset(data_.data(), 1, bytes);
   }
 
   double run() {
@@ -77,8 +71,8 @@ class Share {
       return kRounds * loops.float_operations;
     }
     const std::size_t n = std::min(kPiece, bytes_ - at_);
-    __asm__ volatile("" : : "r"(data_.get()) : "memory");  // it may have changed: read it again
-    kept_ += loops.read(data_.get() + at_, n);
+    __asm__ volatile("" : : "r"(data_.data()) : "memory");  // it may have changed: read it again
+    kept_ += loops.read(data_.data() + at_, n);
     at_ = at_ + n == bytes_ ? 0 : at_ + n;
     return static_cast<double>(n);
   }
@@ -89,7 +83,7 @@ class Share {
   const ProbePlan& plan_;
   std::size_t bytes_, at_ = 0;
   std::uint64_t kept_ = 0;
-  std::unique_ptr<std::uint8_t, Free> data_;
+  Buffer<std::uint8_t> data_;
 };
 
 // Threads begin each rate together.
