@@ -103,8 +103,7 @@ class SeqWork:
     """Ids to take in for one conversation, and what is wanted back.
 
     `mask` is bool [V], True for ids that may be drawn (a grammar's choice).
-    `adapter` names a LoRA adapter that the engine has been given; a conversation keeps the one
-    of its first step.
+    `adapter` names one that the engine has been given; a conversation keeps that of its first step.
 
     The last `n_drafted` ids are a guess; SAMPLE alone is wanted then. A token is drawn at each of
     their positions in turn and behind the last, until one differs from the guess; ids from there
