@@ -16,6 +16,7 @@ from miudo.formats import open_model
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import engine_pairs  # noqa: E402
 from engine_lines import factor_of, line_of, memory_line  # noqa: E402
 from engine_pairs import NotMeasured, Sample, Worker, in_turns, interval  # noqa: E402
 from engine_rows import OURS, Check, Order, Row, Side, decode, prompt, rows  # noqa: E402
@@ -75,6 +76,18 @@ def test_a_bound_is_met_surely_only_where_the_interval_is_above(
 def test_nothing_is_sure_of_few_pairs_or_on_a_busy_machine() -> None:
     assert interval([2.1] * 5).met(1.35, 2.0) == "aim?"
     assert interval([1.0] * 9).met(1.35, 2.0, sure=False) == "no?"
+
+
+def test_a_side_waits_for_rest_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = iter([0.0, 0.1, 0.1, 0.11])  # ten percent of a core more, then one
+    monkeypatch.setattr(engine_pairs, "machine_seconds", lambda: (next(busy), 0.0))
+    engine_pairs.until_rest()
+    assert next(busy, None) is None
+    always = iter(range(100))
+    monkeypatch.setattr(engine_pairs, "machine_seconds", lambda: (float(next(always)), 0.0))
+    monkeypatch.setattr(engine_pairs, "REST_S", 0.15)
+    engine_pairs.until_rest()
+    assert next(always) == 4
 
 
 def test_sides_take_turns_and_the_first_of_each_is_not_counted() -> None:

@@ -150,7 +150,8 @@ def test_looking_at_an_engine_while_a_thread_steps(make_model: Callable[..., Any
         seen.add(engine.cache_bytes_used)
     step.join(PATIENCE)
     assert engine.length(k) == 2500
-    assert engine.cache_bytes_used in seen | {engine.cache_bytes_used}
+    assert engine.cache_bytes_used > 0
+    assert seen <= {0, engine.cache_bytes_used}  # pages are taken for a whole step, or none yet
 
 
 @pytest.mark.row("N6")
