@@ -60,7 +60,7 @@ layers = st.builds(
     st.integers(1, 16),
     st.integers(1, 64),
     st.none() | st.integers(1, 100),
-    st.floats(1.0, 1e9),
+    st.floats(1.0, 1e9, exclude_min=True),  # a base of 1 has no yarn ramp, which a test below says
 )
 scales = st.floats(1e-3, 1e3)
 scalings = st.builds(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from miudo.compress.catalogue import METHODS, method_from_json, method_to_json
 from miudo.compress.distill.method import ResponseDistillation
-from miudo.compress.method import Method, Report
+from miudo.compress.method import Method, Quantizer, Report
 from miudo.compress.prune.depth import DepthPruning, DepthScore
 from miudo.compress.prune.width import WidthPruning, WidthScore
 from miudo.compress.quantize.nearest import NearestRounding
@@ -72,9 +72,11 @@ def run(method: Method, decoder: Decoder, batches: Iterable[Tensor]) -> tuple[De
     return method.apply(decoder, method.calibrate(decoder, batches))
 
 
-def file_weights(method: Method, decoder: Decoder, made: Decoder) -> Weights:
+def file_weights(method: Method, decoder: Decoder, made: Decoder, batches: list[Tensor]) -> Weights:
     """What a file of `made` holds: a rounding method says it itself, for others it is F32."""
-    return method.store(decoder)[0] if isinstance(method, NearestRounding) else made.to_weights()
+    if not isinstance(method, Quantizer):
+        return made.to_weights()
+    return method.store(decoder, method.calibrate(decoder, batches))[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +99,7 @@ def test_report_equals_a_recount(
 ) -> None:
     decoder = tiny(kind)
     made, report = run(EXAMPLES[example], decoder, batches)
-    stored = file_weights(EXAMPLES[example], decoder, made)
+    stored = file_weights(EXAMPLES[example], decoder, made, batches)
     assert report.method == EXAMPLES[example].name
     assert report.parameters_before == sum(p.numel() for p in decoder.parameters())
     assert report.parameters_after == sum(p.numel() for p in made.parameters())
@@ -146,7 +148,7 @@ def test_ties_are_kept(example: str, kind: str, tiny: Make, batches: list[Tensor
     assert made.config.tie_embeddings is decoder.config.tie_embeddings
     assert (made.head is None) is decoder.config.tie_embeddings
     assert (
-        "head.weight" in file_weights(EXAMPLES[example], decoder, made)
+        "head.weight" in file_weights(EXAMPLES[example], decoder, made, batches)
     ) is not decoder.config.tie_embeddings
 
 
@@ -212,7 +214,7 @@ def test_exported_files_run_as_the_decoder_does(
     made, _ = run(EXAMPLES[example], decoder, batches)
     path = tmp_path / ("model.gguf" if form == "gguf" else "model")
     model = ModelFile(
-        config=made.config, weights=file_weights(EXAMPLES[example], decoder, made),
+        config=made.config, weights=file_weights(EXAMPLES[example], decoder, made, batches),
         tokenizer=None, chat_template=None, record=None, architecture=kind, path=None,
     )  # fmt: skip
     if form == "gguf":

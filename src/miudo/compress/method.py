@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError
 from miudo.records import Measurement
-from miudo.tensors import DType, parameter_count, tensor_table
+from miudo.tensors import DType, Weights, parameter_count, tensor_table
 
 __all__ = [
     "Method",
+    "Quantizer",
     "Report",
     "TensorChange",
     "check_finite",
@@ -55,6 +56,19 @@ class Method(Protocol):
 
     def apply(self, decoder: Decoder, statistics: Any = None) -> tuple[Decoder, Report]:
         """Returns a new, smaller decoder and the account of what changed."""
+        ...
+
+
+@runtime_checkable
+class Quantizer(Method, Protocol):
+    """A method whose result is numbers as they lie in a file."""
+
+    def store(self, decoder: Decoder, statistics: Any = None) -> tuple[Weights, Report]:
+        """Returns the file's tensors, whose values `apply` gives a decoder, and the report.
+
+        To encode that decoder would not do: where scales are searched for, what was rounded
+        is rounded anew.
+        """
         ...
 
 

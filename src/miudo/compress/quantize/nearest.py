@@ -55,7 +55,7 @@ class NearestRounding:
         stored, report = self.store(decoder)
         return Decoder.from_weights(decoder.config, stored), report
 
-    def store(self, decoder: Decoder) -> tuple[Weights, Report]:
+    def store(self, decoder: Decoder, statistics: None = None) -> tuple[Weights, Report]:
         """Returns the file's tensors, whose values `apply` gives a decoder, and the report.
 
         To encode that decoder would not do: where scales are searched for, what was rounded

@@ -1,0 +1,185 @@
+"""Block by block through a decoder: what each matrix is given, while what came before changes.
+
+For: methods that decide a matrix by its inputs (GPTQ, SparseGPT, Wanda, AWQ, learned rounding,
+least-squares repair). What such a method has done to a block, the next one's inputs show.
+Not for: statistics of the unchanged model in one pass (a hook is enough for those).
+Read next: `miudo.compress.method`.
+
+Shapes: B batch, T positions, D d_model, I the inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miudo.compress.method import check_seen
+from miudo.decoder.decoder import Decoder
+from miudo.errors import CheckFailedError
+
+__all__ = ["Gram", "Station", "walk"]
+
+
+@dataclass
+class Gram:
+    """The inputs of a matrix, summed up: `outer` is sum x x^T [I, I] in float64."""
+
+    outer: Tensor
+    tokens: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """Counts the inputs x [..., I]."""
+        rows = x.detach().flatten(0, -2).float()
+        self.outer += (rows.T @ rows).double()
+        self.tokens += len(rows)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """E[x^2] of each input [I], in float64."""
+        return self.outer.diagonal() / max(self.tokens, 1)
+
+
+@dataclass
+class Station:
+    """One stop of a walk: a block, or at the end the head.
+
+    `weights` are the decoder's own parameters [out, I], by canonical name: a change in place
+    holds. `inputs` are the tensors [B, T, D] that come in, changed blocks before it included.
+    """
+
+    name: str
+    module: nn.Module
+    weights: Mapping[str, nn.Parameter]
+    inputs: list[Tensor]
+    _rest: list[tuple[Any, ...]] = field(repr=False)
+    _grams: Callable[[Station], dict[str, Gram]] = field(repr=False)
+
+    @torch.no_grad()
+    def outputs(self, inputs: Iterable[Tensor] | None = None) -> list[Tensor]:
+        """Returns what the module, as it is now, makes of `inputs` [B, T, D] or its own."""
+        given = self.inputs if inputs is None else inputs
+        return [self.run(x, i) for i, x in enumerate(given)]
+
+    def run(self, x: Tensor, index: int) -> Tensor:
+        """Returns what the module makes of x [B, T, D] in the place of batch `index`."""
+        out: Tensor = self.module(x, *self._rest[index])
+        return out
+
+    @torch.no_grad()
+    def grams(self) -> dict[str, Gram]:
+        """Returns what each matrix of `weights` is given; those of one input share a Gram.
+
+        Raises CheckFailedError for a matrix that was never called, missed tokens, or saw zeros
+        alone: its calibration would be worth nothing.
+        """
+        found = self._grams(self)
+        tokens = sum(x.shape[0] * x.shape[1] for x in self.inputs)
+        for name in self.weights:
+            gram = found.get(name)
+            trace = 0.0 if gram is None else float(gram.outer.trace())
+            if gram is None or gram.tokens != tokens or not 0.0 < trace < float("inf"):
+                seen = 0 if gram is None else gram.tokens
+                raise CheckFailedError(
+                    f"calibration saw {seen} of {tokens} tokens, their squares sum to {trace}",
+                    where=name,
+                    remedy="Check that the model is trained and the text is its kind of text",
+                )
+        return found
+
+
+@torch.no_grad()
+def walk(decoder: Decoder, batches: Iterable[Tensor]) -> Iterator[Station]:
+    """Yields `decoder`'s blocks in order, then its head, on ids [B, T].
+
+    When the walk goes on, the block as it was left makes the next one's inputs. Raises
+    DataError if there was no token.
+    """
+    given = list(batches)
+    check_seen("calibration", sum(ids.numel() for ids in given))
+    calls = _calls(decoder, given)
+    inputs = [call[0][0] for call in calls]
+    for i, block in enumerate(decoder.layers):
+        rest = [call[i][1:] for call in calls]
+        weights = {
+            f"layers.{i}.{name}.weight": module.weight
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        station = Station(f"layers.{i}", block, weights, inputs, rest, _block_grams)
+        yield station
+        inputs = station.outputs()
+    inputs = [decoder.norm(x) for x in inputs]
+    name, head = ("embed.weight", decoder.embed.weight)
+    if decoder.head is not None:
+        name, head = ("head.weight", decoder.head.weight)
+    yield Station("head", _Head(decoder), {name: head}, inputs, [()] * len(inputs), _head_grams)
+
+
+class _Head(nn.Module):
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self._logits = decoder.logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._logits(x)
+
+
+def _calls(decoder: Decoder, batches: list[Tensor]) -> list[list[tuple[Any, ...]]]:
+    """Every batch's arguments to every block: positions and rotations hang on T alone."""
+    calls: list[list[tuple[Any, ...]]] = []
+    first = decoder.layers[0]
+
+    def see(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        # Only the first block's stream is kept: the others' is made anew on the way.
+        calls[-1].append(arguments if module is first else (None, *arguments[1:]))
+
+    handles = [block.register_forward_pre_hook(see) for block in decoder.layers]
+    try:
+        for ids in batches:
+            calls.append([])
+            decoder(ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _block_grams(station: Station) -> dict[str, Gram]:
+    found: dict[str, Gram] = {}
+    last: list[Any] = [None, None]  # the input seen last, and its Gram
+
+    def see(name: str, x: Tensor) -> None:
+        if x is last[0]:  # q, k and v, or gate and up
+            found.setdefault(name, last[1])
+            return
+        size = x.shape[-1]
+        gram = found.setdefault(name, Gram(torch.zeros(size, size, dtype=torch.float64)))
+        gram.add(x)
+        last[:] = [x, gram]
+
+    handles = []
+    for name, module in station.module.named_modules():
+        if isinstance(module, nn.Linear):
+            key = f"{station.name}.{name}.weight"
+            handles.append(
+                module.register_forward_pre_hook(lambda _, args, key=key: see(key, args[0]))
+            )
+    try:
+        station.outputs()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _head_grams(station: Station) -> dict[str, Gram]:
+    (name,) = station.weights
+    size = station.inputs[0].shape[-1]
+    gram = Gram(torch.zeros(size, size, dtype=torch.float64))
+    for x in station.inputs:
+        gram.add(x)
+    return {name: gram}
