@@ -11,6 +11,18 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from miudo.compress.distill.divergence import Divergence
+from miudo.compress.distill.terms import (
+    DistillSettings,
+    Feature,
+    FeatureTerm,
+    LayerMap,
+    Relation,
+    RelationTerm,
+    ResponseTerm,
+    Schedule,
+    TextTerm,
+)
 from miudo.compress.jobs import DistillJob, PruneJob
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.width import WidthPruning
@@ -108,7 +120,7 @@ def test_distill_writes_a_smaller_model_with_its_lineage(work: Path, tmp_path: P
     assert found["training_tokens"] == 3 * 2 * 16
     assert found["held_out_loss"] > 0
     assert found["teacher_held_out_loss"] > 0
-    assert record.settings["response"] == {"temperature": 2.0, "alpha": 0.5}
+    assert DistillSettings.from_json(record.settings["loss"]) == DistillSettings.of()
     assert record.seed == 4
 
 
@@ -136,7 +148,7 @@ def test_a_folder_that_holds_a_run_is_refused(work: Path, tmp_path: Path) -> Non
 def test_resuming_with_another_loss_is_refused(work: Path, tmp_path: Path) -> None:
     job = distill_job(work, tmp_path / "out")
     run_distill(job)
-    other = replace(job, response=replace(job.response, alpha=0.9))
+    other = replace(job, loss=DistillSettings.of(alpha=0.9))
     with pytest.raises(UsageError, match="other settings"):
         run_distill(other, resume=True)
 
