@@ -25,12 +25,11 @@ from miudo.compress.distill.terms import (
     Schedule,
     TextTerm,
 )
-from miudo.compress.method import Report
 from miudo.compress.prune.depth import DepthPruning, with_layers
 from miudo.compress.prune.recover import Recovery, prune_and_recover
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
-from miudo.errors import ConfigError, UsageError
+from miudo.errors import CheckpointError, ConfigError
 from miudo.files import sha256_file
 from miudo.train.metrics import read_metrics
 from miudo.train.settings import Compile, FitSettings, Precision
@@ -162,7 +161,7 @@ def test_resuming_with_other_projections_is_refused(
     distill([tiny("llama")], student(1), lesson, tmp_path)
     forget_after(tmp_path, 3)
     other = dataclasses.replace(lesson, loss=DistillSettings.of())
-    with pytest.raises(Exception, match="weights do not fit"):
+    with pytest.raises(CheckpointError, match="weights do not fit"):
         distill([tiny("llama")], student(1), other, tmp_path, resume=True)
 
 
@@ -179,7 +178,7 @@ def test_a_run_in_minutes_leaves_first_values_unmeasured_until_it_begins(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inside torch.compile
+@pytest.mark.filterwarnings("ignore")  # the compiler warns while it traces
 def test_compiled_and_checkpointed_runs_learn_the_same(
     tiny: Callable[[str], Decoder], lesson: Lesson, tmp_path: Path
 ) -> None:
@@ -230,8 +229,3 @@ def test_layers_that_are_not_there_make_no_student(
 ) -> None:
     with pytest.raises(ConfigError, match="blocks"):
         with_layers(tiny("llama"), layers)
-
-
-def test_a_report_of_no_lost_layer_says_none() -> None:
-    assert {f.name for f in dataclasses.fields(Report)} >= {"layers"}
-    assert UsageError  # the verbs' own refusals are in test_verbs

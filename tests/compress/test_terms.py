@@ -98,10 +98,10 @@ def test_settings_are_read_from_toml() -> None:
 
 def test_flags_are_the_simple_case_and_stand_against_terms() -> None:
     assert _learned({}, None) == DistillSettings() == DistillSettings.of()
-    flags = {"loss": "reverse-kl", "temperature": 1.0, "alpha": 0.9, "features": "uniform"}
+    flags = {"loss": "reverse-kl", "temperature": 1.0, "alpha": 0.75, "features": "uniform"}
     assert _learned({}, 400, **flags).terms == (
-        ResponseTerm(Divergence.REVERSE_KL, weight=0.9),
-        TextTerm(weight=pytest.approx(0.1)),
+        ResponseTerm(Divergence.REVERSE_KL, weight=0.75),
+        TextTerm(weight=0.25),
         FeatureTerm(schedule=Schedule.FALL, normalise=True),
     )
     assert _learned({}, 400, **flags).shared_vocab == 400

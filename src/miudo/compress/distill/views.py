@@ -71,12 +71,17 @@ class View:
             q, k, v = attention.queries_keys_values(h, turn)
         return _wide(q), _wide(k), _wide(v)
 
+    def repeated(self, layer: int, x: Tensor) -> Tensor:
+        """Returns keys or values [b, K, T, ...] as one for each query head [b, H, T, ...]."""
+        shape = self.decoder.config.layers[layer]
+        return x.repeat_interleave(shape.n_heads // x.shape[1], dim=1)
+
     def log_attention(self, layer: int, rows: int) -> Tensor:
         """Returns the log of the attention rows [b, H, T, T]; -inf where none may look."""
         attention = self.attention(layer)
         q, k, _ = self.queries_keys_values(layer, rows, rotated=True)
         with torch.autocast(q.device.type, enabled=False):
-            k = attention.repeated(k)
+            k = self.repeated(layer, k)
             segments = self._segments(rows)
             scores = attention.scores(q, k, self._positions(), segments)
             return scores.log_softmax(-1)
