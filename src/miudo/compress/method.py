@@ -97,7 +97,8 @@ class TensorChange:
 class Report:
     """What a method did. `bytes_before` counts float32, `bytes_after` each tensor's own type.
 
-    `changes` account for the whole difference in bytes, tensor by tensor.
+    `changes` account for the whole difference in bytes, tensor by tensor. `layers` says of each
+    layer after which one it was before, where some went.
     """
 
     method: str
@@ -108,6 +109,7 @@ class Report:
     bytes_after: int
     changes: tuple[TensorChange, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    layers: tuple[int, ...] | None = None
 
     @property
     def bits_per_weight(self) -> float:
