@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from miudo.compress.distill.cached import CachePlan, TeacherCache, make_cache, write_shard
-from miudo.compress.distill.cached_loss import CachedLoss, FixedBlocks
+from miudo.compress.distill.cached_loss import CachedLoss, CachedSettings, FixedBlocks
 from miudo.compress.distill.codes import DrawCodes, TopCodes
 from miudo.compress.distill.method import HeldText
-from miudo.compress.distill.response import ResponseLoss, ResponseSettings
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError, MissingError, ResourceError
 from miudo.train.loop import fit
-from miudo.train.loss import Loss
+from miudo.train.loss import Loss, Marks
 from miudo.train.settings import FitSettings
 
 VOCAB, LENGTH, BLOCKS = 96, 16, 11
@@ -40,6 +41,27 @@ def plan_of(data: HeldText, codes: TopCodes | DrawCodes | None = None) -> CacheP
     return CachePlan(
         "t" * 64, "k" * 64, data.sha256, VOCAB, LENGTH, BLOCKS, codes or TopCodes(), shard_blocks=4
     )
+
+
+class Dense:
+    """The loss with the teacher in memory, in whole tensors, by PyTorch's own functions."""
+
+    def __init__(self, teacher: Decoder, settings: CachedSettings) -> None:
+        self.teacher, self.t, self.alpha = teacher, settings.temperature, settings.alpha
+
+    def __call__(
+        self, student: Decoder, ids: Tensor, marks: Marks | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            wanted = self.teacher.logits(self.teacher(ids[:, :-1])).flatten(0, 1)
+        z = student.logits(student(ids[:, :-1])).flatten(0, 1)
+        far = F.kl_div(
+            (z / self.t).log_softmax(-1), (wanted / self.t).softmax(-1), reduction="none"
+        )
+        kl = self.t**2 * far.sum(-1).mean()
+        plain = F.cross_entropy(z, ids[:, 1:].flatten())
+        parts = {"kl": kl.item(), "cross_entropy": plain.item()}
+        return self.alpha * kl + (1 - self.alpha) * plain, parts
 
 
 @pytest.fixture
@@ -57,8 +79,8 @@ def test_the_loss_is_nearly_that_of_the_teacher_itself(
     plan = plan_of(data, TopCodes(k=VOCAB - 1))
     cache = make_cache(tmp_path / "cache", plan, teacher, data)
     ids = torch.from_numpy(data.rows[[7, 0, 3]])  # any order
-    for settings in (ResponseSettings(), ResponseSettings(1.0, 0.7)):
-        dense, parts = ResponseLoss(teacher, settings)(student, ids)
+    for settings in (CachedSettings(), CachedSettings(1.0, 0.7)):
+        dense, parts = Dense(teacher, settings)(student, ids)
         (of_dense,) = torch.autograd.grad(dense, [student.embed.weight])
         stored, found = CachedLoss(cache, settings)(student, ids)
         (of_stored,) = torch.autograd.grad(stored, [student.embed.weight])
@@ -211,8 +233,8 @@ def test_a_student_learns_as_from_the_teacher_itself(
 ) -> None:
     data, ids = text(), torch.from_numpy(text().rows)
     settings = FitSettings(steps=25, batch_size=3, length=LENGTH, save_every=0, lr=3e-3)
-    near = ResponseSettings(2.0, 1.0)
-    losses: dict[str, Loss] = {"teacher": ResponseLoss(teacher, near)}
+    near = CachedSettings(2.0, 1.0)
+    losses: dict[str, Loss] = {"teacher": Dense(teacher, near)}
     for name, codes in {"top": TopCodes(12), "draws": DrawCodes(40, temperature=2.0)}.items():
         cache = make_cache(tmp_path / name, plan_of(data, codes), teacher, data)
         losses[name] = CachedLoss(cache, near)
@@ -250,6 +272,6 @@ def test_what_was_not_asked_is_refused(
     cache = make_cache(tmp_path, plan_of(data), teacher, data)
     shifted = np.roll(data.rows, 1, axis=1)
     with pytest.raises(DataError, match="not in the cache"):
-        CachedLoss(cache, ResponseSettings())(tiny("qwen"), torch.from_numpy(shifted))
+        CachedLoss(cache, CachedSettings())(tiny("qwen"), torch.from_numpy(shifted))
     with pytest.raises(ConfigError, match="temperature is 3"):
-        CachedLoss(cache, ResponseSettings(temperature=3.0))
+        CachedLoss(cache, CachedSettings(temperature=3.0))

@@ -14,6 +14,7 @@ Shapes: B batch, T positions, N = B T, n positions of a chunk, V vocab_size, k i
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +23,32 @@ from torch import Tensor
 
 from miudo.compress.distill.cached import TeacherCache
 from miudo.compress.distill.codes import Coarse, DrawCodes
-from miudo.compress.distill.response import ResponseSettings
+from miudo.compress.method import in_range
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
 from miudo.philox import Orders
 from miudo.train.loss import chunk_gradient, mean_loss
 from miudo.train.stepper import Tokens
 
-__all__ = ["CachedLoss", "FixedBlocks", "coarse_gradient", "drawn_gradient"]
+__all__ = ["CachedLoss", "CachedSettings", "FixedBlocks", "coarse_gradient", "drawn_gradient"]
 
 _LEAST = -80.0
 """A log-probability of the student's rest below which its share is taken for this."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSettings:
+    """The loss is `alpha` parts of the teacher at `temperature` to 1 - alpha of the text.
+
+    Raises ConfigError for a value out of range.
+    """
+
+    temperature: float = 2.0
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        in_range("temperature", self.temperature, 0.05, 100.0)
+        in_range("alpha", self.alpha, 0.0, 1.0)
 
 
 class FixedBlocks:
@@ -77,7 +93,7 @@ class CachedLoss:
     blocks (`FixedBlocks`). Raises ConfigError for a temperature that the cache does not hold.
     """
 
-    def __init__(self, cache: TeacherCache, settings: ResponseSettings) -> None:
+    def __init__(self, cache: TeacherCache, settings: CachedSettings) -> None:
         cache.plan.codes.check(settings.temperature)
         self._cache, self._settings = cache, settings
 
