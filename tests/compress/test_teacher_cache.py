@@ -59,7 +59,7 @@ class Dense:
             (z / self.t).log_softmax(-1), (wanted / self.t).softmax(-1), reduction="none"
         )
         kl = self.t**2 * far.sum(-1).mean()
-        plain = F.cross_entropy(z, ids[:, 1:].flatten())
+        plain = F.cross_entropy(z, ids[:, 1:].flatten().long())
         parts = {"kl": kl.item(), "cross_entropy": plain.item()}
         return self.alpha * kl + (1 - self.alpha) * plain, parts
 
