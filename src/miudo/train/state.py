@@ -51,7 +51,7 @@ def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoin
     Frozen weights are not in it: whoever resumes brings them.
     """
     return Checkpoint(
-        weights=dict(stepper.optimizers.named),
+        weights=stepper.weights(),
         optimizer=stepper.optimizers.tensors(),
         random={"torch": torch.get_rng_state()},
         state={
@@ -71,7 +71,7 @@ def restore_state(
 
     Raises CheckpointError if the tensors are not those of this decoder.
     """
-    parameters = stepper.optimizers.named
+    parameters = stepper.weights()
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if {name: tuple(t.shape) for name, t in saved.weights.items()} != shapes:
         raise CheckpointError("weights do not fit the config", where=where)
