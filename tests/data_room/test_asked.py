@@ -10,7 +10,7 @@ from threading import Lock
 
 import pytest
 
-from miudo.data.asked import AskReport, AskSettings, ask, read_prompts
+from miudo.data.asked import AskReport, AskSettings, Teacher, ask, read_prompts
 from miudo.data.chats import ChatSettings, read_chats
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.data.sources import ReadSettings
@@ -18,7 +18,7 @@ from miudo.errors import ConfigError, DataError, MissingError, RequestError, Usa
 from miudo.protocol import Message, TextEvent
 from miudo.records import Artefact, Record
 
-TEACHER = Artefact("teacher", "big", "0" * 64)
+BIG = Artefact("teacher", "big", "0" * 64)
 
 
 class Parrot:
@@ -55,9 +55,8 @@ def run(
     parrot: Parrot, prompts: Path, out: Path, *, resume: bool = False, **settings: object
 ) -> AskReport:
     made = AskSettings(**settings)  # type: ignore[arg-type]
-    return ask(
-        parrot, TEACHER, [str(prompts)], out, made, described={"model": "big"}, resume=resume
-    )
+    teacher = Teacher(parrot, {"model": "big"}, BIG)
+    return ask(teacher, [str(prompts)], out, made, resume=resume)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -79,7 +78,7 @@ def test_the_record_says_who_and_what(tmp_path: Path, prompts: Path) -> None:
     run(Parrot(), prompts, out)
     values = json.loads((tmp_path / "out.jsonl.record.json").read_text())
     record = Record.from_json(values)
-    assert record.inputs[0] == TEACHER
+    assert record.inputs[0] == BIG
     assert record.inputs[1].sha256 == hashlib.sha256(prompts.read_bytes()).hexdigest()
     assert record.outputs == {"out.jsonl": hashlib.sha256(out.read_bytes()).hexdigest()}
     assert record.settings["teacher"] == {"model": "big"}

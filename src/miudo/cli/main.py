@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rm": ("miudo.cli.keeping:remove", "Delete a model that was pulled or imported"),
     "prepare": ("miudo.cli.making:prepare", "Turn text into packed tokens for training"),
     "train": ("miudo.cli.making:train", "Train a model from scratch"),
+    "ask": ("miudo.cli.asking:ask", "Have a model answer prompts: text to learn from"),
     "finetune": ("miudo.cli.tuning:finetune", "Teach a model from chats or text of yours"),
     "distill": ("miudo.cli.shrinking:distill", "Train a small model to imitate a big one"),
     "prune": ("miudo.cli.shrinking:prune", "Take layers or feed-forward width out of a model"),

@@ -27,7 +27,7 @@ from miudo.protocol import Generator, Message
 from miudo.records import Artefact, Measurement, Record
 from miudo.text.chat import parse_messages
 
-__all__ = ["AskReport", "AskSettings", "ask", "read_prompts"]
+__all__ = ["AskReport", "AskSettings", "Teacher", "ask", "read_prompts"]
 
 _LINE_BYTES = 64 << 20
 
@@ -54,6 +54,19 @@ class AskSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed 1 to {high}")
 
 
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Who is asked, and what the record says of it: `settings` never hold a key.
+
+    `artefact` is None where nothing vouches for the weights, as with a server's.
+    """
+
+    generator: Generator
+    settings: Mapping[str, Any]
+    artefact: Artefact | None = None
+    parents: tuple[Record, ...] = ()
+
+
 @dataclass(slots=True)
 class AskReport:
     """Counts of prompts and of what came of them in this sitting; `kept` is all of the file."""
@@ -78,32 +91,31 @@ class _Answer:
     tokens: int
 
 
-def ask(  # noqa: PLR0913 - who is asked what, and where the answers go
-    generator: Generator,
-    teacher: Artefact,
+def ask(
+    teacher: Teacher,
     prompts: Sequence[str],
     out: Path,
     settings: AskSettings,
     *,
-    described: Mapping[str, Any],
     resume: bool = False,
-    note: Callable[[int, int], None] = lambda done, of: None,
+    note: Callable[[int, int], None] = lambda kept, prompts: None,
 ) -> AskReport:
     """Writes a conversation a line into `out`, in the order of the prompts, and its record.
 
-    `teacher` and `described` are what the record says of the generator: never a key. With
-    `resume`, prompts that were answered are left alone. Raises UsageError where `out` is there
-    already, or is of other prompts or settings, and what `generator` raises; what was answered
-    until then stays.
+    With `resume`, prompts that were answered are left alone. Raises UsageError where `out` is
+    there already, or is of other prompts or settings, and what the teacher raises; what was
+    answered until then stays.
     """
     if out.suffix != ".jsonl":
         raise UsageError("is no JSONL file's name", where=out, remedy="Write --out NAME.jsonl")
     files = find_files(prompts)
+    asked = [Artefact("prompts", path.name, sha256_file(path)) for path in files]
     record = Record(
         verb="ask",
         name=out.name,
-        settings={"synthetic": True, "teacher": dict(described), "ask": _plain(settings)},
-        inputs=(teacher, *(Artefact("prompts", path.name, sha256_file(path)) for path in files)),
+        settings={"synthetic": True, "teacher": dict(teacher.settings), "ask": _plain(settings)},
+        inputs=(*([] if teacher.artefact is None else [teacher.artefact]), *asked),
+        parents=teacher.parents,
         notes=("synthetic text: written by a program, not by people",),
     )
     beside = out.with_name(out.name + RECORD_SUFFIX)
@@ -116,7 +128,9 @@ def ask(  # noqa: PLR0913 - who is asked what, and where the answers go
         ThreadPoolExecutor(settings.workers) as pool,
     ):
         while batch := list(islice(wanted, settings.workers)):
-            futures = [pool.submit(_answered, generator, each, settings) for each, _ in batch]
+            futures = [
+                pool.submit(_answered, teacher.generator, each, settings) for each, _ in batch
+            ]
             for (messages, digest), future in zip(batch, futures, strict=True):
                 _keep(file, messages, digest, future.result(), settings, report)
             note(report.kept, report.prompts)

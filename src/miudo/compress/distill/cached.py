@@ -251,7 +251,10 @@ def _read_shard(folder: Path, plan: CachePlan, index: int) -> tuple[npt.NDArray[
         if (magic, plan_hash, number, count) != (_MAGIC, plan.fingerprint(), index, n):
             raise DataError("belongs to another cache", where=path, remedy=remedy)
         file.seek(_HEAD.size)
-        if hashlib.file_digest(file, "sha256").digest() != body:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        if digest.digest() != body:
             raise DataError("has changed since it was written", where=path, remedy=remedy)
         begin = _HEAD.size
         digests = np.memmap(file, "V16", "r", begin, (n,))

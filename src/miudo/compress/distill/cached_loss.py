@@ -25,12 +25,19 @@ from miudo.compress.distill.cached import TeacherCache
 from miudo.compress.distill.codes import Coarse, DrawCodes
 from miudo.compress.method import in_range
 from miudo.decoder.decoder import Decoder
-from miudo.errors import ConfigError
+from miudo.errors import ConfigError, DataError
 from miudo.philox import Orders
-from miudo.train.loss import chunk_gradient, mean_loss
+from miudo.train.loss import Marks, chunk_gradient, mean_loss, through_head
 from miudo.train.stepper import Tokens
 
-__all__ = ["CachedLoss", "CachedSettings", "FixedBlocks", "coarse_gradient", "drawn_gradient"]
+__all__ = [
+    "CachedLoss",
+    "CachedSettings",
+    "FixedBlocks",
+    "check_unmarked",
+    "coarse_gradient",
+    "drawn_gradient",
+]
 
 _LEAST = -80.0
 """A log-probability of the student's rest below which its share is taken for this."""
@@ -97,11 +104,14 @@ class CachedLoss:
         cache.plan.codes.check(settings.temperature)
         self._cache, self._settings = cache, settings
 
-    def __call__(self, student: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, student: Decoder, ids: Tensor, marks: Marks | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss over ids [B, T + 1], and its parts.
 
         Raises ConfigError for another vocabulary, DataError for blocks that are not cached.
         """
+        check_unmarked(marks, "--cache")
         plan, settings = self._cache.plan, self._settings
         if student.config.vocab_size != plan.vocab_size:
             raise ConfigError(
@@ -132,10 +142,21 @@ class CachedLoss:
 
         weight = student.embed.weight if student.head is None else student.head.weight  # V D
         rows = torch.arange(len(targets), device=ids.device)
-        total = mean_loss(hidden, weight, rows, gradient=gradient)
+        through = through_head(student.config, gradient)
+        total = mean_loss(hidden, weight, rows, gradient=through)
         divergence, cross_entropy = (sums / len(targets)).tolist()
         name = "drawn" if isinstance(plan.codes, DrawCodes) else "kl"
         return total, {name: divergence, "cross_entropy": cross_entropy}
+
+
+def check_unmarked(marks: Marks | None, where: str) -> None:
+    """Raises DataError for samples in rows: this loss serves running text alone."""
+    if marks is not None:
+        raise DataError(
+            "learns from running text alone, the data is conversations",
+            where=where,
+            remedy="Prepare the text as running text, or ask the teacher the plain way",
+        )
 
 
 def coarse_gradient(logits: Tensor, coarse: Coarse, temperature: float) -> tuple[Tensor, Tensor]:

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miudo.compress.distill.cached_loss import check_unmarked
 from miudo.compress.distill.spans import AlignedRow, Aligner
 from miudo.compress.method import check_finite, in_range
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError
-from miudo.train.loss import chunk_gradient, chunk_rows, mean_loss
+from miudo.train.loss import Marks, chunk_gradient, chunk_rows, mean_loss, through_head
 
 __all__ = ["CrossLoss", "CrossMode", "CrossSettings", "cross_divergence"]
 
@@ -86,8 +87,11 @@ class CrossLoss:
             shared = shared[:0]
         self._shared = torch.from_numpy(shared)  # n 2
 
-    def __call__(self, student: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, student: Decoder, ids: Tensor, marks: Marks | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss over the student's ids [B, T + 1], and its parts."""
+        check_unmarked(marks, "--cross")
         s, teacher = self._settings, self._teacher.to(ids.device)
         rows = self._aligner.rows(ids.cpu().numpy().astype(np.int32))
         length, most = ids.shape[1] - 1, teacher.config.max_positions
@@ -106,7 +110,7 @@ class CrossLoss:
         weight = student.embed.weight if student.head is None else student.head.weight  # V D
         partner = torch.full((len(targets),), -1, device=ids.device)
         partner[places.student.to(ids.device)] = places.teacher.to(ids.device)
-        push, spans = self._spans(places, taught, learnt.detach(), weight.detach(), targets)
+        push, spans = self._spans(places, taught, student, learnt.detach(), targets)
         n, m = len(targets), len(places.student)
         sums = torch.zeros(3, device=ids.device)
 
@@ -123,7 +127,8 @@ class CrossLoss:
             far = (parts[0] + s.uld * parts[1]) * (n / m)
             return (1.0 - s.alpha) * plain + s.alpha * far, slope.to(logits.dtype)
 
-        total = mean_loss(learnt, weight, torch.arange(n, device=ids.device), gradient=gradient)
+        through = through_head(student.config, gradient)
+        total = mean_loss(learnt, weight, torch.arange(n, device=ids.device), gradient=through)
         shared, ordered, plain = (sums / torch.tensor([m, m, n], device=ids.device)).tolist()
         parts = {"shared": shared, "sorted": ordered, "spans": spans, "cross_entropy": plain}
         return total + s.alpha * s.span * spans, {**parts, "compared": m / n}
@@ -139,7 +144,7 @@ class CrossLoss:
         return torch.stack((kl.sum(), ordered.sum())).detach(), slope
 
     def _spans(
-        self, places: _Places, taught: Tensor, learnt: Tensor, weight: Tensor, targets: Tensor
+        self, places: _Places, taught: Tensor, student: Decoder, learnt: Tensor, targets: Tensor
     ) -> tuple[Tensor, float]:
         """Returns how hard spans pull each target [N], and the mean of their KL.
 
@@ -157,10 +162,9 @@ class CrossLoss:
             asked = _summed(
                 _log_chances(taught, theirs, following, self._logits), of_theirs
             ).clamp_(max=_SUREST)
-            given = _summed(
-                _log_chances(learnt, mine, targets, lambda h: h.to(weight.dtype) @ weight.t()),
-                of_mine,
-            ).clamp_(max=_SUREST)
+            given = _summed(_log_chances(learnt, mine, targets, student.logits), of_mine).clamp_(
+                max=_SUREST
+            )
             p, q = asked.exp(), given.exp()
             kl = p * (asked - given) + (1.0 - p) * (torch.log1p(-p) - torch.log1p(-q))
             pull = (q - p) / (1.0 - q)  # by log P_S; cross-entropy's gradient is by -log p
@@ -254,7 +258,7 @@ def _log_chances(
     """Returns the log-probability of the target of each position in `at`, chunk by chunk."""
     index = torch.tensor(at, device=hidden.device)
     parts = []
-    for piece in index.split(chunk_rows(1 << 14)):
+    for piece in torch.split(index, chunk_rows(1 << 14)):
         logits = head(hidden[piece]).float()
         parts.append(logits.log_softmax(-1).gather(1, targets[piece][:, None])[:, 0])
     return torch.cat(parts)

@@ -4,7 +4,7 @@ For: GKD (Agarwal et al. 2024): with probability lambda a batch is continued by 
 any loss with a teacher is taken on those ids. A student that only ever reads the text never
 learns to get out of its own mistakes.
 Not for: the divergence, which the loss that is wrapped has; or rewards.
-Read next: `miudo.compress.distill.response`.
+Read next: `miudo.compress.distill.loss`.
 
 Nothing is remembered from step to step: draws are keyed by the seed and by the ids of a row, so
 that a resumed run draws what an unbroken one does, however its batches are cut.
@@ -19,15 +19,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from miudo.compress.distill.cached_loss import check_unmarked
 from miudo.compress.method import in_range
 from miudo.decoder.cache import KVCache
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError
 from miudo.philox import uniform
 from miudo.train.evaluation import as_it_runs
-from miudo.train.loss import Loss, Marks, compiled
+from miudo.train.loss import Learning, Loss, Marks, Scheduled, compiled
 
 __all__ = ["OnPolicyLoss", "OnPolicySettings", "rollout", "row_key"]
 
@@ -80,8 +81,26 @@ class OnPolicyLoss:
         inner = compiled(self._on_samples), compiled(self._on_text)
         return OnPolicyLoss(*inner, self._settings, n_ids=self._n_ids)
 
-    def __call__(self, student: Decoder, ids: Tensor) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def learned(self) -> nn.Module:
+        """What `on_text` trains of its own beside the student."""
+        inner = self._on_text
+        return inner.learned if isinstance(inner, Learning) else nn.Module()
+
+    def at(self, step: int, steps: int, batch: int) -> OnPolicyLoss:
+        """Returns the loss whose inner ones are those of `step`."""
+
+        def now(loss: Loss) -> Loss:
+            return loss.at(step, steps, batch) if isinstance(loss, Scheduled) else loss
+
+        samples, text = now(self._on_samples), now(self._on_text)
+        return OnPolicyLoss(samples, text, self._settings, n_ids=self._n_ids)
+
+    def __call__(
+        self, student: Decoder, ids: Tensor, marks: Marks | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss over ids [B, T + 1], or over what their beginnings become."""
+        check_unmarked(marks, "--on-policy")
         s = self._settings
         if uniform(s.seed, row_key(ids), _COIN) >= s.share:
             total, parts = self._on_text(student, ids)
@@ -90,8 +109,8 @@ class OnPolicyLoss:
         drawn = rollout(student, ids[:, :kept], ids.shape[1], s, keys=ids, n_ids=self._n_ids)
         places = torch.arange(ids.shape[1] - 1, device=ids.device)  # T
         counted = (places >= kept - 1).expand(len(ids), -1)  # the target at t is the id at t + 1
-        marks = Marks(counted, torch.ones_like(drawn[:, 1:]))
-        total, parts = self._on_samples(student, drawn, marks)
+        own = Marks(counted, torch.ones_like(drawn[:, 1:]))
+        total, parts = self._on_samples(student, drawn, own)
         return total, {**parts, "sampled": 1.0}
 
 
