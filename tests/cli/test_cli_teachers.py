@@ -89,3 +89,20 @@ def test_ways_that_cannot_be_are_refused(tmp_path: Path, options: list[Any], wha
     assert result.exit_code == 2
     assert what in result.output
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_select_keeps_what_one_model_tells_from_another(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("Once upon a time.\nxqz kvw jjx\nThe cat sat.\nzzz qqq\n")
+    options = ["--data", tmp_path / "t.txt", "--set", "read.split=line", "--json"]
+    result = miudo(
+        "select", "--teacher", TINY, "--reference", TINY, "--out", tmp_path / "k.jsonl", *options
+    )
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert (values["documents"], values["kept"]) == (4, 2)
+    assert values["mean_score"] == 0.0  # one model: nothing to tell, the first are kept
+    lines = (tmp_path / "k.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"].strip() for line in lines] == [
+        "Once upon a time.",
+        "xqz kvw jjx",
+    ]

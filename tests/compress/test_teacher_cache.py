@@ -72,10 +72,14 @@ def teacher(tiny: Callable[[str], Decoder]) -> Decoder:
     return made
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 def test_the_loss_is_nearly_that_of_the_teacher_itself(
-    tmp_path: Path, tiny: Callable[[str], Decoder], teacher: Decoder
+    tmp_path: Path, tiny: Callable[[str], Decoder], teacher: Decoder, scaled: bool
 ) -> None:
     data, student = text(), tiny("qwen")
+    if scaled:  # what is learned are the logits that the model gives, not the bare products
+        student = Decoder(replace(student.config, logit_scale=3.0, logit_softcap=5.0))
+        student.initialise(3)
     plan = plan_of(data, TopCodes(k=VOCAB - 1))
     cache = make_cache(tmp_path / "cache", plan, teacher, data)
     ids = torch.from_numpy(data.rows[[7, 0, 3]])  # any order
@@ -273,5 +277,10 @@ def test_what_was_not_asked_is_refused(
     shifted = np.roll(data.rows, 1, axis=1)
     with pytest.raises(DataError, match="not in the cache"):
         CachedLoss(cache, CachedSettings())(tiny("qwen"), torch.from_numpy(shifted))
+    nothing = torch.zeros((1, LENGTH), dtype=torch.bool)
+    with pytest.raises(DataError, match="running text alone"):
+        CachedLoss(cache, CachedSettings())(
+            tiny("qwen"), torch.from_numpy(data.rows[:1]), Marks(nothing, nothing.int())
+        )
     with pytest.raises(ConfigError, match="temperature is 3"):
         CachedLoss(cache, CachedSettings(temperature=3.0))

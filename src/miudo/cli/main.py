@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("miudo.cli.keeping:import_", "Copy a model in, under a name"),
     "rm": ("miudo.cli.keeping:remove", "Delete a model that was pulled or imported"),
     "prepare": ("miudo.cli.making:prepare", "Turn text into packed tokens for training"),
+    "select": ("miudo.cli.selecting:select", "Keep the text a student has most to learn from"),
     "train": ("miudo.cli.making:train", "Train a model from scratch"),
     "ask": ("miudo.cli.asking:ask", "Have a model answer prompts: text to learn from"),
     "finetune": ("miudo.cli.tuning:finetune", "Teach a model from chats or text of yours"),

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from miudo.data.ledger import Ledger
 from miudo.data.lines import open_source, read_lines
 from miudo.data.sources import RECORD_SUFFIX, encodable, file_kind, find_files
 from miudo.errors import ConfigError, DataError, MissingError, RequestError, UsageError
-from miudo.files import open_regular, sha256_file, translated_disk_errors, write_json
+from miudo.files import open_regular, sha256_file, write_json
 from miudo.limits import LIMITS
 from miudo.protocol import Generator, Message
 from miudo.records import Artefact, Measurement, Record
@@ -122,17 +122,13 @@ def ask(
     done = _begun(out, beside, record, resume=resume)
     report = AskReport(kept=len(done))
     wanted = _unanswered(read_prompts(files, settings.system), done, report)
-    with (
-        translated_disk_errors(out),
-        out.open("ab") as file,
-        ThreadPoolExecutor(settings.workers) as pool,
-    ):
+    with Ledger(out) as ledger, ThreadPoolExecutor(settings.workers) as pool:
         while batch := list(islice(wanted, settings.workers)):
             futures = [
                 pool.submit(_answered, teacher.generator, each, settings) for each, _ in batch
             ]
             for (messages, digest), future in zip(batch, futures, strict=True):
-                _keep(file, messages, digest, future.result(), settings, report)
+                _keep(ledger, messages, digest, future.result(), settings, report)
             note(report.kept, report.prompts)
     outputs = {out.name: sha256_file(out)}
     record = replace(record, outputs=outputs, measurements=report.measurements())
@@ -215,28 +211,22 @@ def _answered(generator: Generator, messages: Sequence[Message], settings: AskSe
 
 
 def _keep(
-    file: IO[bytes],
+    ledger: Ledger,
     messages: Sequence[Message],
     digest: str,
     answer: _Answer,
     settings: AskSettings,
     report: AskReport,
 ) -> None:
-    """Appends one conversation, durably: an answer may have cost money."""
+    """Appends one conversation; counts what is left out."""
     report.completion_tokens += answer.tokens
     report.empty += not answer.text
     report.cut += answer.reason == "length"
     if not answer.text or (answer.reason == "length" and not settings.keep_cut):
         return
     turns = [*messages, Message("assistant", encodable(answer.text, digest, errors="replace"))]
-    values = {
-        "messages": [{"role": m.role, "content": m.content} for m in turns],
-        "finish_reason": answer.reason,
-        "prompt_sha256": digest,
-    }
-    file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+    listed = [{"role": m.role, "content": m.content} for m in turns]
+    ledger.append({"messages": listed, "finish_reason": answer.reason, "prompt_sha256": digest})
     report.kept += 1
 
 
@@ -269,17 +259,11 @@ def _begun(out: Path, beside: Path, record: Record, *, resume: bool) -> set[str]
 
 def _answers(out: Path) -> set[str]:
     done = set[str]()
-    whole = 0
-    with out.open("r+b") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                done.add(json.loads(line)["prompt_sha256"])
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise DataError(f"is no answer ({error})", where=f"{out}, line {number}") from error
-            whole += len(line)
-        file.truncate(whole)
+    for number, values in enumerate(Ledger.read(out), 1):
+        digest = values.get("prompt_sha256")
+        if not isinstance(digest, str):
+            raise DataError("is no answer", where=f"{out}, line {number}")
+        done.add(digest)
     return done
 
 
