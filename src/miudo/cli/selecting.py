@@ -34,7 +34,7 @@ _SHOWN_EVERY = 100
     "--out", type=click.Path(path_type=Path), required=True, help="File to write: NAME.jsonl."
 )
 @click.option("--resume", is_flag=True, help="Go on with scores made before.")
-def select(
+def select(  # noqa: PLR0913 - one parameter an option
     data: tuple[str, ...],
     *,
     teacher: str,
