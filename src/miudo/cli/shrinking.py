@@ -16,6 +16,7 @@ import click
 
 from miudo.cli.options import BLOCK_TYPES, emit, verb
 from miudo.cli.settings import check_table, make_settings
+from miudo.cli.teaching import chosen_way, way_options
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
@@ -77,6 +78,7 @@ def _loss_options(function: F) -> F:
 @click.option("--student-layers", help="Begin with these layers of TEACHER instead: 0,2,5.")
 @click.option("--teacher-too", multiple=True, help="A further teacher, of the same tokenizer.")
 @_loss_options
+@way_options
 @run_options
 def distill(  # noqa: PLR0913 - one parameter an option
     teacher: str,
@@ -91,6 +93,9 @@ def distill(  # noqa: PLR0913 - one parameter an option
     alpha: float | None,
     features: str | None,
     shared_vocab: int | None,
+    cache: Path | None,
+    on_policy: float | None,
+    cross: str | None,
     out: Path,
     resume: bool,
     as_json: bool,
@@ -102,14 +107,9 @@ def distill(  # noqa: PLR0913 - one parameter an option
     from miudo.compress.verbs import run_distill
     from miudo.train.progress import Lines
 
-    learned = _learned(
-        extra,
-        shared_vocab,
-        loss=loss,
-        temperature=temperature,
-        alpha=alpha,
-        features=features,
-    )
+    flags = {"loss": loss, "temperature": temperature, "alpha": alpha, "features": features}
+    way = chosen_way(extra, flags, cache=cache, on_policy=on_policy, cross=cross)
+    learned = _learned(extra, shared_vocab, **({} if cross else flags))
     settings, packing = run_settings(extra, length)
     require_data(data, packing)
     job = DistillJob(
@@ -122,6 +122,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
         student_layers=_whole_numbers(student_layers, "--student-layers"),
         more_teachers=tuple(model_path(name) for name in teacher_too),
         loss=learned,
+        way=way,
         prepare=packing,
     )
     made = run_distill(job, Lines(), resume=resume)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from miudo.compress.distill.terms import DistillSettings
+from miudo.compress.distill.ways import Way
 from miudo.compress.method import Method, Report
 from miudo.config import ModelConfig
 from miudo.data.pipeline import PrepareSettings
@@ -28,7 +29,8 @@ class DistillJob:
     `start`, if given, is a model whose weights the student begins with; its shape counts then.
     `student_layers`, if given, makes the student of these layers of the teacher instead.
     `more_teachers` teach beside the first. `inputs` are texts, or one data folder packed with
-    the teacher's tokenizer.
+    the teacher's tokenizer. `way`, if given, is how the teacher is asked; across tokenizers
+    (`CrossSettings`) tokenizer and data are those of `start`.
     """
 
     teacher: Path
@@ -40,6 +42,7 @@ class DistillJob:
     student_layers: tuple[int, ...] = ()
     more_teachers: tuple[Path, ...] = ()
     loss: DistillSettings = field(default_factory=DistillSettings)
+    way: Way | None = None
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
 
 

@@ -18,9 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from miudo.compress.catalogue import method_to_json
+from miudo.compress.distill.cross import CrossSettings
 from miudo.compress.distill.lesson import Lesson, distill
+from miudo.compress.distill.onpolicy import OnPolicySettings
 from miudo.compress.distill.student import scaled
 from miudo.compress.distill.terms import DistillSettings
+from miudo.compress.distill.ways import (
+    Cached,
+    cached_lesson,
+    crossing_loss,
+    own_text_loss,
+    way_to_json,
+)
 from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements
 from miudo.compress.prune.depth import with_layers
@@ -52,29 +61,34 @@ def run_distill(
 ) -> Shrunk:
     """Trains a student on the teacher's distributions and writes OUT/model.
 
-    Raises ConfigError for vocabularies or tokenizers that differ, ModelFileError for a student
-    that no folder could hold, UsageError where OUT holds a run and `resume` is not set, and
-    what `prepare`, `open_model` and `fit` raise.
+    Raises ConfigError for vocabularies or tokenizers that differ where `job.way` is not across
+    them, ModelFileError for a student that no folder could hold, UsageError where OUT holds a
+    run and `resume` is not set, and what `prepare`, `open_model` and `fit` raise.
     """
     progress = progress or Silent()
-    refuse_inputs(job.out / "model", job.teacher, job.start, *job.more_teachers)
+    cache = job.way.folder if isinstance(job.way, Cached) else None
+    refuse_inputs(job.out / "model", job.teacher, job.start, *job.more_teachers, cache)
     teacher = open_decoder(job.teacher, "teacher")
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
-    _check_folder(job.teacher, teacher, student, "Give another --student, or --start from a model")
     models = [teacher, *more, *(() if start is None else (start,))]
+    # The model whose tokenizer, template and family the student's folder has.
+    pattern = start if start is not None and isinstance(job.way, CrossSettings) else teacher
+    _check_folder(job.teacher, pattern, student, "Give another --student, or --start from a model")
     settings = {
-        "loss": job.loss.to_json(),
+        "loss": None if isinstance(job.way, CrossSettings) else job.loss.to_json(),
+        "way": way_to_json(job.way),
         "student_layers": list(job.student_layers),
         "fit": job.fit.to_json(),
         "config": student.config.to_json(),
     }
     with locked_run_folder(job.out) as folder:
-        data = _begin(job, folder, models, progress, resume=resume)
+        data = _begin(job, folder, pattern, progress, resume=resume)
         record = _record(job.out.name, "distill", settings, models, data)
         check_order(folder, _order(job, record), resume=resume)
         lesson = _lesson(data, job.fit, job.loss)
         with Meter() as meter:
+            lesson = _asked(job, [teacher, *more], student, data, lesson, progress)
             result = distill(
                 [opened.decoder for opened in (teacher, *more)],
                 student,
@@ -85,11 +99,12 @@ def run_distill(
                 resume=resume,
             )
         found = [*_counts(teacher.decoder, student), *result.measurements(job.fit)]
-        found += _teachers_loss(teacher.decoder, lesson)
+        if pattern is teacher:  # another tokenizer's loss a token is no number to compare with
+            found += _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
             record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
         )
-        path = _write(job.out / "model", teacher, student, record)
+        path = _write(job.out / "model", pattern, student, record)
     return Shrunk(path, student.config, record, fit=result)
 
 
@@ -112,7 +127,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         "fit": None if job.fit is None else job.fit.to_json(),
     }
     with locked_run_folder(job.out) as folder:
-        data = _begin(job, folder, [model], progress, resume=resume)
+        data = _begin(job, folder, model, progress, resume=resume)
         record = _record(job.out.name, "prune", settings, [model], data)
         check_order(folder, _order(job, record), resume=resume)
         recovery = None
@@ -199,11 +214,47 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
         return None, with_layers(teacher.decoder, job.student_layers)
     if job.start is not None:
         start = open_decoder(job.start, "start")
-        check_same_tokenizer(teacher, start.tokenizer(), job.start)
+        if not isinstance(job.way, CrossSettings):
+            check_same_tokenizer(teacher, start.tokenizer(), job.start)
         return start, start.decoder
+    if isinstance(job.way, CrossSettings):
+        raise UsageError(
+            "a student with another tokenizer than the teacher's needs one to begin with",
+            where="--cross",
+            remedy="Name a model of its tokenizer and shape with --start",
+        )
     student = Decoder(student_config(job.student, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
+
+
+def _asked(
+    job: DistillJob,
+    teachers: Sequence[Opened],
+    student: Decoder,
+    data: DataSet,
+    lesson: Lesson,
+    progress: Progress,
+) -> Lesson:
+    """Returns the lesson with the loss, and perhaps the batches, of the job's way."""
+    way = job.way
+    if isinstance(way, OnPolicySettings):
+        known = min(data.tokenizer().vocab_size, student.config.vocab_size)
+        decoders = [opened.decoder for opened in teachers]
+        layers = job.student_layers or None
+        loss = own_text_loss(
+            way, decoders, student, job.loss, job.fit, n_ids=known, surviving=layers
+        )
+        return dataclasses.replace(lesson, loss=loss)
+    if way is None:
+        return lesson
+    if len(teachers) > 1:
+        raise UsageError("takes one teacher", where="--cache, --cross")
+    if isinstance(way, Cached):
+        loss, blocks = cached_lesson(way, teachers[0], job.loss, data, job.fit, progress)
+        return dataclasses.replace(lesson, loss=loss, data=blocks)
+    loss = crossing_loss(way, teachers[0], data.tokenizer(), data.end_id)
+    return dataclasses.replace(lesson, loss=loss)
 
 
 def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:
@@ -216,17 +267,15 @@ def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:
 def _begin(
     job: DistillJob | PruneJob,
     folder: RunFolder,
-    models: Sequence[Opened],
+    model: Opened,
     progress: Progress,
     *,
     resume: bool,
 ) -> DataSet:
-    """Returns the text of a run, whose folder is free or is gone on with."""
+    """Returns the text of a run in the model's ids; the folder is free or is gone on with."""
     if not resume:
         folder.check_free()
-    return text_data(
-        job.inputs, models[0], folder.path / "data", job.prepare, progress, resume=resume
-    )
+    return text_data(job.inputs, model, folder.path / "data", job.prepare, progress, resume=resume)
 
 
 def _order(job: DistillJob | PruneJob, record: Record) -> dict[str, Any]:
