@@ -11,21 +11,16 @@ Shapes: n blocks, m parts of all blocks, w values of a part.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from miudo.formats.block_codec import FloatArray, as_float, pack, reciprocal
+from miudo.formats.block_codec import ByteArray, Columns, FloatArray, as_float, reciprocal
 
-__all__ = ["encode_q4_k", "encode_q6_k"]
-
-_Columns = dict[str, npt.NDArray[Any]]
-_Bytes = npt.NDArray[np.uint8]
+__all__ = ["fit_q4_k", "fit_q6_k"]
 
 
-def encode_q4_k(x: FloatArray) -> _Columns:
-    """Returns the fields of x [n, 256]: eight parts, each with a scale and an offset below it."""
+def fit_q4_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
+    """Returns scales' fields and codes of x [n, 256]: eight parts with scale and offset each."""
     parts = x.reshape(-1, 32)
     scales, offsets = _fit_offset(parts, 15)
     d, scale_steps = _six_bits(scales.reshape(-1, 8))
@@ -34,11 +29,11 @@ def encode_q4_k(x: FloatArray) -> _Columns:
     below = as_float(m) * offset_steps
     raised = (x.reshape(-1, 8, 32) + below[:, :, None]) * reciprocal(step)[:, :, None]
     q = np.clip(np.rint(raised), 0, 15).astype(np.uint8).reshape(-1, 256)
-    return {"d": d, "m": m, "s": _paired(scale_steps, offset_steps), "q": pack(q, 32, 4)}
+    return {"d": d, "m": m, "s": _paired(scale_steps, offset_steps)}, q
 
 
-def encode_q6_k(x: FloatArray) -> _Columns:
-    """Returns the fields of x [n, 256]: sixteen parts with a signed 8-bit scale each."""
+def fit_q6_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
+    """Returns scales' fields and codes of x [n, 256]: sixteen parts with a signed scale each."""
     scales = _fit(x.reshape(-1, 16), 32).reshape(-1, 16)
     at = np.abs(scales).argmax(axis=1, keepdims=True)
     largest = np.take_along_axis(scales, at, axis=1)
@@ -46,9 +41,7 @@ def encode_q6_k(x: FloatArray) -> _Columns:
     steps = np.minimum(np.rint(scales * reciprocal(largest) * np.float32(-128)), 127)
     inverse = reciprocal(as_float(d) * steps)
     q = np.clip(np.rint(x.reshape(-1, 16, 16) * inverse[:, :, None]), -32, 31) + np.float32(32)
-    six = q.astype(np.uint8).reshape(-1, 256)
-    low, high = pack(six & np.uint8(15), 64, 4), pack(six >> np.uint8(4), 32, 2)
-    return {"q": low, "h": high, "s": steps.astype(np.int8), "d": d}
+    return {"s": steps.astype(np.int8), "d": d}, q.astype(np.uint8).reshape(-1, 256)
 
 
 def _fit_offset(x: FloatArray, top: int) -> tuple[FloatArray, FloatArray]:
@@ -126,7 +119,7 @@ def _six_bits(parts: FloatArray) -> tuple[npt.NDArray[np.float16], FloatArray]:
     return (largest[:, 0] / np.float32(63)).astype(np.float16), steps
 
 
-def _paired(scales: FloatArray, offsets: FloatArray) -> _Bytes:
+def _paired(scales: FloatArray, offsets: FloatArray) -> ByteArray:
     """Returns the 12 bytes that `blocks_k` reads as these scales and offsets [n, 8]."""
     s, o = scales.astype(np.uint8), offsets.astype(np.uint8)
     four = np.uint8(4)
