@@ -35,7 +35,6 @@ __all__ = [
     "calibrated",
     "check_calibrated",
     "check_type",
-    "gram_groups",
     "importance",
     "put",
     "round_in_order",
@@ -127,14 +126,6 @@ def put(weight: Tensor, stored: StoredTensor) -> None:
     weight.copy_(torch.from_numpy(to_f32(stored)))
 
 
-def gram_groups(grams: Mapping[str, Gram]) -> list[list[str]]:
-    """Returns the matrices' names, those that share their inputs together, in order."""
-    groups: dict[int, list[str]] = {}
-    for name, gram in grams.items():
-        groups.setdefault(id(gram), []).append(name)
-    return list(groups.values())
-
-
 def round_in_order(
     decoder: Decoder,
     batches: Calibration,
@@ -165,13 +156,11 @@ def round_in_order(
             put(parameters[name], stored[name])
     for station in walk(work, batches):
         before(station)
-        left = [name for name in station.weights if name not in stored]
-        while left:
-            grams = station.grams()
-            group = next(g for g in gram_groups(grams) if not set(g).isdisjoint(left))
-            for name in group:
+        for group in station.groups():
+            left = [name for name in group if name not in stored]
+            grams = station.grams(left)
+            for name in left:
                 settle(name, station.weights[name], grams[name])
-            left = [name for name in left if name not in group]
     values = work.to_weights()
     for name, dtype in plan.dtypes.items():
         if name not in stored:
