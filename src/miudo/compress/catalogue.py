@@ -14,8 +14,11 @@ from miudo.compress.distill.method import ResponseDistillation
 from miudo.compress.method import Method, settings_from_json, settings_to_json
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.width import WidthPruning
+from miudo.compress.quantize.awq import AWQ
 from miudo.compress.quantize.gptq import GPTQ
 from miudo.compress.quantize.importance import ImportanceRounding
+from miudo.compress.quantize.learned import LearnedRounding
+from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.errors import ConfigError
 
@@ -30,6 +33,9 @@ METHODS: Mapping[str, type[Any]] = {
         NearestRounding,
         ImportanceRounding,
         GPTQ,
+        AWQ,
+        LearnedRounding,
+        MixedTypes,
     )
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from miudo.compress.method import check_seen
 from miudo.decoder.decoder import Decoder
@@ -65,10 +66,17 @@ class Station:
         given = self.inputs if inputs is None else inputs
         return [self.run(x, i) for i, x in enumerate(given)]
 
-    def run(self, x: Tensor, index: int) -> Tensor:
-        """Returns what the module makes of x [B, T, D] in the place of batch `index`."""
-        out: Tensor = self.module(x, *self._rest[index])
-        return out
+    def run(self, x: Tensor, index: int, instead: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Returns what the module makes of x [B, T, D] in the place of batch `index`.
+
+        `instead` holds weights, by the names of `weights`, that a block is to have this once.
+        """
+        if instead is None:
+            out: Tensor = self.module(x, *self._rest[index])
+            return out
+        inner = {name.removeprefix(f"{self.name}."): w for name, w in instead.items()}
+        replaced: Tensor = functional_call(self.module, inner, (x, *self._rest[index]))
+        return replaced
 
     @torch.no_grad()
     def groups(self) -> list[list[str]]:

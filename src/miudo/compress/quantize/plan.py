@@ -10,8 +10,9 @@ Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 import numpy as np
@@ -34,11 +35,13 @@ __all__ = [
     "Statistics",
     "calibrated",
     "check_calibrated",
+    "check_enum",
     "check_type",
     "importance",
     "put",
     "round_in_order",
     "rounded_decoder",
+    "squared_error",
 ]
 
 _KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
@@ -92,6 +95,13 @@ def check_type(dtype: DType) -> None:
         raise ConfigError(f"dtype is {dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
 
 
+def check_enum(name: str, value: object, kind: type[Enum]) -> None:
+    """Raises ConfigError for what is no member of `kind`."""
+    if not isinstance(value, kind):
+        known = ", ".join(str(member.value) for member in kind)
+        raise ConfigError(f"{name} is {value!r}", remedy=f"Known are {known}")
+
+
 def calibrated(method: Method, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
     """Returns ids [B, T] as they were given. Raises DataError if there is none.
 
@@ -118,6 +128,21 @@ def importance(gram: Gram) -> FloatArray:
 def rounded_decoder(decoder: Decoder, stored: Weights) -> Decoder:
     """Returns a decoder with the values that the file's tensors have."""
     return Decoder.from_weights(decoder.config, stored)
+
+
+@torch.no_grad()
+def squared_error(
+    station: Station, weights: Mapping[str, Tensor], target: Sequence[Tensor]
+) -> float:
+    """Returns the squared error of a block with these weights, summed over all its inputs.
+
+    `target` are tensors [B, T, D], one an input.
+    """
+    errors = (
+        float((station.run(x, i, weights) - wanted).double().square().sum())
+        for i, (x, wanted) in enumerate(zip(station.inputs, target, strict=True))
+    )
+    return sum(errors)
 
 
 @torch.no_grad()
