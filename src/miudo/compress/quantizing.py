@@ -101,7 +101,10 @@ def _calibration(
         )
     length = min(job.calibration_length, opened.file.config.max_positions)
     with tempfile.TemporaryDirectory(prefix="miudo-") as folder:
-        data = text_data(job.inputs, opened, Path(folder) / "data", job.prepare, progress)
+        # All of a text is calibrated on: one document is enough then.
+        pack = dataclasses.replace(job.prepare.pack, held_out=0.0)
+        settings = dataclasses.replace(job.prepare, pack=pack)
+        data = text_data(job.inputs, opened, Path(folder) / "data", settings, progress)
         batches = calibration_batches(
             data.open_split("train"), tokens=job.calibration_tokens, length=length
         )

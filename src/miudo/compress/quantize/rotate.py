@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from miudo.compress.method import check_finite
 from miudo.config import Block, Norm, Parallel
 from miudo.decoder.decoder import Decoder
 
@@ -37,8 +38,10 @@ def rotate(decoder: Decoder, seed: int) -> Rotated:
     SpinQuant), always exactly. The residual stream (R1) is rotated where the model allows it: RMS
     norms before each sublayer alone, and a head of its own. The gain of a norm must be folded
     into the matrices that follow, and one that precedes a tied table cannot be. All arithmetic
-    is float64. Exact zeros of a pruned matrix are lost.
+    is float64. Exact zeros of a pruned matrix are lost. Raises CheckFailedError if a tensor
+    holds NaN.
     """
+    check_finite(decoder)
     made = copy.deepcopy(decoder).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
