@@ -17,6 +17,7 @@ from miudo.compress.distill.response import (
 )
 from miudo.compress.method import check_finite
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import ConfigError
 from miudo.train.loop import FitResult, fit
 from miudo.train.progress import Progress
@@ -43,10 +44,13 @@ def distill(
     lesson: Lesson,
     out: Path | RunFolder,
     *,
+    masks: Masks | None = None,
     progress: Progress | None = None,
     resume: bool = False,
 ) -> FitResult:
     """Trains `student` in place on the teacher's distributions, with its run in `out`.
+
+    What `masks` say is zero in the student stays zero.
 
     The held-out loss is plain cross-entropy, comparable with any model's. Raises ConfigError
     for different vocabularies or blocks longer than the teacher reads, CheckFailedError for
@@ -66,6 +70,7 @@ def distill(
         lesson.fit,
         out,
         loss=ResponseLoss(teacher, lesson.response),
+        masks=masks,
         held_out=lesson.held_out,
         progress=progress,
         resume=resume,
