@@ -22,13 +22,15 @@ from miudo.compress.distill.method import ResponseDistillation
 from miudo.compress.method import Method, Quantizer, Report
 from miudo.compress.prune.allocation import Allocation
 from miudo.compress.prune.depth import DepthPruning, DepthScore
+from miudo.compress.prune.heads import HeadPruning, HeadScore
+from miudo.compress.prune.hidden import HiddenPruning
 from miudo.compress.prune.sparse import SparseMethod, SparsePruning
 from miudo.compress.prune.width import WidthPruning, WidthScore
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.native import NativeEngine
-from miudo.errors import CheckFailedError, ConfigError, DataError, MiudoError
+from miudo.errors import CheckFailedError, ConfigError, DataError, MiudoError, ModelFileError
 from miudo.formats import ModelFile, open_model
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import write_folder
@@ -42,6 +44,9 @@ EXAMPLES: dict[str, Method] = {
     "width by output": WidthPruning(keep=0.4),
     "width by activation": WidthPruning(keep=0.6, score=WidthScore.ACTIVATION),
     "width a layer": WidthPruning(widths=(32, 160, 96)),
+    "groups": HeadPruning(),
+    "heads": HeadPruning(groups=1.0, heads=0.5, score=HeadScore.ACTIVATION),
+    "hidden": HiddenPruning(),
     "sparsegpt": SparsePruning(),
     "sparsegpt 2:4": SparsePruning("2:4"),
     "wanda 4:8": SparsePruning("4:8", SparseMethod.WANDA),
@@ -221,6 +226,7 @@ def test_exported_files_run_as_the_decoder_does(
 ) -> None:
     decoder = tiny(kind)
     made, _ = run(EXAMPLES[example], decoder, batches)
+    method = EXAMPLES[example]
     path = tmp_path / ("model.gguf" if form == "gguf" else "model")
     model = ModelFile(
         config=made.config, weights=file_weights(EXAMPLES[example], decoder, made, batches),
@@ -228,6 +234,10 @@ def test_exported_files_run_as_the_decoder_does(
     )  # fmt: skip
     if form == "gguf":
         write_gguf(path, model)
+    elif kind == "gpt2" and isinstance(method, HiddenPruning):
+        with pytest.raises(ModelFileError, match=r"head_dim is 16.*Export to GGUF"):
+            write_folder(path, model)  # such folders know no heads that are more than d_model
+        return
     else:
         write_folder(path, model)
     opened = open_model(path)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from miudo.compress.distill.response import ResponseSettings
-from miudo.compress.method import Method, Report
+from miudo.compress.method import Method, Report, in_range
 from miudo.config import ModelConfig
 from miudo.data.pipeline import PrepareSettings
 from miudo.records import Record
@@ -45,6 +45,7 @@ class DistillJob:
 class PruneJob:
     """`methods` are applied in order; `fit`, if given, is how long the rest learns again.
 
+    `repair`, if given, is the ridge of a least-squares fit after each method.
     `keep_zeros` is for a model that was sparse before: None goes by its record.
     """
 
@@ -57,7 +58,12 @@ class PruneJob:
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     calibration_tokens: int = 65_536
     calibration_length: int = 256
+    repair: float | None = None
     keep_zeros: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.repair is not None:
+            in_range("repair", self.repair, 1e-6, 100.0)
 
 
 @dataclass(frozen=True, slots=True)

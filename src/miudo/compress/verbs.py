@@ -107,7 +107,10 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
     """
     progress = progress or Silent()
     if not job.methods:
-        raise ConfigError("nothing is to be pruned", remedy="Give --depth, --width or both")
+        raise ConfigError(
+            "nothing is to be pruned",
+            remedy="Give --depth, --width, --sparsity ...: see --help",
+        )
     refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
     zeros = masks_to_keep(model.decoder, model.file.record, keep=job.keep_zeros, where=job.model)
@@ -115,6 +118,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
         "calibration_length": job.calibration_length,
+        "repair": job.repair,
         "response": settings_to_json(job.response),
         "fit": None if job.fit is None else job.fit.to_json(),
     }
@@ -135,6 +139,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
                 job.methods,
                 batches,
                 recovery,
+                ridge=job.repair,
                 keep_zeros=zeros is not None,
                 check=lambda rest: _check_folder(job.model, model, rest, "Prune otherwise"),
             )

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from miudo.compress.method import Report, check_finite, check_seen, describe, in_range
+from miudo.compress.prune.repair import Origin
 from miudo.decoder.attention import Capture
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError
@@ -102,6 +103,10 @@ class DepthPruning:
             ),
         )
         return pruned, report
+
+    def origin(self, decoder: Decoder, statistics: DepthStatistics) -> Origin:
+        """Returns where layers and channels come from."""
+        return Origin(layers=tuple(_kept(decoder.config.n_layers, statistics.removal)))
 
 
 def without_layers(decoder: Decoder, removal: Sequence[int]) -> Decoder:

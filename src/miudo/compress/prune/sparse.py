@@ -23,6 +23,7 @@ from miudo.compress.hessian import DAMPING, invert, output_error
 from miudo.compress.method import Report, check_finite, check_seen, describe, in_range
 from miudo.compress.prune.allocation import Allocation, allocate
 from miudo.compress.prune.pattern import Pattern
+from miudo.compress.prune.repair import Origin
 from miudo.compress.prune.scores import magnitude, wanda
 from miudo.compress.prune.sparsegpt import sparsegpt
 from miudo.compress.walk import Gram, Station, walk
@@ -120,6 +121,10 @@ class SparsePruning:
             notes=(*account.notes(self, statistics.tokens), *uneven),
         )
         return pruned, report
+
+    def origin(self, decoder: Decoder, statistics: SparseStatistics) -> Origin:
+        """Returns where layers and channels come from: all stay."""
+        return Origin()
 
     def _check_fits(self, decoder: Decoder) -> None:
         pattern = Pattern.parse(self.pattern)
