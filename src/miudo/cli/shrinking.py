@@ -104,9 +104,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
     type=click.Choice(["sparsegpt", "wanda", "magnitude"]),
     help="How those weights are chosen; default sparsegpt.",
 )
-@click.option(
-    "--repair", is_flag=True, help="Fit what writes to the stream anew, by least squares."
-)
+@click.option("--repair", is_flag=True, help="Fit what writes to the stream anew (least squares).")
 @zeros_option
 @_temperature
 @_alpha

@@ -146,10 +146,12 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         found = report_measurements(made.reports)
         if made.fit is not None and job.fit is not None:
             found += made.fit.measurements(job.fit)
-        sparse = sparse_settings({} if made.masks is None else made.masks.zeros())
+        zeros_kept = {} if made.masks is None else made.masks.zeros()
+        if zeros_kept:
+            found.append(Measurement("zero_weights", sum(zeros_kept.values()), "1", "counted"))
         record = dataclasses.replace(
             record,
-            settings={**record.settings, **sparse},
+            settings={**record.settings, **sparse_settings(zeros_kept)},
             seed=None if job.fit is None else job.fit.seed,
             measurements=(*found, *meter.measurements()),
             notes=tuple(note for report in made.reports for note in report.notes),
