@@ -22,6 +22,7 @@ from miudo.compress.distill.terms import (
 )
 from miudo.compress.jobs import DistillJob, PruneJob, QuantizeJob
 from miudo.compress.prune.depth import DepthPruning
+from miudo.compress.prune.sparse import SparsePruning
 from miudo.compress.prune.width import WidthPruning
 from miudo.compress.quantizing import run_quantize
 from miudo.compress.verbs import run_distill, run_prune, student_config
@@ -44,6 +45,7 @@ from miudo.files import sha256_file
 from miudo.formats import open_model
 from miudo.formats.blocks import to_f32
 from miudo.formats.hf import write_folder
+from miudo.formats.zeros import declared
 from miudo.records import Record
 from miudo.tensors import DType, parameter_count
 from miudo.train.metrics import read_metrics
@@ -263,6 +265,69 @@ def test_prune_with_recovery_learns(work: Path, tmp_path: Path) -> None:
     assert made.fit is not None
     assert made.fit.steps == 3
     assert "held_out_loss" in measured(made.record)
+
+
+SPARSE = (SparsePruning("2:4"),)
+
+
+def zeros_of(path: Path) -> dict[str, int]:
+    """The zeros of a file, which its record must name."""
+    opened = open_model(path)
+    found = {
+        name: int((value == 0).sum())
+        for name, value in values(path).items()
+        if name.startswith("layers.") and value.ndim == 2
+    }
+    assert opened.record is not None
+    assert declared(opened.record) == {name: zeros for name, zeros in found.items() if zeros}
+    return found
+
+
+@pytest.mark.parametrize("repair", [None, 0.01])
+def test_a_sparse_model_learns_again_and_stays_sparse(
+    repair: float | None, work: Path, tmp_path: Path
+) -> None:
+    job = replace(prune_job(work, tmp_path / "out"), methods=SPARSE, repair=repair, fit=FIT)
+    made = run_prune(job)
+    found = zeros_of(made.path)
+    sizes = {name: value.size for name, value in values(made.path).items() if name in found}
+    assert found == {name: size // 2 for name, size in sizes.items()}
+    assert measured(made.record)["zero_weights"] == sum(found.values())
+    before = {p.name: sha256_file(p) for p in sorted(made.path.glob("*.safetensors"))}
+    shutil.rmtree(made.path)
+    for file in (tmp_path / "out" / "checkpoints" / "step-00000003").iterdir():
+        file.unlink()
+    (tmp_path / "out" / "checkpoints" / "step-00000003").rmdir()
+    again = run_prune(job, resume=True)
+    assert {p.name: sha256_file(p) for p in sorted(again.path.glob("*.safetensors"))} == before
+
+
+def test_later_verbs_know_of_the_zeros(work: Path, tmp_path: Path) -> None:
+    sparse = run_prune(replace(prune_job(work, tmp_path / "out"), methods=SPARSE)).path
+    before = zeros_of(sparse)
+    narrow = run_prune(
+        replace(
+            prune_job(work, tmp_path / "narrow"), model=sparse, methods=(WidthPruning(),), fit=FIT
+        )
+    )
+    kept = zeros_of(narrow.path)
+    assert kept["layers.0.attn.q.weight"] == before["layers.0.attn.q.weight"]
+    job = replace(distill_job(work, tmp_path / "taught"), start=sparse)
+    assert zeros_of(run_distill(job).path) == before
+    rounded = run_quantize(sparse, tmp_path / "q8.gguf", dtype=DType.Q8_0)
+    found = declared(rounded.record)
+    assert all(found[name] >= zeros for name, zeros in before.items())
+
+
+def test_zeros_without_a_record_are_asked_about(work: Path, tmp_path: Path) -> None:
+    sparse = run_prune(replace(prune_job(work, tmp_path / "out"), methods=SPARSE)).path
+    (sparse / "record.json").unlink()
+    job = replace(prune_job(work, tmp_path / "next"), model=sparse, methods=(WidthPruning(),))
+    with pytest.raises(CheckFailedError, match="--keep-zeros, --free-zeros"):
+        run_prune(job)
+    assert declared(run_prune(replace(job, keep_zeros=True)).record)
+    freed = run_prune(replace(job, out=tmp_path / "freed", keep_zeros=False))
+    assert not declared(freed.record)
 
 
 def test_what_no_folder_holds_is_refused_before_it_learns(

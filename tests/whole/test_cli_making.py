@@ -78,6 +78,40 @@ def test_pruning_with_recovery_gives_a_smaller_model(teacher: Path, data: Path, 
     assert made["fit"]["steps"] == 1
 
 
+def test_every_way_of_pruning_in_one_go(teacher: Path, data: Path, work: Path) -> None:
+    out = work / "all"
+    made = values(
+        "prune", teacher, "--data", data, "--out", out, "--depth", "1", "--hidden", "0.75",
+        "--heads", "0.5", "--width", "0.75", "--pattern", "2:4", "--method", "wanda", "--repair",
+        "--set", "calibration_tokens=256", "--set", "calibration_length=16",
+    )  # fmt: skip
+    record = values("show", made["model"])["record"]
+    names = [method["method"] for method in record["settings"]["methods"]]
+    assert names == ["depth", "hidden", "heads", "width", "sparse"]
+    assert record["settings"]["methods"][4]["settings"]["method"] == "wanda"
+    assert record["settings"]["repair"] == 0.01
+    before, after = open_model(teacher).config, open_model(Path(made["model"])).config
+    assert after.d_model < before.d_model
+    assert after.layers[0].n_heads < before.layers[0].n_heads
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sparsity", "0.5", "--pattern", "1:4"), "is 1:4, and --sparsity is 0.5"),
+        (("--method", "wanda"), "--sparsity or --pattern"),
+        (("--pattern", "4:2"), "pattern is '4:2'"),
+        (("--heads", "0"), "heads is 0.0"),
+    ],
+)
+def test_pruning_that_cannot_be(
+    options: tuple[str, ...], message: str, teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    result = invoke("prune", teacher, "--data", data, "--out", tmp_path / "o", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_pruning_alone_learns_nothing(teacher: Path, data: Path, work: Path) -> None:
     options = ["--set", "calibration_tokens=64", "--set", "calibration_length=16"]
     out = work / "cut"

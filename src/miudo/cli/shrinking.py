@@ -23,6 +23,7 @@ from miudo.cli.training_options import (
     require_data,
     run_options,
     run_settings,
+    zeros_option,
 )
 from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from miudo.compress.method import Method
 
 __all__ = ["distill", "prune"]
+
+_PARTS = ("depth", "hidden", "kv_groups", "heads", "width", "sparsity", "pattern", "method")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +80,7 @@ def _loss_options(function: F) -> F:
 @click.option("--start", help="Begin with this model's shape and weights instead.")
 @click.option("--student-layers", help="Begin with these layers of TEACHER instead: 0,2,5.")
 @click.option("--teacher-too", multiple=True, help="A further teacher, of the same tokenizer.")
+@zeros_option
 @_loss_options
 @way_options
 @run_options
@@ -89,6 +93,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
     student_layers: str | None,
     teacher_too: tuple[str, ...],
     loss: str | None,
+    keep_zeros: bool | None,
     temperature: float | None,
     alpha: float | None,
     features: str | None,
@@ -124,6 +129,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
         loss=learned,
         way=way,
         prepare=packing,
+        keep_zeros=keep_zeros,
     )
     made = run_distill(job, Lines(), resume=resume)
     emit_fit(made.path, made.fit, as_json=as_json)
@@ -133,16 +139,28 @@ def distill(  # noqa: PLR0913 - one parameter an option
 @click.argument("model")
 @data_option
 @click.option("--depth", type=int, help="Take out so many layers.")
+@click.option("--hidden", type=float, help="Keep this share of the residual stream's channels.")
+@click.option("--kv-groups", type=float, help="Keep this share of the key-value groups.")
+@click.option("--heads", type=float, help="Keep this share of the heads in each group.")
 @click.option("--width", type=float, help="Keep this share of the feed-forward neurons.")
+@click.option("--sparsity", type=float, help="Set this share of the weights to zero.")
+@click.option("--pattern", help="N:M: of every M weights in a row only N stay, as 2:4.")
+@click.option(
+    "--method",
+    type=click.Choice(["sparsegpt", "wanda", "magnitude"]),
+    help="How those weights are chosen; default sparsegpt.",
+)
+@click.option("--repair", is_flag=True, help="Fit what writes to the stream anew (least squares).")
+@zeros_option
 @_loss_options
 @run_options
 def prune(  # noqa: PLR0913 - one parameter an option
     model: str,
     *,
     data: tuple[str, ...],
-    depth: int | None,
-    width: float | None,
     loss: str | None,
+    repair: bool,
+    keep_zeros: bool | None,
     temperature: float | None,
     alpha: float | None,
     features: str | None,
@@ -151,18 +169,21 @@ def prune(  # noqa: PLR0913 - one parameter an option
     resume: bool,
     as_json: bool,
     extra: dict[str, Any],
-    **length: Any,
+    **flags: Any,
 ) -> None:
-    """Take layers (--depth) or feed-forward width (--width) out of MODEL.
+    """Take parts out of MODEL: layers, channels, heads, neurons, and single weights.
 
-    What matters least on --data goes. With --tokens, --steps or --minutes what is left learns
-    again from MODEL itself.
+    What matters least on --data goes, in this order: depth, hidden, heads, width, then zeros.
+    With --tokens, --steps or --minutes what is left learns again from MODEL itself, and zeros
+    stay zeros.
     """
     from miudo.compress.jobs import PruneJob
+    from miudo.compress.prune.repair import RIDGE
     from miudo.compress.verbs import run_prune
     from miudo.train.progress import Lines
 
-    methods = _methods(extra, depth, width)
+    methods = _methods(extra, {name: flags.pop(name) for name in _PARTS})
+    ridge = extra.pop("repair_ridge", RIDGE if repair else None)
     learned = _learned(
         extra,
         shared_vocab,
@@ -172,11 +193,9 @@ def prune(  # noqa: PLR0913 - one parameter an option
         features=features,
     )
     counts = {n: extra.pop(n) for n in ("calibration_tokens", "calibration_length") if n in extra}
-    recovers = any(
-        (length | extra).get(name) is not None for name in ("tokens", "steps", "minutes")
-    )
+    recovers = any((flags | extra).get(name) is not None for name in ("tokens", "steps", "minutes"))
     # Without a length nothing is learned; one step stands in so that all else is checked.
-    settings, packing = run_settings(extra, length if recovers else {**length, "steps": 1})
+    settings, packing = run_settings(extra, flags if recovers else {**flags, "steps": 1})
     require_data(data, packing)
     job = PruneJob(
         model=model_path(model),
@@ -186,26 +205,62 @@ def prune(  # noqa: PLR0913 - one parameter an option
         fit=settings if recovers else None,
         loss=learned,
         prepare=packing,
+        repair=ridge,
+        keep_zeros=keep_zeros,
         **counts,
     )
     made = run_prune(job, Lines(), resume=resume)
     emit_fit(made.path, made.fit, as_json=as_json)
 
 
-def _methods(extra: dict[str, Any], depth: int | None, width: float | None) -> tuple[Method, ...]:
-    """Returns the pruning methods; the tables `depth` and `width` hold their further settings."""
+def _methods(extra: dict[str, Any], flags: dict[str, Any]) -> tuple[Method, ...]:
+    """Returns the pruning methods in their one order.
+
+    The tables `depth_pruning`, `hidden_pruning` ... hold their further settings.
+    """
     from miudo.compress.prune.depth import DepthPruning
+    from miudo.compress.prune.heads import HeadPruning
+    from miudo.compress.prune.hidden import HiddenPruning
+    from miudo.compress.prune.sparse import SparsePruning
     from miudo.compress.prune.width import WidthPruning
 
+    heads, groups, pattern = flags["heads"], flags["kv_groups"], _pattern(flags)
+    if heads is not None and groups is None:
+        groups = 1.0  # not the method's own default: what is not named stays whole
+    given: list[tuple[type[Method], dict[str, Any]]] = [
+        (DepthPruning, {"drop": flags["depth"]}),
+        (HiddenPruning, {"keep": flags["hidden"]}),
+        (HeadPruning, {"heads": heads, "groups": groups}),
+        (WidthPruning, {"keep": flags["width"]}),
+        (SparsePruning, {"pattern": pattern, "method": flags["method"]}),
+    ]
     methods: list[Method] = []
-    depth_table, width_table = extra.pop("depth_pruning", {}), extra.pop("width_pruning", {})
-    if depth is not None or depth_table:
-        flags = {} if depth is None else {"drop": depth}
-        methods.append(make_settings(DepthPruning, {**depth_table, **flags}, where="depth_pruning"))
-    if width is not None or width_table:
-        share = {} if width is None else {"keep": width}
-        methods.append(make_settings(WidthPruning, {**width_table, **share}, where="width_pruning"))
+    for kind, values in given:
+        where = f"{kind.name}_pruning"
+        table = extra.pop(where, {})
+        typed = {name: value for name, value in values.items() if value is not None}
+        if typed or table:
+            methods.append(make_settings(kind, {**table, **typed}, where=where))
     return tuple(methods)
+
+
+def _pattern(flags: dict[str, Any]) -> str | None:
+    share, pattern = flags["sparsity"], flags["pattern"]
+    if share is None and pattern is None and flags["method"] is not None:
+        raise UsageError(
+            f"is {flags['method']}, and no weight is to be zero",
+            where="--method",
+            remedy="Give --sparsity or --pattern",
+        )
+    if share is not None and pattern is not None:
+        kept, _, group = pattern.partition(":")
+        if not (kept.isdigit() and group.isdigit() and int(kept) == (1 - share) * int(group)):
+            raise UsageError(
+                f"is {pattern}, and --sparsity is {share}",
+                where="--pattern",
+                remedy="Give one of them",
+            )
+    return pattern if pattern is not None or share is None else str(share)
 
 
 def _learned(extra: dict[str, Any], shared_vocab: int | None, **flags: Any) -> DistillSettings:

@@ -13,6 +13,9 @@ from typing import Any, cast
 from miudo.compress.distill.method import ResponseDistillation
 from miudo.compress.method import Method, settings_from_json, settings_to_json
 from miudo.compress.prune.depth import DepthPruning
+from miudo.compress.prune.heads import HeadPruning
+from miudo.compress.prune.hidden import HiddenPruning
+from miudo.compress.prune.sparse import SparsePruning
 from miudo.compress.prune.width import WidthPruning
 from miudo.compress.quantize.awq import AWQ
 from miudo.compress.quantize.gptq import GPTQ
@@ -29,7 +32,10 @@ METHODS: Mapping[str, type[Any]] = {
     for kind in (
         ResponseDistillation,
         DepthPruning,
+        HiddenPruning,
+        HeadPruning,
         WidthPruning,
+        SparsePruning,
         NearestRounding,
         ImportanceRounding,
         GPTQ,

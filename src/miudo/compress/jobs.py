@@ -12,7 +12,7 @@ from pathlib import Path
 
 from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.distill.ways import Way
-from miudo.compress.method import Method, Quantizer, Report
+from miudo.compress.method import Method, Quantizer, Report, in_range
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.pipeline import PrepareSettings
@@ -31,7 +31,8 @@ class DistillJob:
     `student_layers`, if given, makes the student of these layers of the teacher instead.
     `more_teachers` teach beside the first. `inputs` are texts, or one data folder packed with
     the teacher's tokenizer. `way`, if given, is how the teacher is asked; across tokenizers
-    (`CrossSettings`) tokenizer and data are those of `start`.
+    (`CrossSettings`) tokenizer and data are those of `start`. `keep_zeros` is for a `start` that
+    was pruned: None goes by its record.
     """
 
     teacher: Path
@@ -45,11 +46,16 @@ class DistillJob:
     loss: DistillSettings = field(default_factory=DistillSettings)
     way: Way | None = None
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    keep_zeros: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PruneJob:
-    """`methods` are applied in order; `fit`, if given, is how long the rest learns again."""
+    """`methods` are applied in order; `fit`, if given, is how long the rest learns again.
+
+    `repair`, if given, is the ridge of a least-squares fit after each method.
+    `keep_zeros` is for a model that was sparse before: None goes by its record.
+    """
 
     model: Path
     inputs: tuple[str, ...]
@@ -79,6 +85,12 @@ class QuantizeJob:
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     calibration_tokens: int = 65_536
     calibration_length: int = 256
+    repair: float | None = None
+    keep_zeros: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.repair is not None:
+            in_range("repair", self.repair, 1e-6, 100.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from miudo.errors import CheckFailedError, ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.model_file import ModelFile
+from miudo.formats.zeros import carried
 from miudo.meter import Meter
 from miudo.records import Artefact, Record, shared_licence
 from miudo.tensors import DType, StoredTensor
@@ -57,7 +58,8 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
             decoder, notes = turned.decoder, (turned.note,)
         method = _within(job, opened)
         stored, report = method.store(decoder, method.calibrate(decoder, batches))
-    settings = method_to_json(method) | {
+    settings = method_to_json(method) | carried(opened.file.record, stored)
+    settings |= {
         "rotation_seed": job.rotation_seed,
         "calibration_tokens": sum(ids.numel() for ids in batches),
         "calibration_length": job.calibration_length,

@@ -37,10 +37,12 @@ from miudo.compress.prune.recover import Recovery, calibration_batches, prune_an
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import masks_to_keep
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
+from miudo.formats.zeros import sparse_settings
 from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.records import Artefact, Measurement, Record, shared_licence
@@ -70,6 +72,10 @@ def run_distill(
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
     models = [teacher, *more, *(() if start is None else (start,))]
+    masks = None
+    if start is not None:
+        record = start.file.record
+        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start)
     # The model whose tokenizer, template and family the student's folder has.
     pattern = start if start is not None and isinstance(job.way, CrossSettings) else teacher
     _check_folder(job.teacher, pattern, student, "Give another --student, or --start from a model")
@@ -93,6 +99,7 @@ def run_distill(
                 lesson,
                 folder,
                 surviving=job.student_layers or None,
+                masks=masks,
                 progress=progress,
                 resume=resume,
             )
@@ -100,7 +107,10 @@ def run_distill(
         if pattern is teacher:  # another tokenizer's loss a token is no number to compare with
             found += _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
-            record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
+            record,
+            seed=job.fit.seed,
+            settings={**record.settings, **sparse_settings(result.zeros)},
+            measurements=(*found, *meter.measurements()),
         )
         path = _write(job.out / "model", pattern, student, record)
     return Shrunk(path, student.config, record, fit=result)
@@ -114,13 +124,18 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
     """
     progress = progress or Silent()
     if not job.methods:
-        raise ConfigError("nothing is to be pruned", remedy="Give --depth, --width or both")
+        raise ConfigError(
+            "nothing is to be pruned",
+            remedy="Give --depth, --width, --sparsity ...: see --help",
+        )
     refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
+    zeros = masks_to_keep(model.decoder, model.file.record, keep=job.keep_zeros, where=job.model)
     settings = {
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
         "calibration_length": job.calibration_length,
+        "repair": job.repair,
         "loss": job.loss.to_json(),
         "fit": None if job.fit is None else job.fit.to_json(),
     }
@@ -141,13 +156,19 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
                 job.methods,
                 batches,
                 recovery,
+                ridge=job.repair,
+                keep_zeros=zeros is not None,
                 check=lambda rest: _check_folder(job.model, model, rest, "Prune otherwise"),
             )
         found = report_measurements(made.reports)
         if made.fit is not None and job.fit is not None:
             found += made.fit.measurements(job.fit)
+        zeros_kept = {} if made.masks is None else made.masks.zeros()
+        if zeros_kept:
+            found.append(Measurement("zero_weights", sum(zeros_kept.values()), "1", "counted"))
         record = dataclasses.replace(
             record,
+            settings={**record.settings, **sparse_settings(zeros_kept)},
             seed=None if job.fit is None else job.fit.seed,
             measurements=(*found, *meter.measurements()),
             notes=tuple(note for report in made.reports for note in report.notes),

@@ -35,10 +35,10 @@ from miudo.formats.gguf_writer import write_container
 from miudo.formats.layout import (
     canonical_weights,
     join,
-    pad_to_uniform,
     pair_rows,
 )
 from miudo.formats.model_file import ModelFile
+from miudo.formats.padding import paddings
 from miudo.formats.precision import held_as
 from miudo.formats.strict_json import parse_object
 from miudo.records import Record
@@ -124,12 +124,10 @@ def write_gguf(
 
 def _fitting(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
     """A family that can say the model, and the model padded if only that makes it one."""
-    family = for_gguf(model.config)
-    if family is None:
-        config, weights, notes = pad_to_uniform(model.config, model.weights)
-        if (padded := for_gguf(config)) is not None:
-            return padded, config, weights, notes
-    return family, model.config, model.weights, ()
+    for config, weights, notes in paddings(model.config, model.weights):
+        if (family := for_gguf(config)) is not None:
+            return family, config, weights, notes
+    return None, model.config, model.weights, ()
 
 
 def _matrices(config: ModelConfig) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import DataError, ResourceError, TrainingError
 from miudo.train.loss import Learning, Loss, Marks, Scheduled, compiled
 from miudo.train.optimizer import Optimizers
@@ -81,11 +82,22 @@ class StepResult:
 
 
 class Stepper:
-    """Takes steps on `decoder`'s own weights, and on those of a loss that learns."""
+    """Takes steps on `decoder`'s own weights, and on those of a loss that learns.
 
-    def __init__(self, decoder: Decoder, data: Tokens, settings: FitSettings, loss: Loss) -> None:
+    What `masks` say is zero stays zero.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        data: Tokens,
+        settings: FitSettings,
+        loss: Loss,
+        masks: Masks | None = None,
+    ) -> None:
         self.decoder, self.data, self.settings, self.loss = decoder, data, settings, loss
         self.device = decoder.embed.weight.device
+        self.masks = None if masks is None else masks.to(self.device)
         self.beside = loss.learned if isinstance(loss, Learning) else nn.Module()
         self.beside.to(self.device)
         extra = {f"loss.{name}": p for name, p in self.beside.named_parameters()}
@@ -110,11 +122,15 @@ class Stepper:
                 remedy="Halve --batch-size and double --accumulate; the last checkpoint holds",
             ) from error
         parameters = self.optimizers.parameters
+        if self.masks is not None:
+            self.masks.zero_gradients(self.optimizers.named)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.optimizers.forget_gradients()
             return StepResult(value, norm, applied=False, parts=parts)
         self.optimizers.step(lr_scale(self.settings, plan.steps, step))
+        if self.masks is not None:
+            self.masks.put_back(self.optimizers.named)
         with torch.no_grad():
             size = float(torch.nn.utils.get_total_norm(parameters))
         if not math.isfinite(size):
