@@ -26,19 +26,28 @@ _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "st
 class Optimizers:
     """The optimisers of one decoder; every parameter that takes a gradient belongs to one.
 
+    `beside` are parameters of nobody's module, each of one axis.
+
     Muon (Jordan et al. 2024) takes the matrices inside the blocks, a side path's factors among
     them, its steps scaled to the size of AdamW's (Liu et al. 2025); AdamW (Loshchilov and Hutter
     2019) takes tables, head, norms and biases, decaying matrices alone.
     """
 
-    def __init__(self, decoder: Decoder, settings: FitSettings) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        settings: FitSettings,
+        beside: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
         self.named = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
+        self.named |= beside or {}
         self.parameters = list(self.named.values())
         self._names: dict[str, list[tuple[str, nn.Parameter]]] = {"muon": [], "adamw": []}
         roles = {spec.name: spec.role for spec in tensor_table(decoder.config)}
         for name, parameter in self.named.items():
-            # What the table does not name is a factor of a matrix inside a block.
+            # What the table does not name is a factor of a matrix inside a block, or has one axis.
             hidden = roles.get(name, Role.ATTENTION) in (Role.ATTENTION, Role.MLP)
+            hidden = hidden and parameter.ndim > 1
             kind = "muon" if hidden and settings.optimizer is Optimizer.MUON else "adamw"
             self._names[kind].append((name, parameter))
         self._lr = {"muon": settings.muon_lr, "adamw": settings.lr}

@@ -10,14 +10,15 @@ Shapes: B batch_size, T length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from miudo.decoder.decoder import Decoder
 from miudo.errors import DataError, ResourceError, TrainingError
@@ -26,7 +27,7 @@ from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
 from miudo.train.settings import FitSettings, Precision
 
-__all__ = ["MarkedTokens", "StepResult", "Stepper", "Tokens", "loss_of"]
+__all__ = ["MarkedTokens", "StandIn", "StepResult", "Stepper", "Tokens", "loss_of"]
 
 
 _MarkArrays = tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]
@@ -70,6 +71,31 @@ class MarkedTokens(Tokens, Protocol):
         ...
 
 
+class StandIn(Protocol):
+    """Other values in the weights' place while a step computes, as a file will hold them.
+
+    `miudo.decoder.rounded.RoundedWeights` is one. `learned` are parameters that are trained
+    beside the weights, each of one axis.
+    """
+
+    learned: Mapping[str, nn.Parameter]
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves what it holds to where the weights are."""
+        ...
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the decoder's parameters are those other values."""
+        ...
+
+    def share_gradients(self, done: float) -> None:
+        """Makes of the gradients of what was shown those of the weights and of `learned`.
+
+        `done` is the share of the run's steps that are taken.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """`applied` is False where loss or gradient was not finite: the weights did not move."""
@@ -83,15 +109,29 @@ class StepResult:
 class Stepper:
     """Takes steps on `decoder`'s own weights."""
 
-    def __init__(self, decoder: Decoder, data: Tokens, settings: FitSettings, loss: Loss) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        data: Tokens,
+        settings: FitSettings,
+        loss: Loss,
+        stand_in: StandIn | None = None,
+    ) -> None:
         self.decoder, self.data, self.settings, self.loss = decoder, data, settings, loss
-        self.optimizers = Optimizers(decoder, settings)
-        self.device = decoder.embed.weight.device
+        self.stand_in, self.device = stand_in, decoder.embed.weight.device
+        if stand_in is not None:
+            stand_in.to(self.device)
+        self.optimizers = Optimizers(decoder, settings, {} if stand_in is None else stand_in.learned)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the decoder has the weights that it will be used with."""
+        return nullcontext() if self.stand_in is None else self.stand_in.shown()
 
     def take(self, step: int, plan: Plan) -> StepResult:
         """Takes `step` (from 0). Raises TrainingError where weights are no longer finite."""
         try:
-            value, parts = self._gradients(step, plan)
+            with self.shown():
+                value, parts = self._gradients(step, plan)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -101,6 +141,8 @@ class Stepper:
                 where="batch_size, length",
                 remedy="Halve --batch-size and double --accumulate; the last checkpoint holds",
             ) from error
+        if self.stand_in is not None:
+            self.stand_in.share_gradients(step / plan.steps)
         parameters = self.optimizers.parameters
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -121,7 +163,8 @@ class Stepper:
         """Computes the first step's gradients and forgets them, so that all is compiled."""
         random = torch.get_rng_state()
         try:
-            self._gradients(0, plan)
+            with self.shown():
+                self._gradients(0, plan)
         finally:
             torch.set_rng_state(random)
             self.optimizers.forget_gradients()
