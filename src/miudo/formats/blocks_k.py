@@ -24,7 +24,7 @@ from miudo.formats.block_codec import (
     unpack,
 )
 from miudo.formats.blocks_32 import IQ4_VALUES
-from miudo.formats.blocks_k_fit import fit_q4_k, fit_q6_k
+from miudo.formats.blocks_k_fit import fit_q2_k, fit_q3_k, fit_q4_k, fit_q5_k, fit_q6_k
 from miudo.tensors import DType
 
 __all__ = ["CODECS_K"]
@@ -130,18 +130,19 @@ _FOUR, _FIVE, _SIX = (_four_bits, _put_four), (_five_bits, _put_five), (_six_bit
 
 CODECS_K: Mapping[DType, Codec] = {
     DType.Q2_K: Codec(
-        np.dtype([("s", "u1", 16), ("q", "u1", 64), _D, _M]), steps_from(0, 4), *_TWO, _grid_q2
+        np.dtype([("s", "u1", 16), ("q", "u1", 64), _D, _M]), steps_from(0, 4), *_TWO, _grid_q2,
+        fit_q2_k,
     ),
     DType.Q3_K: Codec(
         np.dtype([("h", "u1", 32), ("q", "u1", 64), ("s", "u1", 12), _D]),
-        steps_from(-4, 8), *_THREE, _grid_q3,
+        steps_from(-4, 8), *_THREE, _grid_q3, fit_q3_k,
     ),
     DType.Q4_K: Codec(
         np.dtype([_D, _M, _PAIRS, _NIBBLES]), steps_from(0, 16), *_FOUR, _grid_pairs, fit_q4_k
     ),
     DType.Q5_K: Codec(
         np.dtype([_D, _M, _PAIRS, ("h", "u1", 32), _NIBBLES]),
-        steps_from(0, 32), *_FIVE, _grid_pairs,
+        steps_from(0, 32), *_FIVE, _grid_pairs, fit_q5_k,
     ),
     DType.Q6_K: Codec(
         np.dtype([_NIBBLES, ("h", "u1", 64), ("s", "i1", 16), _D]),
