@@ -24,6 +24,7 @@ from miudo.compress.method import Method, Quantizer, Report
 from miudo.compress.prune.depth import DepthPruning, DepthScore
 from miudo.compress.prune.width import WidthPruning, WidthScore
 from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.trained import TrainedRounding
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.native import NativeEngine
@@ -45,6 +46,8 @@ EXAMPLES: dict[str, Method] = {
     "f16": NearestRounding(DType.F16),
     "q4_0": NearestRounding(DType.Q4_0),
     "q4_k": NearestRounding(DType.Q4_K),
+    "trained q4_0": TrainedRounding(steps=2, batch_size=4, tables=DType.Q4_0, seed=5),
+    "trained q4_1": TrainedRounding(DType.Q4_1, steps=2, batch_size=4),
 }
 # Zero padding of unequal layers, and a cache, put the same sums in another order.
 SAME_SUMS = 1e-5

@@ -1,4 +1,4 @@
-"""The values that block types of files can hold, in PyTorch: scales found, weights rounded to them.
+"""The values that block types of files can hold, in PyTorch: what scales become, and weights.
 
 For: training whose forward pass sees what a file will hold (`miudo.decoder.rounded`).
 Not for: bits (`miudo.formats.blocks`), which these numbers become without another search.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from miudo.formats.blocks import CODECS
-from miudo.tensors import DType
+from miudo.tensors import DType, StoredTensor
 
 __all__ = ["GRIDS", "Grid", "Held", "Scales"]
 
@@ -81,12 +81,15 @@ class Grid:
         """Whether levels are whole numbers in a row."""
         return len(self.levels) == self.high - self.low + 1
 
-    def fit(self, x: Tensor, tries: int = 16) -> Scales:
-        """Returns the scales of x [m, k], of `tries` grids the one of least squared error.
-
-        Each is refitted by least squares to the codes that it gives, as llama.cpp's k-quants do.
-        """
-        return self._fit_offset(x, tries) if self.offset else self._fit(x, tries)
+    def scales(self, stored: StoredTensor) -> Scales:
+        """Returns the scales of a tensor that is of this type already."""
+        codec = CODECS[stored.dtype]
+        scale, offset = (
+            None if found is None else torch.from_numpy(found.reshape(-1))
+            for found in codec.grid(stored.data.view(codec.fields))
+        )
+        assert scale is not None  # noqa: S101 - every grid has one
+        return Scales(scale, offset)
 
     def hold(self, wish: Scales) -> Held:
         """Returns `wish` [m] rounded to what a file holds."""
@@ -143,56 +146,6 @@ class Grid:
 
     def _table(self, like: Tensor) -> Tensor:
         return torch.tensor(self.levels, device=like.device)
-
-    def _fit(self, x: Tensor, tries: int) -> Scales:
-        at = x.abs().argmax(1, keepdim=True)
-        # The greatest magnitude becomes the longer end of the levels, whatever its sign.
-        longest = x.gather(1, at)[:, 0] / self.low  # m
-        if self.low == -self.high:
-            longest = longest.abs()
-        best = torch.full_like(longest, -1.0)
-        scale = longest
-        for share in _shares(len(self.levels), tries):
-            q = self._snapped(x * _inverse(longest * share)[:, None])  # m k
-            product, square = (q * x).sum(1), (q * q).sum(1)
-            new = product * _inverse(square)
-            gained = new * product  # how much of the squares' sum this grid accounts for
-            better = gained > best
-            best, scale = torch.where(better, gained, best), torch.where(better, new, scale)
-        return Scales(scale)
-
-    def _fit_offset(self, x: Tensor, tries: int) -> Scales:
-        least, most = x.amin(1), x.amax(1)  # m
-        if self.steps is not None:  # these offsets only lower: 0 stays a value that can be had
-            least = least.clamp(max=0.0)
-        k, sum_x = x.shape[1], x.sum(1)
-        best = torch.full_like(least, torch.inf)
-        scale, offset = (most - least) / self.high, least
-        for share in _shares(len(self.levels), tries):
-            width = (most - least) * share
-            # What is cut off is cut off at both ends.
-            start = least + ((most - least) - width) / 2 if self.steps is None else least * share
-            per_step = _inverse(width / self.high)
-            q = self._snapped((x - start[:, None]) * per_step[:, None])  # m k
-            sum_q, sum_qq, sum_qx = q.sum(1), (q * q).sum(1), (q * x).sum(1)
-            inverse = _inverse(k * sum_qq - sum_q * sum_q)
-            new = (k * sum_qx - sum_x * sum_q) * inverse
-            below = (sum_x - new * sum_q) / k
-            if self.steps is not None:
-                above = below > 0
-                new = torch.where(above, sum_qx * _inverse(sum_qq), new)
-                below = torch.where(above, 0.0, below)
-            error = (q * new[:, None] + below[:, None] - x).square().sum(1)
-            better = (inverse > 0) & (error < best)
-            best = torch.where(better, error, best)
-            scale, offset = torch.where(better, new, scale), torch.where(better, below, offset)
-        return Scales(scale.clamp(min=0.0) if self.steps is not None else scale, offset)
-
-
-def _shares(levels: int, tries: int) -> list[float]:
-    """Shares of a part's range that the levels span, from all of it down: few levels span less."""
-    least = 0.3 if levels <= 4 else 0.6
-    return torch.linspace(1.0, least, tries).tolist() if tries > 1 else [(1.0 + least) / 2]
 
 
 def _inverse(x: Tensor) -> Tensor:

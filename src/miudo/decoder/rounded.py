@@ -13,11 +13,10 @@ Shapes: m parts of a matrix, k values of a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ class _Matrix:
     value: nn.Parameter
     grid: Grid
     start: Scales
-    factor: nn.Parameter | None  # m, the logarithm
+    factor: nn.Parameter  # m, the logarithm
     shift: nn.Parameter | None  # m, in scales
 
     def parts(self) -> Tensor:
@@ -50,45 +49,39 @@ class _Matrix:
 
     @torch.no_grad()
     def held(self) -> Held:
-        if self.factor is None:
-            return self.grid.hold(self.grid.fit(self.parts(), _TRIES))
         scale, offset = self.start.scale * self.factor.exp(), self.start.offset
         if offset is not None and self.shift is not None:
             offset = offset + self.start.scale * self.shift
         return self.grid.hold(Scales(scale, offset))
 
 
-_TRIES = 3
-
-
 class RoundedWeights:
-    """The rounding of `decoder`'s parameters to `dtypes`, by canonical name; F32 ones stay.
+    """The rounding of `decoder`'s parameters to the types of `begun`, a file's tensors by name.
 
-    With `learn` scales are parameters, trained with the weights until `frozen_from` of the run;
-    without it they are found anew from the weights at every step. Raises ConfigError for a type
-    that training cannot round to.
+    Scales are `begun`'s times learned factors, offsets `begun`'s plus learned shifts, until
+    `frozen_from` of the run: from there on they stay, so that codes can settle. F32 tensors are
+    not rounded. Raises ConfigError for a type that training cannot round to.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        dtypes: Mapping[str, DType],
+        begun: Weights,
         *,
-        learn: bool = True,
         frozen_from: float = 0.9,
     ) -> None:
         self._frozen_from = frozen_from
-        self._decoder, self._dtypes = decoder, dict(dtypes)
+        self._decoder, self._dtypes = decoder, {name: t.dtype for name, t in begun.items()}
         self._matrices: list[_Matrix] = []
         self._plain: list[tuple[nn.Parameter, torch.dtype]] = []
         self.learned: dict[str, nn.Parameter] = {}
         """What is trained beside the weights, by name, each [m]."""
         for name, value in decoder.named_parameters():
-            dtype = dtypes.get(name, DType.F32)
+            dtype = self._dtypes[name]
             if dtype in _PLAIN:
                 self._plain.append((value, _PLAIN[dtype]))
             elif dtype is not DType.F32:
-                self._matrices.append(self._matrix(name, dtype, value, learn=learn))
+                self._matrices.append(self._matrix(name, begun[name], value))
 
     def to(self, device: torch.device | str) -> None:
         """Moves what is learned, and what it began with, to where the decoder is."""
@@ -123,7 +116,7 @@ class RoundedWeights:
         """
         for matrix in self._matrices:
             gradient = matrix.value.grad
-            if gradient is None or matrix.factor is None:
+            if gradient is None:
                 continue
             x, held = matrix.parts(), matrix.held()
             of_value = gradient.view_as(x)
@@ -143,7 +136,7 @@ class RoundedWeights:
         for name, plain in self._decoder.to_weights().items():
             matrix = matrices.get(name)
             if matrix is None:
-                stored[name] = encode(to_f32(plain), self._dtypes.get(name, DType.F32))
+                stored[name] = encode(to_f32(plain), self._dtypes[name])
                 continue
             stored[name] = _stored(matrix)
         with self.shown():
@@ -158,21 +151,18 @@ class RoundedWeights:
                 )
         return stored
 
-    def _matrix(self, name: str, dtype: DType, value: nn.Parameter, *, learn: bool) -> _Matrix:
+    def _matrix(self, name: str, begun: StoredTensor, value: nn.Parameter) -> _Matrix:
+        dtype = begun.dtype
         if dtype not in GRIDS:
             raise ConfigError(
-                f"training cannot round to {dtype}", remedy=f"Known are {', '.join(GRIDS)}"
+                f"{name}: training cannot round to {dtype}",
+                remedy=f"Known are {', '.join(GRIDS)}",
             )
-        grid = GRIDS[dtype]
-        start = grid.fit(value.detach().view(-1, grid.part), 32)
-        factor = shift = None
-        if learn:
-            factor = nn.Parameter(torch.zeros_like(start.scale))
-            self.learned[f"scale.{name}"] = factor
-        if learn and start.offset is not None:
-            shift = nn.Parameter(torch.zeros_like(start.scale))
-            self.learned[f"offset.{name}"] = shift
-        return _Matrix(name, dtype, value, grid, start, factor, shift)
+        start, shift = GRIDS[dtype].scales(begun), None
+        factor = self.learned[f"scale.{name}"] = nn.Parameter(torch.zeros_like(start.scale))
+        if start.offset is not None:
+            shift = self.learned[f"offset.{name}"] = nn.Parameter(torch.zeros_like(start.scale))
+        return _Matrix(name, dtype, value, GRIDS[dtype], start, factor, shift)
 
 
 def _scale_gradients(
@@ -188,8 +178,7 @@ def _scale_gradients(
     size = (matrix.grid.part * max(matrix.grid.high, 1.0)) ** -0.5
     outside = v if held.offset is None else v - held.offset
     of_log = torch.where(beyond, outside, v - x)  # scale * dv/dscale
-    if matrix.factor is not None:
-        matrix.factor.grad = (of_value * of_log).sum(1) * size
+    matrix.factor.grad = (of_value * of_log).sum(1) * size
     if matrix.shift is not None:
         of_shift = torch.where(beyond, of_value, 0.0).sum(1)
         matrix.shift.grad = of_shift * matrix.start.scale * size

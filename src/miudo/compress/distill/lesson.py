@@ -22,7 +22,7 @@ from miudo.train.loop import FitResult, fit
 from miudo.train.progress import Progress
 from miudo.train.run_folder import RunFolder
 from miudo.train.settings import FitSettings
-from miudo.train.stepper import Tokens
+from miudo.train.stepper import StandIn, Tokens
 
 __all__ = ["Lesson", "distill"]
 
@@ -45,8 +45,11 @@ def distill(
     *,
     progress: Progress | None = None,
     resume: bool = False,
+    stand_in: StandIn | None = None,
 ) -> FitResult:
     """Trains `student` in place on the teacher's distributions, with its run in `out`.
+
+    With a `stand_in` the student learns while its values are in the weights' place.
 
     The held-out loss is plain cross-entropy, comparable with any model's. Raises ConfigError
     for different vocabularies or blocks longer than the teacher reads, CheckFailedError for
@@ -69,4 +72,5 @@ def distill(
         held_out=lesson.held_out,
         progress=progress,
         resume=resume,
+        stand_in=stand_in,
     )
