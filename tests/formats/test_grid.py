@@ -63,10 +63,10 @@ def test_rounding_to_a_written_grid_is_no_worse_than_the_writer(dtype: DType) ->
 
 
 def test_what_has_no_grid_and_codes_without_a_level_are_refused() -> None:
-    with pytest.raises(ConfigError, match="F16 has no grid.*Q4_0"):
+    with pytest.raises(ConfigError, match=r"F16 has no grid.*Q4_0"):
         grid_of(encode(np.zeros((1, 32), np.float32), DType.F16))
     stored = encode(np.zeros((1, 32), np.float32), DType.Q4_0)
-    with pytest.raises(ConfigError, match="up to 16.*codes below 16"):
+    with pytest.raises(ConfigError, match=r"up to 16.*codes below 16"):
         with_codes(stored, np.full((1, 32), 16, np.uint8))
     with pytest.raises(ConfigError, match="of shape"):
         with_codes(stored, np.zeros((32,), np.uint8))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miudo.formats.block_codec import FloatArray, reciprocal
+from miudo.formats.block_codec import ByteArray, FloatArray, reciprocal
 
 __all__ = ["Levels", "Parts", "fit_offset", "fit_scale", "search_blocks", "weigh"]
 
@@ -36,19 +36,24 @@ class Levels:
 
     def nearest(self, steps: FloatArray) -> FloatArray:
         """Returns the level nearest to each of `steps`, in its shape."""
-        first, last = self.values[0], self.values[-1]
-        if last - first == len(self.values) - 1:
+        if self._whole:
             whole: FloatArray = np.rint(steps)
-            return whole.clip(first, last)
+            return whole.clip(self.values[0], self.values[-1])
         return self.values[self.codes(steps)]
 
-    def codes(self, steps: FloatArray) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """Returns the places of the nearest levels in the table."""
+    def codes(self, steps: FloatArray) -> ByteArray:
+        """Returns the place in the table of the level nearest to each of `steps`."""
+        if self._whole:
+            return (self.nearest(steps) - self.values[0]).astype(np.uint8)
         code = np.zeros(steps.shape, dtype=np.uint8)
         # Some passes of comparisons take less time than a binary search of each value.
         for middle in (self.values[1:] + self.values[:-1]) / 2:
             code += steps > middle
         return code
+
+    @property
+    def _whole(self) -> bool:
+        return bool(self.values[-1] - self.values[0] == len(self.values) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +70,16 @@ class Parts:
     offsets: bool
 
 
-def weigh(x: FloatArray, importance: FloatArray | None, *, offsets: bool) -> FloatArray:
+def weigh(x: FloatArray, importance: FloatArray | None) -> FloatArray:
     """Returns what an error of each value of parts x [m, w] weighs.
 
-    Without an importance large values weigh more, as in llama.cpp: by their squares or, where
-    there are offsets, by their size and that of their part.
+    Without an importance large values weigh more, by their size and that of their part: of the
+    rules tried on a trained model this left the next tokens' probabilities nearest (docs/log.md).
+    With one it is the weight, and not times such a factor as llama.cpp has it: what is asked for
+    is the error of outputs, and that is the sum of importance * error^2.
     """
     if importance is not None:
         return importance.reshape(x.shape)
-    if not offsets:
-        return x * x
     return np.sqrt(np.mean(x * x, axis=1, keepdims=True)) + np.abs(x)
 
 
@@ -85,15 +90,15 @@ def search_blocks(
 
     x and `weight` are [n, 256].
     """
-    x, weight = x.reshape(-1, x.shape[1] // parts.count), weight.reshape(x.shape[0], -1)
+    x = x.reshape(-1, x.shape[1] // parts.count)
     weight = weight.reshape(x.shape)
     if parts.offsets:
         scales, offsets = fit_offset(x, weight, parts.levels)
         m, offset_steps = _whole(offsets.reshape(-1, parts.count), parts.most)
     else:
         scales = fit_scale(x, weight, parts.levels)
-        m, offset_steps = (np.zeros(s, np.float32) for s in (len(x) // parts.count, x.size))
-        offset_steps = offset_steps[: len(x)].reshape(-1, parts.count)
+        offset_steps = np.zeros((len(x) // parts.count, parts.count), dtype=np.float32)
+        m = offset_steps[:, 0]
     # The scale of greatest magnitude takes the step that reaches farthest.
     d, scale_steps = _whole(
         scales.reshape(-1, parts.count), parts.least if parts.least < 0 else parts.most
@@ -148,24 +153,27 @@ def _better_steps(x: FloatArray, weight: FloatArray, parts: Parts, found: _Found
 
 def _better_scales(x: FloatArray, weight: FloatArray, parts: Parts, found: _Found) -> _Found:
     """Fits d and m to what the blocks' codes and steps are, by weighted least squares."""
-    n = len(found.d)
     scale, offset = found.scales()
     levels = parts.levels.nearest((x + offset) * reciprocal(scale))
-    up = (found.scale_steps.reshape(-1, 1) * levels).reshape(n, -1).astype(np.float64)
-    down = np.repeat(found.offset_steps, x.shape[1], axis=1).astype(np.float64)
-    w, values = weight.reshape(n, -1).astype(np.float64), x.reshape(n, -1)
-    uu, ud, dd = ((w * a * b).sum(axis=1) for a, b in ((up, up), (up, down), (down, down)))
-    ux, dx = (w * up * values).sum(axis=1), (w * down * values).sum(axis=1)
+    weighted = weight * levels
+    up, down = found.scale_steps.astype(np.float64), found.offset_steps.astype(np.float64)
+    # A value is d * up * level - m * down: sums of each part, then of the block.
+    uu = (up * up * _dot(weighted, levels).reshape(up.shape)).sum(axis=1)
+    ux = (up * _dot(weighted, x).reshape(up.shape)).sum(axis=1)
+    ud = (up * down * weighted.sum(axis=1).reshape(up.shape)).sum(axis=1)
+    dd = (down * down * weight.sum(axis=1).reshape(up.shape)).sum(axis=1)
+    dx = (down * _dot(weight, x).reshape(up.shape)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         both = uu * dd - ud * ud
-        d = np.where(both > 1e-9 * uu * dd, (dd * ux - ud * dx) / both, ux / uu)
-        m = np.where(both > 1e-9 * uu * dd, (ud * ux - uu * dx) / both, found.m)
+        independent = both > 1e-6 * uu * dd
+        d = np.where(independent, (dd * ux - ud * dx) / both, (ux + found.m * ud) / uu)
+        m = np.where(independent, (ud * ux - uu * dx) / both, found.m)
     usable = np.isfinite(d) & np.isfinite(m) & (m >= 0) & (np.abs(d) < 65504) & (m < 65504)
     d = np.where(usable, d, found.d).astype(np.float16).astype(np.float32)
     m = np.where(usable, m, found.m).astype(np.float16).astype(np.float32)
     tried = _Found(d, m, found.scale_steps, found.offset_steps, found.error)
     error = _error_of(x, weight, parts, tried)
-    better = error.reshape(n, -1).sum(axis=1) < found.error.reshape(n, -1).sum(axis=1)
+    better = error.reshape(up.shape).sum(axis=1) < found.error.reshape(up.shape).sum(axis=1)
     return _Found(
         np.where(better, d, found.d),
         np.where(better, m, found.m),

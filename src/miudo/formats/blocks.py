@@ -18,7 +18,9 @@ import numpy.typing as npt
 from miudo.errors import ConfigError
 from miudo.formats.block_codec import Codec, FloatArray
 from miudo.formats.blocks_32 import CODECS_32
+from miudo.formats.blocks_iq4 import CODECS_IQ4
 from miudo.formats.blocks_k import CODECS_K
+from miudo.formats.blocks_ternary import CODECS_TERNARY
 from miudo.tensors import DType, StoredTensor
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "to_f32",
 ]
 
-CODECS: Mapping[DType, Codec] = {**CODECS_32, **CODECS_K}
+CODECS: Mapping[DType, Codec] = {
+    **CODECS_32, **CODECS_K, **CODECS_IQ4, **CODECS_TERNARY,
+}  # fmt: skip
 """How each type of blocks lies in files."""
 
 _PLAIN = {DType.F32: "<f4", DType.F16: "<f2"}

@@ -1,4 +1,4 @@
-"""Blocks of 32 values: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 both ways, IQ4_NL and MXFP4 to read.
+"""Blocks of 32 values: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 both ways, MXFP4 to read.
 
 For: rows of any multiple of 32.
 Not for: blocks of 256 with scales of scales (`miudo.formats.blocks_k`).
@@ -29,12 +29,7 @@ from miudo.formats.block_codec import (
 )
 from miudo.tensors import DType
 
-__all__ = ["CODECS_32", "IQ4_VALUES"]
-
-IQ4_VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
-)
-"""What the 4 bits of IQ4_NL and IQ4_XS stand for."""
+__all__ = ["CODECS_32"]
 
 # E2M1, doubled to be whole; 2^(e - 128) makes up for it.
 _FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.float32)
@@ -149,6 +144,5 @@ CODECS_32: Mapping[DType, Codec] = {
         _fields(_D, _M, _H, _Q), steps_from(0, 32), *_FIVE, _scale_offset, _fit_5_offset
     ),
     DType.Q8_0: Codec(_fields(_D, ("q", "i1", 32)), steps_from(-128, 256), *_EIGHT, _scale, _fit_8),
-    DType.IQ4_NL: Codec(_fields(_D, _Q), IQ4_VALUES, *_FOUR, _scale),
     DType.MXFP4: Codec(_fields(("e", "u1"), _Q), _FP4_VALUES, *_FOUR, _power, finite=_finite_mxfp4),
 }

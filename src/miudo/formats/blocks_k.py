@@ -1,4 +1,4 @@
-"""Blocks of 256 values with scales of scales: Q2_K to Q6_K and IQ4_XS, read.
+"""Blocks of 256 values with scales of scales: Q2_K to Q6_K, read.
 
 For: rows of multiples of 256; a block's parts of 16 or 32 values have small whole scales, which
 the block's own float16 scales multiply.
@@ -23,7 +23,6 @@ from miudo.formats.block_codec import (
     steps_from,
     unpack,
 )
-from miudo.formats.blocks_32 import IQ4_VALUES
 from miudo.formats.blocks_k_fit import fit_q2_k, fit_q3_k, fit_q4_k, fit_q5_k, fit_q6_k
 from miudo.tensors import DType
 
@@ -88,14 +87,6 @@ def _put_six(codes: ByteArray) -> Columns:
     return {"q": pack(codes & np.uint8(15), 64, 4), "h": pack(codes >> np.uint8(4), 32, 2)}
 
 
-def _iq4_codes(b: Fields) -> ByteArray:
-    return unpack(b["q"], 16, 4)
-
-
-def _put_iq4(codes: ByteArray) -> Columns:
-    return {"q": pack(codes, 16, 4)}
-
-
 def _grid_q2(b: Fields) -> tuple[FloatArray, FloatArray]:
     scales, offsets = b["s"] & np.uint8(15), b["s"] >> np.uint8(4)
     return as_float(b["d"]) * scales, -(as_float(b["m"]) * offsets)
@@ -114,13 +105,6 @@ def _grid_pairs(b: Fields) -> tuple[FloatArray, FloatArray]:
 
 def _grid_q6(b: Fields) -> tuple[FloatArray, None]:
     return as_float(b["d"]) * b["s"], None
-
-
-def _grid_iq4_xs(b: Fields) -> tuple[FloatArray, None]:
-    low = unpack(b["s"], 1, 4)
-    high = (b["h"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16)) & np.uint16(3)
-    scales = (low + np.float32(16) * high).astype(np.float32) - np.float32(32)
-    return as_float(b["d"]) * scales, None
 
 
 _D, _M = ("d", "<f2"), ("m", "<f2")
@@ -147,9 +131,5 @@ CODECS_K: Mapping[DType, Codec] = {
     DType.Q6_K: Codec(
         np.dtype([_NIBBLES, ("h", "u1", 64), ("s", "i1", 16), _D]),
         steps_from(-32, 64), *_SIX, _grid_q6, fit_q6_k,
-    ),
-    DType.IQ4_XS: Codec(
-        np.dtype([_D, ("h", "<u2"), ("s", "u1", 4), _NIBBLES]),
-        IQ4_VALUES, _iq4_codes, _put_iq4, _grid_iq4_xs,
     ),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from miudo.formats.block_codec import (
 )
 from miudo.formats.block_search import Levels, Parts, search_blocks, weigh
 
-__all__ = ["fit_q2_k", "fit_q3_k", "fit_q4_k", "fit_q5_k", "fit_q6_k"]
+__all__ = ["fit_parts", "fit_q2_k", "fit_q3_k", "fit_q4_k", "fit_q5_k", "fit_q6_k"]
 
 _Q2 = Parts(16, Levels(steps_from(0, 4)), 0, 15, offsets=True)
 _Q3 = Parts(16, Levels(steps_from(-4, 8)), -32, 31, offsets=False)
@@ -32,13 +32,13 @@ _Q6 = Parts(16, Levels(steps_from(-32, 64)), -128, 127, offsets=False)
 
 def fit_q2_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
     """Returns scales' fields and codes of x [n, 256]: sixteen parts, 4 bits a scale and offset."""
-    d, m, scales, offsets, codes = _fit(x, importance, _Q2)
+    d, m, scales, offsets, codes = fit_parts(x, importance, _Q2)
     return {"d": d, "m": m, "s": scales.astype(np.uint8) | offsets.astype(np.uint8) << 4}, codes
 
 
 def fit_q3_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
     """Returns scales' fields and codes of x [n, 256]: sixteen parts, a signed 6-bit scale each."""
-    d, _, scales, _, codes = _fit(x, importance, _Q3)
+    d, _, scales, _, codes = fit_parts(x, importance, _Q3)
     six = (scales + np.float32(32)).astype(np.uint8)
     low, high = pack(six & np.uint8(15), 8, 4), pack(six >> np.uint8(4), 4, 2)
     return {"d": d, "s": np.concatenate([low, high], axis=1)}, codes
@@ -56,28 +56,27 @@ def fit_q5_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, Byt
 
 def fit_q6_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
     """Returns scales' fields and codes of x [n, 256]: sixteen parts, a signed 8-bit scale each."""
-    d, _, scales, _, codes = _fit(x, importance, _Q6)
+    d, _, scales, _, codes = fit_parts(x, importance, _Q6)
     return {"d": d, "s": scales.astype(np.int8)}, codes
 
 
 def _fit_pairs(
     x: FloatArray, importance: FloatArray | None, parts: Parts
 ) -> tuple[Columns, ByteArray]:
-    d, m, scales, offsets, codes = _fit(x, importance, parts)
+    d, m, scales, offsets, codes = fit_parts(x, importance, parts)
     return {"d": d, "m": m, "s": _paired(scales, offsets)}, codes
 
 
-def _fit(
+def fit_parts(
     x: FloatArray, importance: FloatArray | None, parts: Parts
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, ByteArray]:
     """Returns d, m [n], steps of scales and offsets [n, parts], and codes [n, 256]."""
     small = x.reshape(-1, x.shape[1] // parts.count)
-    weight = weigh(small, importance, offsets=parts.offsets).reshape(x.shape)
+    weight = weigh(small, importance).reshape(x.shape)
     d, m, scales, offsets = search_blocks(x, weight, parts)
     scale, offset = d[:, None] * scales, m[:, None] * offsets  # what a reader multiplies with
     raised = small + offset.reshape(-1, 1)
-    nearest = parts.levels.nearest(raised * reciprocal(scale).reshape(-1, 1))
-    codes = (nearest - parts.levels.values[0]).astype(np.uint8)
+    codes = parts.levels.codes(raised * reciprocal(scale).reshape(-1, 1))
     return d, m, scales, offsets, codes.reshape(x.shape)
 
 
