@@ -29,9 +29,9 @@ from miudo.compress.distill.response import ResponseLoss, ResponseSettings
 from miudo.compress.method import Report, check_finite, check_seen, in_range
 from miudo.compress.quantize.plan import Plan, rounded_decoder
 from miudo.decoder.decoder import Decoder
-from miudo.decoder.grids import GRIDS
+from miudo.decoder.grids import check_trainable
 from miudo.decoder.rounded import RoundedWeights
-from miudo.errors import ConfigError, DataError
+from miudo.errors import DataError
 from miudo.formats.blocks import encode, to_f32
 from miudo.records import Measurement
 from miudo.tensors import DType, Role, Weights, tensor_table
@@ -46,7 +46,6 @@ __all__ = [
     "ROUNDED_RESPONSE",
     "Trained",
     "TrainedRounding",
-    "check_trainable",
     "mean_kl",
     "plan_of",
     "train_rounded",
@@ -104,12 +103,6 @@ def plan_of(decoder: Decoder, dtype: DType, tables: DType) -> Plan:
         for spec in tensor_table(decoder.config)
     }
     return Plan.of(decoder, wanted)
-
-
-def check_trainable(name: str, dtype: DType) -> None:
-    """Raises ConfigError for a type that training cannot round to."""
-    if dtype not in GRIDS:
-        raise ConfigError(f"{name} is {dtype}", remedy=f"Known are {', '.join(GRIDS)}")
 
 
 def train_rounded(
