@@ -13,6 +13,7 @@ from typing import Any, cast
 from miudo.compress.distill.method import ResponseDistillation
 from miudo.compress.method import Method, settings_from_json, settings_to_json
 from miudo.compress.prune.depth import DepthPruning
+from miudo.compress.prune.sparse import SparsePruning
 from miudo.compress.prune.width import WidthPruning
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.trained import TrainedRounding
@@ -26,6 +27,7 @@ METHODS: Mapping[str, type[Any]] = {
         ResponseDistillation,
         DepthPruning,
         WidthPruning,
+        SparsePruning,
         NearestRounding,
         TrainedRounding,
     )

@@ -26,7 +26,8 @@ class DistillJob:
     """`student`: a share of the teacher's non-embedding parameters, a preset, or a config.
 
     `start`, if given, is a model whose weights the student begins with; its shape counts then.
-    `inputs` are texts, or one data folder packed with the teacher's tokenizer.
+    `inputs` are texts, or one data folder packed with the teacher's tokenizer. `keep_zeros` is for
+    a `start` that was pruned: None goes by its record.
     """
 
     teacher: Path
@@ -37,11 +38,15 @@ class DistillJob:
     start: Path | None = None
     response: ResponseSettings = field(default_factory=ResponseSettings)
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    keep_zeros: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PruneJob:
-    """`methods` are applied in order; `fit`, if given, is how long the rest learns again."""
+    """`methods` are applied in order; `fit`, if given, is how long the rest learns again.
+
+    `keep_zeros` is for a model that was sparse before: None goes by its record.
+    """
 
     model: Path
     inputs: tuple[str, ...]
@@ -52,6 +57,7 @@ class PruneJob:
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     calibration_tokens: int = 65_536
     calibration_length: int = 256
+    keep_zeros: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,13 @@ from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import masks_to_keep
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
+from miudo.formats.zeros import carried, sparse_settings
 from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.records import Artefact, Measurement, Record, shared_licence
@@ -59,6 +61,10 @@ def run_distill(
     refuse_inputs(job.out / "model", job.teacher, job.start)
     teacher = open_decoder(job.teacher, "teacher")
     start, student = _student(job, teacher)
+    masks = None
+    if start is not None:
+        record = start.file.record
+        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start)
     _check_folder(job.teacher, teacher, student, "Give another --student, or --start from a model")
     models = [teacher] if start is None else [teacher, start]
     settings = {
@@ -73,12 +79,21 @@ def run_distill(
         lesson = _lesson(data, job.fit, job.response)
         with Meter() as meter:
             result = distill(
-                teacher.decoder, student, lesson, folder, progress=progress, resume=resume
+                teacher.decoder,
+                student,
+                lesson,
+                folder,
+                masks=masks,
+                progress=progress,
+                resume=resume,
             )
         found = [*_counts(teacher.decoder, student), *result.measurements(job.fit)]
         found += _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
-            record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
+            record,
+            seed=job.fit.seed,
+            settings={**record.settings, **sparse_settings(result.zeros)},
+            measurements=(*found, *meter.measurements()),
         )
         path = _write(job.out / "model", teacher, student, record)
     return Shrunk(path, student.config, record, fit=result)
@@ -95,6 +110,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         raise ConfigError("nothing is to be pruned", remedy="Give --depth, --width or both")
     refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
+    zeros = masks_to_keep(model.decoder, model.file.record, keep=job.keep_zeros, where=job.model)
     settings = {
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
@@ -119,13 +135,16 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
                 job.methods,
                 batches,
                 recovery,
+                keep_zeros=zeros is not None,
                 check=lambda rest: _check_folder(job.model, model, rest, "Prune otherwise"),
             )
         found = report_measurements(made.reports)
         if made.fit is not None and job.fit is not None:
             found += made.fit.measurements(job.fit)
+        sparse = sparse_settings({} if made.masks is None else made.masks.zeros())
         record = dataclasses.replace(
             record,
+            settings={**record.settings, **sparse},
             seed=None if job.fit is None else job.fit.seed,
             measurements=(*found, *meter.measurements()),
             notes=tuple(note for report in made.reports for note in report.notes),
@@ -150,7 +169,7 @@ def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk
     record = Record(
         verb="quantize",
         name=out.stem,
-        settings=method_to_json(method),
+        settings={**method_to_json(method), **carried(opened.file.record, stored)},
         inputs=(opened.artefact,),
         measurements=(*report_measurements((report,)), *meter.measurements()),
         parents=opened.parents,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import DataError, ResourceError, TrainingError
 from miudo.train.loss import Loss, Marks, compiled
 from miudo.train.optimizer import Optimizers
@@ -107,7 +108,7 @@ class StepResult:
 
 
 class Stepper:
-    """Takes steps on `decoder`'s own weights."""
+    """Takes steps on `decoder`'s own weights; what `masks` say is zero stays zero."""
 
     def __init__(
         self,
@@ -115,10 +116,13 @@ class Stepper:
         data: Tokens,
         settings: FitSettings,
         loss: Loss,
+        masks: Masks | None = None,
         stand_in: StandIn | None = None,
     ) -> None:
         self.decoder, self.data, self.settings, self.loss = decoder, data, settings, loss
-        self.stand_in, self.device = stand_in, decoder.embed.weight.device
+        self.device = decoder.embed.weight.device
+        self.masks = None if masks is None else masks.to(self.device)
+        self.stand_in = stand_in
         if stand_in is not None:
             stand_in.to(self.device)
         self.optimizers = Optimizers(decoder, settings, {} if stand_in is None else stand_in.learned)
@@ -144,11 +148,15 @@ class Stepper:
         if self.stand_in is not None:
             self.stand_in.share_gradients(step / plan.steps)
         parameters = self.optimizers.parameters
+        if self.masks is not None:
+            self.masks.zero_gradients(self.optimizers.named)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.optimizers.forget_gradients()
             return StepResult(value, norm, applied=False, parts=parts)
         self.optimizers.step(lr_scale(self.settings, plan.steps, step))
+        if self.masks is not None:
+            self.masks.put_back(self.optimizers.named)
         with torch.no_grad():
             size = float(torch.nn.utils.get_total_norm(parameters))
         if not math.isfinite(size):

@@ -17,6 +17,7 @@ from miudo.compress.distill.response import (
 )
 from miudo.compress.method import check_finite
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import ConfigError
 from miudo.train.loop import FitResult, fit
 from miudo.train.progress import Progress
@@ -43,6 +44,7 @@ def distill(
     lesson: Lesson,
     out: Path | RunFolder,
     *,
+    masks: Masks | None = None,
     progress: Progress | None = None,
     resume: bool = False,
     stand_in: StandIn | None = None,
@@ -50,6 +52,7 @@ def distill(
     """Trains `student` in place on the teacher's distributions, with its run in `out`.
 
     With a `stand_in` the student learns while its values are in the weights' place.
+    What `masks` say is zero in the student stays zero.
 
     The held-out loss is plain cross-entropy, comparable with any model's. Raises ConfigError
     for different vocabularies or blocks longer than the teacher reads, CheckFailedError for
@@ -69,6 +72,7 @@ def distill(
         lesson.fit,
         out,
         loss=ResponseLoss(teacher, lesson.response),
+        masks=masks,
         held_out=lesson.held_out,
         progress=progress,
         resume=resume,

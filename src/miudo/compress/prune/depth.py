@@ -27,7 +27,7 @@ from miudo.errors import ConfigError, DataError
 from miudo.limits import LIMITS
 from miudo.tensors import tensor_table
 
-__all__ = ["DepthPruning", "DepthScore", "DepthStatistics", "without_layers"]
+__all__ = ["DepthPruning", "DepthScore", "DepthStatistics", "mean_loss", "without_layers"]
 
 
 class DepthScore(StrEnum):
@@ -163,14 +163,15 @@ def _leave_one_out(
     gone: list[int] = []
     for _ in range(drop):
         left = _kept(decoder.config.n_layers, gone)
-        losses = [_loss(without_layers(decoder, [*gone, i]), batches) for i in left]
+        losses = [mean_loss(without_layers(decoder, [*gone, i]), batches) for i in left]
         first = first or tuple(losses)
         gone.append(left[losses.index(min(losses))])
     return first, tuple(gone), tokens
 
 
-def _loss(decoder: Decoder, batches: Sequence[Tensor]) -> float:
-    """Mean cross-entropy a token, in nats."""
+@torch.no_grad()
+def mean_loss(decoder: Decoder, batches: Sequence[Tensor]) -> float:
+    """Returns the mean cross-entropy in nats a token of ids [B, T], each row on its own."""
     total, count = 0.0, 0
     for ids in batches:  # B T
         for row in ids:  # one row at a time: [T, V] is all that lives
