@@ -52,7 +52,7 @@ def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoin
     Frozen weights are not in it: whoever resumes brings them.
     """
     return Checkpoint(
-        weights=dict(stepper.optimizers.named),
+        weights=stepper.weights(),
         optimizer=stepper.optimizers.tensors(),
         random={"torch": torch.get_rng_state()},
         state={
@@ -74,7 +74,7 @@ def restore_state(
     Masks are the zeros of the saved weights. Raises CheckpointError if the tensors are not
     those of this decoder, or zeros were lost.
     """
-    parameters = stepper.optimizers.named
+    parameters = stepper.weights()
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if {name: tuple(t.shape) for name, t in saved.weights.items()} != shapes:
         raise CheckpointError("weights do not fit the config", where=where)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import Masks
 from miudo.errors import DataError, ResourceError, TrainingError
-from miudo.train.loss import Loss, Marks, compiled
+from miudo.train.loss import Learning, Loss, Marks, Scheduled, compiled
 from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
 from miudo.train.settings import FitSettings, Precision
@@ -108,7 +108,10 @@ class StepResult:
 
 
 class Stepper:
-    """Takes steps on `decoder`'s own weights; what `masks` say is zero stays zero."""
+    """Takes steps on `decoder`'s own weights, and on those of a loss that learns.
+
+    What `masks` say is zero stays zero. With a `stand_in` gradients are those at its values.
+    """
 
     def __init__(
         self,
@@ -122,14 +125,23 @@ class Stepper:
         self.decoder, self.data, self.settings, self.loss = decoder, data, settings, loss
         self.device = decoder.embed.weight.device
         self.masks = None if masks is None else masks.to(self.device)
+        self.beside = loss.learned if isinstance(loss, Learning) else nn.Module()
+        self.beside.to(self.device)
+        extra = {f"loss.{name}": p for name, p in self.beside.named_parameters()}
         self.stand_in = stand_in
         if stand_in is not None:
             stand_in.to(self.device)
-        self.optimizers = Optimizers(decoder, settings, {} if stand_in is None else stand_in.learned)
+            extra |= stand_in.learned
+        self.optimizers = Optimizers(decoder, settings, extra)
 
     def shown(self) -> AbstractContextManager[None]:
         """Inside, the decoder has the weights that it will be used with."""
         return nullcontext() if self.stand_in is None else self.stand_in.shown()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns all that steps change, moments aside: parameters, and a loss's buffers."""
+        kept = {f"loss.{name}": buffer for name, buffer in self.beside.named_buffers()}
+        return {**self.optimizers.named, **kept}
 
     def take(self, step: int, plan: Plan) -> StepResult:
         """Takes `step` (from 0). Raises TrainingError where weights are no longer finite."""
@@ -170,11 +182,14 @@ class Stepper:
     def rehearse(self, plan: Plan) -> None:
         """Computes the first step's gradients and forgets them, so that all is compiled."""
         random = torch.get_rng_state()
+        buffers = {name: buffer.clone() for name, buffer in self.beside.named_buffers()}
         try:
             with self.shown():
                 self._gradients(0, plan)
         finally:
             torch.set_rng_state(random)
+            for name, buffer in self.beside.named_buffers():
+                buffer.copy_(buffers[name])
             self.optimizers.forget_gradients()
 
     def _gradients(self, step: int, plan: Plan) -> tuple[float, dict[str, float]]:
@@ -185,11 +200,13 @@ class Stepper:
         for i, share in enumerate(_shares(marks)):
             if not math.isfinite(share):  # no target of this batch counts
                 continue
-            ids = self._batch(step * count + i)
+            index = step * count + i
+            ids = self._batch(index)
+            now = loss.at(step, plan.steps, index) if isinstance(loss, Scheduled) else loss
             with torch.autocast(
                 self.device.type, torch.bfloat16, enabled=plan.precision is Precision.BF16
             ):
-                value, parts = loss_of(loss, self.decoder, ids, marks[i])
+                value, parts = loss_of(now, self.decoder, ids, marks[i])
             (value / share).backward()  # type: ignore[no-untyped-call]
             total += float(value.detach()) / share
             for name, part in parts.items():

@@ -27,7 +27,14 @@ from miudo.errors import ConfigError, DataError
 from miudo.limits import LIMITS
 from miudo.tensors import tensor_table
 
-__all__ = ["DepthPruning", "DepthScore", "DepthStatistics", "mean_loss", "without_layers"]
+__all__ = [
+    "DepthPruning",
+    "DepthScore",
+    "DepthStatistics",
+    "mean_loss",
+    "with_layers",
+    "without_layers",
+]
 
 
 class DepthScore(StrEnum):
@@ -106,7 +113,21 @@ class DepthPruning:
 
 def without_layers(decoder: Decoder, removal: Sequence[int]) -> Decoder:
     """Returns a new decoder with the blocks in `removal` left out."""
-    kept = _kept(decoder.config.n_layers, removal)
+    return with_layers(decoder, _kept(decoder.config.n_layers, removal))
+
+
+def with_layers(decoder: Decoder, kept: Sequence[int]) -> Decoder:
+    """Returns a new decoder of the blocks `kept`, in rising order.
+
+    Raises ConfigError for blocks that are not there, or out of order.
+    """
+    n_layers = decoder.config.n_layers
+    if not kept or list(kept) != sorted({*kept} & {*range(n_layers)}):
+        raise ConfigError(
+            f"blocks {list(kept)} of {n_layers}",
+            where="layers",
+            remedy=f"Name each once, from 0 to {n_layers - 1}, in order",
+        )
     layers = tuple(decoder.config.layers[i] for i in kept)
     config = dataclasses.replace(decoder.config, layers=layers)
     weights = decoder.to_weights()

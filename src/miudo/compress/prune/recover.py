@@ -87,10 +87,12 @@ def prune_and_recover(
     is learned. Raises what the methods, `check` and `distill` raise.
     """
     pruned, reports = decoder, []
+    surviving: list[int] | None = list(range(decoder.config.n_layers))
     for method in methods:
         statistics = method.calibrate(pruned, batches) if method.needs_calibration else None
         pruned, report = method.apply(pruned, statistics)
         reports.append(report)
+        surviving = _still(surviving, report, pruned.config.n_layers)
         if recovery is not None and recovery.progress is not None:
             recovery.progress.note(f"{report.method}: " + "; ".join(report.notes))
     check(pruned)
@@ -99,12 +101,20 @@ def prune_and_recover(
     if recovery is None:
         return Recovered(pruned, tuple(reports), masks=masks)
     result = distill(
-        decoder,
+        [decoder],
         pruned,
         recovery.lesson,
         recovery.out,
+        surviving=surviving,
         masks=masks,
         progress=recovery.progress,
         resume=recovery.resume,
     )
     return Recovered(pruned, tuple(reports), result, masks)
+
+
+def _still(surviving: list[int] | None, report: Report, n_layers: int) -> list[int] | None:
+    """Which of the first model's layers are left; None once a method does not say."""
+    if surviving is None or report.layers is None:
+        return surviving if surviving is not None and len(surviving) == n_layers else None
+    return [surviving[i] for i in report.layers]
