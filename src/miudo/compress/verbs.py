@@ -12,6 +12,7 @@ Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from miudo.compress.method import report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
 from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.trained import RoundedStudent
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
@@ -54,6 +56,8 @@ def run_distill(
 ) -> Shrunk:
     """Trains a student on the teacher's distributions and writes OUT/model.
 
+    With a `dtype` it is trained to be rounded, and becomes OUT/model.gguf.
+
     Raises ConfigError for vocabularies or tokenizers that differ, ModelFileError for a student
     that no folder could hold, UsageError where OUT holds a run and `resume` is not set, and
     what `prepare`, `open_model` and `fit` raise.
@@ -63,10 +67,12 @@ def run_distill(
     teacher = open_decoder(job.teacher, "teacher")
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
-    masks = None
-    if start is not None:
-        record = start.file.record
-        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start)
+    masks, rounding = None, _rounding(job, student)
+    if start is not None or rounding is not None:
+        record = (start or teacher).file.record
+        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start or job.teacher)
+    if rounding is not None and masks is not None:
+        rounding.check_keeps(masks)
     _check_folder(job.teacher, teacher, student, "Give another --student, or --start from a model")
     models = [teacher, *more, *(() if start is None else (start,))]
     settings = {
@@ -74,6 +80,7 @@ def run_distill(
         "student_layers": list(job.student_layers),
         "fit": job.fit.to_json(),
         "config": student.config.to_json(),
+        **({} if rounding is None else rounding.settings),
     }
     with locked_run_folder(job.out) as folder:
         data = _begin(job, folder, models, progress, resume=resume)
@@ -88,6 +95,7 @@ def run_distill(
                 folder,
                 surviving=job.student_layers or None,
                 masks=masks,
+                stand_in=None if rounding is None else rounding.weights,
                 progress=progress,
                 resume=resume,
             )
@@ -99,6 +107,14 @@ def run_distill(
             settings={**record.settings, **sparse_settings(result.zeros)},
             measurements=(*found, *meter.measurements()),
         )
+        if rounding is not None:
+            return _write_rounded(
+                job,
+                teacher,
+                rounding,
+                lesson,
+                Shrunk(job.out / "model.gguf", student.config, record, fit=result),
+            )
         path = _write(job.out / "model", teacher, student, record)
     return Shrunk(path, student.config, record, fit=result)
 
@@ -215,9 +231,35 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
         start = open_decoder(job.start, "start")
         check_same_tokenizer(teacher, start.tokenizer(), job.start)
         return start, start.decoder
-    student = Decoder(student_config(job.student, teacher.file.config))
+    if job.dtype is not None and job.student is None:
+        return None, copy.deepcopy(teacher.decoder)
+    shape = 0.25 if job.student is None else job.student
+    student = Decoder(student_config(shape, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
+
+
+def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
+    if job.dtype is None:
+        if job.tables is not None:
+            raise ConfigError("tables has a type, the matrices have none", remedy="Give --dtype")
+        return None
+    return RoundedStudent(student, job.dtype, job.tables or job.dtype)
+
+
+def _write_rounded(
+    job: DistillJob, teacher: Opened, rounding: RoundedStudent, lesson: Lesson, made: Shrunk
+) -> Shrunk:
+    """Measures a student that was trained to be rounded, and writes its file."""
+    done = rounding.finish(teacher.decoder, lesson)
+    bits = Measurement("bits_per_weight", done.bits_per_weight, "bit", "counted")
+    record = dataclasses.replace(
+        made.record,
+        measurements=(*made.record.measurements, *done.measurements(), bits),
+        notes=(*made.record.notes, *rounding.plan.notes, *done.notes()),
+    )
+    write_gguf(made.path, _model_file(teacher, rounding.student, done.stored, record))
+    return dataclasses.replace(made, record=record)
 
 
 def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:
