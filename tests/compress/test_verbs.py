@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from miudo.compress.jobs import DistillJob, PruneJob
+from miudo.compress.jobs import DistillJob, PruneJob, QuantizeJob
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.width import WidthPruning
-from miudo.compress.verbs import run_distill, run_prune, run_quantize, student_config
+from miudo.compress.quantizing import run_quantize
+from miudo.compress.verbs import run_distill, run_prune, student_config
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position
 from miudo.data.pack import PackSettings
 from miudo.data.packed import DataSet
@@ -273,7 +274,7 @@ def test_a_model_with_nan_is_refused_and_nothing_written(
     calls = {
         "distill": lambda: run_distill(replace(distill_job(work, out), teacher=broken)),
         "prune": lambda: run_prune(replace(prune_job(work, out), model=broken)),
-        "quantize": lambda: run_quantize(broken, tmp_path / "out.gguf"),
+        "quantize": lambda: run_quantize(QuantizeJob(broken, tmp_path / "out.gguf")),
     }
     with pytest.raises(CheckFailedError, match=r"layers\.1\.attn\.k\.weight"):
         calls[verb]()
@@ -282,7 +283,7 @@ def test_a_model_with_nan_is_refused_and_nothing_written(
 
 
 def test_quantize_writes_one_file_with_everything(work: Path, tmp_path: Path) -> None:
-    made = run_quantize(work / "teacher", tmp_path / "small.gguf")
+    made = run_quantize(QuantizeJob(work / "teacher", tmp_path / "small.gguf"))
     opened, teacher = open_model(made.path), open_model(work / "teacher")
     assert opened.weights["layers.0.mlp.up.weight"].dtype is DType.Q8_0
     assert opened.weights["norm.weight"].dtype is DType.F32
@@ -300,13 +301,13 @@ def test_an_output_that_is_an_input_is_refused(work: Path, tmp_path: Path) -> No
     shutil.copytree(work / "teacher", tmp_path / "run" / "model")
     before = values(tmp_path / "run" / "model")
     model, out = tmp_path / "run" / "model", tmp_path / "run"
-    small = run_quantize(model, tmp_path / "small.gguf").path
+    small = run_quantize(QuantizeJob(model, tmp_path / "small.gguf")).path
     content = small.read_bytes()
     jobs = (
         lambda: run_distill(replace(distill_job(work, out), teacher=model)),
         lambda: run_distill(replace(distill_job(work, out), start=model)),
         lambda: run_prune(replace(prune_job(work, out), model=model), resume=True),
-        lambda: run_quantize(small, tmp_path / "run" / ".." / "small.gguf"),
+        lambda: run_quantize(QuantizeJob(small, tmp_path / "run" / ".." / "small.gguf")),
     )
     for job in jobs:
         with pytest.raises(UsageError, match="would overwrite what it is made from"):
@@ -371,7 +372,7 @@ def test_lineage_names_every_input_and_carries_the_licence(work: Path, tmp_path:
     pruned = run_prune(replace(prune_job(work, tmp_path / "cut"), model=tmp_path / "other"))
     assert [part.role for part in pruned.record.inputs] == ["model", "data"]
     assert pruned.record.licence == "MIT"
-    small = run_quantize(pruned.path, tmp_path / "small.gguf")
+    small = run_quantize(QuantizeJob(pruned.path, tmp_path / "small.gguf"))
     written = open_model(small.path).record
     assert written is not None
     assert written.licence == "MIT"
@@ -380,4 +381,4 @@ def test_lineage_names_every_input_and_carries_the_licence(work: Path, tmp_path:
 
 def test_quantize_needs_a_gguf_name(work: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.gguf"):
-        run_quantize(work / "teacher", tmp_path / "folder")
+        run_quantize(QuantizeJob(work / "teacher", tmp_path / "folder"))

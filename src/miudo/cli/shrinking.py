@@ -1,4 +1,4 @@
-"""`miudo distill`, `miudo prune`, `miudo quantize`.
+"""`miudo distill`, `miudo prune`.
 
 For: a smaller model out of a big one.
 Not for: the methods themselves (`miudo.compress`).
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from miudo.cli.options import BLOCK_TYPES, emit, verb
+from miudo.cli.options import BLOCK_TYPES, verb
 from miudo.cli.settings import check_table, make_settings
 from miudo.cli.training_options import (
     data_option,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from miudo.compress.distill.terms import DistillSettings, Term
     from miudo.compress.method import Method
 
-__all__ = ["distill", "prune", "quantize"]
+__all__ = ["distill", "prune"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -211,36 +211,6 @@ def prune(  # noqa: PLR0913 - one parameter an option
     )
     made = run_prune(job, Lines(), resume=resume)
     emit_fit(made.path, made.fit, as_json=as_json)
-
-
-@verb("quantize")
-@click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .gguf.")
-@click.option(
-    "--dtype",
-    type=click.Choice([*BLOCK_TYPES, "F16", "BF16"], case_sensitive=False),
-    default="Q8_0",
-    show_default=True,
-    help="How matrices are stored.",
-)
-def quantize(model: str, *, out: Path, dtype: str, as_json: bool) -> None:
-    """Round MODEL's weights to 4 to 8 bits (or 16) and write one GGUF file."""
-    from miudo.compress.verbs import run_quantize
-    from miudo.tensors import DType
-
-    made = run_quantize(model_path(model), out, dtype=DType(dtype))
-    (report,) = made.reports
-    counts = dataclasses.asdict(report)
-    del counts["changes"]
-    lines = [
-        f"model            {made.path}",
-        f"bits per weight  {report.bits_per_weight:.3f}",
-        f"weights          {report.bytes_after / 1e6:,.2f} MB, were "
-        f"{report.bytes_before / 1e6:,.2f} MB",
-        *(f"note             {note}" for note in report.notes),
-    ]
-    value = {"schema": 1, "model": str(made.path), **counts}
-    emit({**value, "bits_per_weight": report.bits_per_weight}, "\n".join(lines), as_json=as_json)
 
 
 def _methods(extra: dict[str, Any], depth: int | None, width: float | None) -> tuple[Method, ...]:

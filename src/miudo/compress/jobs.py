@@ -1,6 +1,6 @@
 """What the compression verbs are told, and what they give back.
 
-For: plain descriptions of a distillation and a pruning, so that the verbs take one argument.
+For: plain descriptions of what a verb does, so that it takes one argument.
 Not for: doing them (`miudo.compress.verbs`).
 Read next: `miudo.compress.verbs`.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from miudo.compress.distill.terms import DistillSettings
-from miudo.compress.method import Method, Report
+from miudo.compress.method import Method, Quantizer, Report
+from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.pipeline import PrepareSettings
 from miudo.records import Record
@@ -19,7 +20,7 @@ from miudo.tensors import DType
 from miudo.train.loop import FitResult
 from miudo.train.settings import FitSettings
 
-__all__ = ["DistillJob", "PruneJob", "Shrunk"]
+__all__ = ["DistillJob", "PruneJob", "QuantizeJob", "Shrunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,25 @@ class PruneJob:
     calibration_tokens: int = 65_536
     calibration_length: int = 256
     keep_zeros: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeJob:
+    """`inputs` are texts or one data folder, for methods that calibrate.
+
+    With `rotation_seed` the model is rotated first. `max_bytes` is the file's largest size, for
+    `MixedTypes` alone.
+    """
+
+    model: Path
+    out: Path
+    method: Quantizer = field(default_factory=NearestRounding)
+    inputs: tuple[str, ...] = ()
+    rotation_seed: int | None = None
+    max_bytes: int | None = None
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    calibration_tokens: int = 65_536
+    calibration_length: int = 256
 
 
 @dataclass(frozen=True, slots=True)

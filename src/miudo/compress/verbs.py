@@ -1,13 +1,13 @@
-"""`miudo distill`, `prune`, `quantize` as functions: files in, a smaller model's file out.
+"""`miudo distill` and `prune` as functions: files in, a smaller model's folder out.
 
 For: opening, doing, measuring, writing, with a record that holds the whole lineage.
-Not for: parsing a command line (`miudo.cli`), or the methods.
+Not for: parsing a command line (`miudo.cli`), the methods, or `miudo.compress.quantizing`.
 Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
 
     OUT/run.json     what was asked for
     OUT/data/        packed text, unless a data folder was given
     OUT/model/       the smaller model as a Hugging Face folder, with record.json
-    and what `miudo.train.run_folder` draws; `quantize` writes one GGUF file instead
+    and what `miudo.train.run_folder` draws
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
-from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.trained import RoundedStudent
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
@@ -37,18 +36,18 @@ from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
-from miudo.formats.zeros import carried, sparse_settings
+from miudo.formats.zeros import sparse_settings
 from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.records import Artefact, Measurement, Record, shared_licence
-from miudo.tensors import DType, Weights, parameter_count
+from miudo.tensors import Weights, parameter_count
 from miudo.train.artefact import Opened, check_same_tokenizer, open_decoder, text_data
 from miudo.train.evaluation import held_out_loss
 from miudo.train.progress import Progress, Silent
 from miudo.train.run_folder import RunFolder, check_order, locked_run_folder
 from miudo.train.settings import FitSettings
 
-__all__ = ["run_distill", "run_prune", "run_quantize", "student_config"]
+__all__ = ["run_distill", "run_prune", "student_config"]
 
 
 def run_distill(
@@ -171,34 +170,6 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         )
         path = _write(job.out / "model", model, made.decoder, record)
     return Shrunk(path, made.decoder.config, record, made.reports, made.fit)
-
-
-def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk:
-    """Rounds a model's weights and writes one GGUF file, `out`.
-
-    Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that holds NaN,
-    and what `open_model` raises.
-    """
-    if out.suffix != ".gguf":
-        raise UsageError("is no GGUF file's name", where=out, remedy="Write --out NAME.gguf")
-    refuse_inputs(out, model)
-    opened = open_decoder(model, "model")
-    method = NearestRounding(dtype)
-    with Meter() as meter:
-        stored, report = method.store(opened.decoder)
-    record = Record(
-        verb="quantize",
-        name=out.stem,
-        settings={**method_to_json(method), **carried(opened.file.record, stored)},
-        inputs=(opened.artefact,),
-        measurements=(*report_measurements((report,)), *meter.measurements()),
-        parents=opened.parents,
-        licence=shared_licence(opened.parents),
-        notes=report.notes,
-    )
-    made = _model_file(opened, opened.decoder, stored, record)
-    write_gguf(out, made)
-    return Shrunk(out, opened.file.config, record, (report,))
 
 
 def student_config(student: float | str | ModelConfig, teacher: ModelConfig) -> ModelConfig:

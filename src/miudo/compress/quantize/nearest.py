@@ -13,16 +13,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from miudo.compress.method import Report, check_finite, describe
+from miudo.compress.method import Report, check_finite
+from miudo.compress.quantize.plan import Plan, check_type, rounded_decoder
 from miudo.decoder.decoder import Decoder
-from miudo.errors import ConfigError
-from miudo.formats.blocks import WRITABLE, encode, to_f32
-from miudo.formats.precision import stored_dtype, type_notes
-from miudo.tensors import DType, Weights, tensor_table
+from miudo.formats.blocks import encode, to_f32
+from miudo.tensors import DType, Weights
 
 __all__ = ["NearestRounding"]
-
-_KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +38,7 @@ class NearestRounding:
     dtype: DType = DType.Q8_0
 
     def __post_init__(self) -> None:
-        if self.dtype not in _KNOWN:
-            raise ConfigError(f"dtype is {self.dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
+        check_type(self.dtype)
 
     def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> None:
         """Returns None: rounding needs no data."""
@@ -53,7 +49,7 @@ class NearestRounding:
         Raises CheckFailedError if a tensor holds NaN.
         """
         stored, report = self.store(decoder)
-        return Decoder.from_weights(decoder.config, stored), report
+        return rounded_decoder(decoder, stored), report
 
     def store(self, decoder: Decoder, statistics: None = None) -> tuple[Weights, Report]:
         """Returns the file's tensors, whose values `apply` gives a decoder, and the report.
@@ -62,20 +58,9 @@ class NearestRounding:
         is rounded anew. Raises CheckFailedError if a tensor holds NaN.
         """
         check_finite(decoder)
-        weights = decoder.to_weights()
-        dtypes: dict[str, DType] = {}
-        others = []
-        for spec in tensor_table(decoder.config):
-            dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], self.dtype)
-            if why:
-                others.append((spec.name, dtypes[spec.name], why))
-        stored = {name: encode(to_f32(t), dtypes[name]) for name, t in weights.items()}
-        report = describe(
-            self,
-            decoder.config,
-            decoder.config,
-            reasons={"": "rounded to nearest"},
-            dtypes=dtypes,
-            notes=type_notes(others),
-        )
-        return stored, report
+        plan = Plan.of(decoder, self.dtype)
+        stored = {
+            name: encode(to_f32(tensor), plan.dtypes[name])
+            for name, tensor in decoder.to_weights().items()
+        }
+        return stored, plan.report(self, decoder, "rounded to nearest")
