@@ -26,7 +26,7 @@ from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
-from miudo.compress.quantize.trained import RoundedStudent
+from miudo.compress.quantize.trained import RoundedStudent, check_engine
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
@@ -221,7 +221,7 @@ def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
 def _write_rounded(
     job: DistillJob, teacher: Opened, rounding: RoundedStudent, lesson: Lesson, made: Shrunk
 ) -> Shrunk:
-    """Measures a student that was trained to be rounded, and writes its file."""
+    """Measures a student that was trained to be rounded, writes its file and runs it once."""
     done = rounding.finish(teacher.decoder, lesson)
     bits = Measurement("bits_per_weight", done.bits_per_weight, "bit", "counted")
     record = dataclasses.replace(
@@ -230,6 +230,7 @@ def _write_rounded(
         notes=(*made.record.notes, *rounding.plan.notes, *done.notes()),
     )
     write_gguf(made.path, _model_file(teacher, rounding.student, done.stored, record))
+    check_engine(made.path, lesson.data.block(0, lesson.fit.length)[:-1].tolist())
     return dataclasses.replace(made, record=record)
 
 

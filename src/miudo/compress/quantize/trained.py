@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,14 +34,25 @@ from miudo.decoder.decoder import Decoder
 from miudo.decoder.grids import check_trainable, holds_zero
 from miudo.decoder.rounded import RoundedWeights
 from miudo.decoder.sparsity import Masks
-from miudo.errors import ConfigError, DataError
+from miudo.engine.native import NativeEngine
+from miudo.errors import CheckFailedError, ConfigError, DataError
+from miudo.formats import open_model
 from miudo.formats.blocks import CODECS, encode, to_f32
+from miudo.protocol import SeqWork, Want
 from miudo.records import Measurement
 from miudo.tensors import DType, Role, Weights, tensor_table
 from miudo.train.settings import FitSettings
 from miudo.train.stepper import Tokens
 
-__all__ = ["ROUNDED_FIT", "ROUNDED_LOSS", "RoundedStudent", "Trained", "TrainedRounding", "mean_kl"]
+__all__ = [
+    "ROUNDED_FIT",
+    "ROUNDED_LOSS",
+    "RoundedStudent",
+    "Trained",
+    "TrainedRounding",
+    "check_engine",
+    "mean_kl",
+]
 
 ROUNDED_FIT: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.0}
 """Training settings for weights that are only to be rounded better.
@@ -51,6 +62,7 @@ Decay would pull weights to 0 that are as large as they should be.
 ROUNDED_LOSS = DistillSettings((ResponseTerm(),))
 """The loss: the KL to the unrounded model at temperature 1, nothing else."""
 
+_SAME_LOGITS = 1e-4
 _MEASURED_TOKENS = 16_384
 _ROWS = 8
 
@@ -110,8 +122,9 @@ class RoundedStudent:
         }
         self.plan = Plan.of(student, wanted)
         weights = student.to_weights()
-        self._begun = {n: encode(to_f32(t), self.plan.dtypes[n]) for n, t in weights.items()}
-        self.weights = RoundedWeights(student, self._begun)
+        self.begun = {n: encode(to_f32(t), self.plan.dtypes[n]) for n, t in weights.items()}
+        """What the file would hold without training."""
+        self.weights = RoundedWeights(student, self.begun)
 
     def check_keeps(self, masks: Masks) -> None:
         """Raises ConfigError naming a sparse matrix whose type has no exact zero."""
@@ -137,9 +150,9 @@ class RoundedStudent:
         text = lesson.data if lesson.held_out is None else lesson.held_out
         before, after = (
             mean_kl(teacher, rounded_decoder(self.student, stored), text, lesson.fit.length)
-            for stored in (self._begun, trained)
+            for stored in (self.begun, trained)
         )
-        return Trained(trained if after < before else self._begun, before, after)
+        return Trained(trained if after < before else self.begun, before, after)
 
 
 @torch.no_grad()
@@ -152,6 +165,29 @@ def mean_kl(teacher: Decoder, student: Decoder, text: Tokens, length: int) -> fl
     parts = torch.from_numpy(blocks).split(_ROWS)
     sums = [float(loss(student, ids)[0]) * len(ids) for ids in parts]
     return sum(sums) / count
+
+
+@torch.no_grad()
+def check_engine(path: Path, ids: Sequence[int]) -> float:
+    """Returns by how much the engine's logits for `ids` differ from the decoder's, at most.
+
+    Both read the file at `path`; the engine's activations are float. Raises CheckFailedError
+    beyond 1e-4.
+    """
+    file = open_model(path)
+    decoder = Decoder.from_weights(file.config, file.weights)
+    expected = decoder.logits(decoder(torch.tensor([list(ids)])))[0].numpy()  # T V
+    engine = NativeEngine(file, activations="float")
+    work = SeqWork(conversation=engine.open(), ids=list(ids), want=Want.ALL_LOGITS)
+    logits = engine.step([work])[0].logits
+    worst = float("inf") if logits is None else float(np.abs(logits - expected).max())
+    if not worst <= _SAME_LOGITS:
+        raise CheckFailedError(
+            f"the engine's logits differ from the trained decoder's by {worst:.2g}",
+            where=path,
+            remedy=f"Report this: {_SAME_LOGITS:g} is the most that sums in another order make",
+        )
+    return worst
 
 
 @dataclass(frozen=True, slots=True)
