@@ -237,7 +237,9 @@ def _learned(extra: dict[str, Any], shared_vocab: int | None, **flags: Any) -> D
     from miudo.compress.distill.divergence import Divergence
     from miudo.compress.distill.terms import DistillSettings, LayerMap
 
-    rest = {n: extra.pop(n) for n in ("teacher_weights", "shared_vocab") if n in extra}
+    rest: dict[str, Any] = {
+        n: extra.pop(n) for n in ("teacher_weights", "shared_vocab") if n in extra
+    }
     rest |= {} if shared_vocab is None else {"shared_vocab": shared_vocab}
     given = {name: value for name, value in flags.items() if value is not None}
     if "terms" in extra:
@@ -250,8 +252,8 @@ def _learned(extra: dict[str, Any], shared_vocab: int | None, **flags: Any) -> D
         terms = _terms(extra.pop("terms"))
     else:
         kinds = {"loss": Divergence, "features": LayerMap}
-        typed = {name: kinds[name](v) if name in kinds else v for name, v in given.items()}
-        terms = DistillSettings.of(**typed).terms
+        values: dict[str, Any] = {n: kinds[n](v) if n in kinds else v for n, v in given.items()}
+        terms = DistillSettings.of(**values).terms
     return dataclasses.replace(make_settings(DistillSettings, rest, where="loss"), terms=terms)
 
 
