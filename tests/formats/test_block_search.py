@@ -13,7 +13,7 @@ from miudo.formats.grid import grid_of
 from miudo.tensors import DType, StoredTensor
 
 Floats = npt.NDArray[np.float32]
-SEARCHED = tuple(t for t, codec in CODECS.items() if codec.fit and t.block == 256) + (DType.IQ4_NL,)
+SEARCHED = (*tuple(t for t, codec in CODECS.items() if codec.fit and t.block == 256), DType.IQ4_NL)
 TABLE = CODECS[DType.IQ4_NL].levels
 
 
