@@ -32,6 +32,7 @@ from miudo.compress.quantize.importance import ImportanceRounding
 from miudo.compress.quantize.learned import LearnedRounding
 from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.trained import TrainedRounding
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.native import NativeEngine
@@ -68,6 +69,8 @@ EXAMPLES: dict[str, Method] = {
     "awq then gptq": AWQ(DType.Q5_0, steps=2, rounding=Rounding.GPTQ),
     "learned q4_0": LearnedRounding(steps=6),
     "mixed": MixedTypes(max_bytes=88_000, types=("Q8_0", "Q5_0", "Q4_0")),
+    "trained q4_0": TrainedRounding(steps=2, batch_size=4, tables=DType.Q4_0, seed=5),
+    "trained q4_1": TrainedRounding(DType.Q4_1, steps=2, batch_size=4),
 }
 # No grid of theirs need have a zero.
 WITH_OFFSETS = (DType.Q4_1, DType.Q5_1, DType.Q2_K, DType.Q4_K, DType.Q5_K)

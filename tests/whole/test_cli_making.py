@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from miudo.cli.main import cli
 from miudo.formats import open_model
-from miudo.tensors import parameter_count
+from miudo.tensors import DType, parameter_count
 
 SHORT = ["--batch-size", "2", "--length", "16", "--set", "compile=off", "--set", "precision=f32"]
 
@@ -162,6 +162,23 @@ def test_a_recipe_names_terms_and_layers_name_a_student(
     )  # fmt: skip
     assert refused.exit_code == 2
     assert "--loss" in refused.stderr
+
+
+def test_distilling_to_a_type_gives_a_file_of_the_teachers_shape(
+    teacher: Path, data: Path, work: Path
+) -> None:
+    made = values(
+        "distill", teacher, "--data", data, "--out", work / "rounded", "--dtype", "q4_0",
+        "--tables", "Q8_0", "--steps", "2", *SHORT,
+    )  # fmt: skip
+    model = open_model(Path(made["model"]))
+    assert Path(made["model"]).name == "model.gguf"
+    assert model.config.layers == open_model(teacher).config.layers
+    assert model.weights["layers.0.attn.q.weight"].dtype is DType.Q4_0
+    assert model.weights["embed.weight"].dtype is DType.Q8_0
+    record = values("show", made["model"])["record"]
+    assert record["settings"]["fit"]["optimizer"] == "adamw"
+    assert [term["weight"] for term in record["settings"]["loss"]["terms"]] == [1.0, 0.0]
 
 
 def test_a_second_run_into_a_folder_is_refused_and_resume_gives_the_model_again(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from miudo.cli.options import verb
+from miudo.cli.options import BLOCK_TYPES, verb
 from miudo.cli.settings import check_table, make_settings
 from miudo.cli.teaching import chosen_way, way_options
 from miudo.cli.training_options import (
@@ -73,9 +73,17 @@ def _loss_options(function: F) -> F:
 @data_option
 @click.option(
     "--student",
-    default="0.25",
-    show_default=True,
-    help="Share of the teacher's non-embedding parameters, or a preset.",
+    help="Share of the teacher's non-embedding parameters (default 0.25), or a preset.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(BLOCK_TYPES, case_sensitive=False),
+    help="Train the student, TEACHER itself unless another is named, to be rounded to this type.",
+)
+@click.option(
+    "--tables",
+    type=click.Choice(BLOCK_TYPES, case_sensitive=False),
+    help="Another type than --dtype for token table and head.",
 )
 @click.option("--start", help="Begin with this model's shape and weights instead.")
 @click.option("--student-layers", help="Begin with these layers of TEACHER instead: 0,2,5.")
@@ -88,7 +96,9 @@ def distill(  # noqa: PLR0913 - one parameter an option
     teacher: str,
     *,
     data: tuple[str, ...],
-    student: str,
+    student: str | None,
+    dtype: str | None,
+    tables: str | None,
     start: str | None,
     student_layers: str | None,
     teacher_too: tuple[str, ...],
@@ -107,11 +117,21 @@ def distill(  # noqa: PLR0913 - one parameter an option
     extra: dict[str, Any],
     **length: Any,
 ) -> None:
-    """Train a smaller model on --data to give TEACHER's distributions."""
+    """Train a smaller model on --data to give TEACHER's distributions.
+
+    With --dtype the student learns while its weights are rounded, and becomes a GGUF file.
+    """
     from miudo.compress.jobs import DistillJob
+    from miudo.compress.quantize.trained import ROUNDED_FIT
     from miudo.compress.verbs import run_distill
+    from miudo.tensors import DType
     from miudo.train.progress import Lines
 
+    if dtype is not None:
+        extra = {**ROUNDED_FIT, **extra}
+        if "terms" not in extra:  # the teacher at temperature 1, and no text
+            temperature = 1.0 if temperature is None else temperature
+            alpha = 1.0 if alpha is None else alpha
     flags = {"loss": loss, "temperature": temperature, "alpha": alpha, "features": features}
     way = chosen_way(extra, flags, cache=cache, on_policy=on_policy, cross=cross)
     learned = _learned(extra, shared_vocab, **({} if cross else flags))
@@ -122,7 +142,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
         inputs=data,
         out=out,
         fit=settings,
-        student=_share_or_preset(student),
+        student=None if student is None else _share_or_preset(student),
         start=None if start is None else model_path(start),
         student_layers=_whole_numbers(student_layers, "--student-layers"),
         more_teachers=tuple(model_path(name) for name in teacher_too),
@@ -130,6 +150,8 @@ def distill(  # noqa: PLR0913 - one parameter an option
         way=way,
         prepare=packing,
         keep_zeros=keep_zeros,
+        dtype=None if dtype is None else DType(dtype),
+        tables=None if tables is None else DType(tables),
     )
     made = run_distill(job, Lines(), resume=resume)
     emit_fit(made.path, made.fit, as_json=as_json)

@@ -23,6 +23,7 @@ from miudo.compress.quantize.importance import ImportanceRounding
 from miudo.compress.quantize.learned import LearnedRounding
 from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.trained import TrainedRounding
 from miudo.errors import ConfigError
 
 __all__ = ["METHODS", "method_from_json", "method_to_json"]
@@ -42,6 +43,7 @@ METHODS: Mapping[str, type[Any]] = {
         AWQ,
         LearnedRounding,
         MixedTypes,
+        TrainedRounding,
     )
 }
 

@@ -17,6 +17,7 @@ from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.pipeline import PrepareSettings
 from miudo.records import Record
+from miudo.tensors import DType
 from miudo.train.loop import FitResult
 from miudo.train.settings import FitSettings
 
@@ -26,6 +27,10 @@ __all__ = ["DistillJob", "PruneJob", "QuantizeJob", "Shrunk"]
 @dataclass(frozen=True, slots=True)
 class DistillJob:
     """`student`: a share of the teacher's non-embedding parameters, a preset, or a config.
+
+    None is a share of 0.25; with a `dtype` it is the teacher itself. The student is trained to be
+    rounded to `dtype` then, its token table and head to `tables` (None: to `dtype` too), and
+    becomes a GGUF file.
 
     `start`, if given, is a model whose weights the student begins with; its shape counts then.
     `student_layers`, if given, makes the student of these layers of the teacher instead.
@@ -39,7 +44,7 @@ class DistillJob:
     inputs: tuple[str, ...]
     out: Path
     fit: FitSettings
-    student: float | str | ModelConfig = 0.25
+    student: float | str | ModelConfig | None = None
     start: Path | None = None
     student_layers: tuple[int, ...] = ()
     more_teachers: tuple[Path, ...] = ()
@@ -47,6 +52,8 @@ class DistillJob:
     way: Way | None = None
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     keep_zeros: bool | None = None
+    dtype: DType | None = None
+    tables: DType | None = None
 
 
 @dataclass(frozen=True, slots=True)

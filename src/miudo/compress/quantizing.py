@@ -63,6 +63,7 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
         "rotation_seed": job.rotation_seed,
         "calibration_tokens": sum(ids.numel() for ids in batches),
         "calibration_length": job.calibration_length,
+        **carried(opened.file.record, stored),
     }
     lineage = (*opened.parents, *parents)
     record = Record(

@@ -12,6 +12,7 @@ Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,12 +35,14 @@ from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
+from miudo.compress.quantize.trained import RoundedStudent, check_engine
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import masks_to_keep
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
+from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
 from miudo.formats.zeros import sparse_settings
@@ -61,6 +64,8 @@ def run_distill(
 ) -> Shrunk:
     """Trains a student on the teacher's distributions and writes OUT/model.
 
+    With a `dtype` it is trained to be rounded, and becomes OUT/model.gguf.
+
     Raises ConfigError for vocabularies or tokenizers that differ where `job.way` is not across
     them, ModelFileError for a student that no folder could hold, UsageError where OUT holds a
     run and `resume` is not set, and what `prepare`, `open_model` and `fit` raise.
@@ -72,10 +77,12 @@ def run_distill(
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
     models = [teacher, *more, *(() if start is None else (start,))]
-    masks = None
-    if start is not None:
-        record = start.file.record
-        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start)
+    masks, rounding = None, _rounding(job, student)
+    if start is not None or rounding is not None:
+        record = (start or teacher).file.record
+        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start or job.teacher)
+    if rounding is not None and masks is not None:
+        rounding.check_keeps(masks)
     # The model whose tokenizer, template and family the student's folder has.
     pattern = start if start is not None and isinstance(job.way, CrossSettings) else teacher
     _check_folder(job.teacher, pattern, student, "Give another --student, or --start from a model")
@@ -85,6 +92,7 @@ def run_distill(
         "student_layers": list(job.student_layers),
         "fit": job.fit.to_json(),
         "config": student.config.to_json(),
+        **({} if rounding is None else rounding.settings),
     }
     with locked_run_folder(job.out) as folder:
         data = _begin(job, folder, pattern, progress, resume=resume)
@@ -100,6 +108,7 @@ def run_distill(
                 folder,
                 surviving=job.student_layers or None,
                 masks=masks,
+                stand_in=None if rounding is None else rounding.weights,
                 progress=progress,
                 resume=resume,
             )
@@ -112,6 +121,13 @@ def run_distill(
             settings={**record.settings, **sparse_settings(result.zeros)},
             measurements=(*found, *meter.measurements()),
         )
+        if rounding is not None:
+            return _write_rounded(
+                teacher,
+                rounding,
+                lesson,
+                Shrunk(job.out / "model.gguf", student.config, record, fit=result),
+            )
         path = _write(job.out / "model", pattern, student, record)
     return Shrunk(path, student.config, record, fit=result)
 
@@ -214,7 +230,10 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
             where="--cross",
             remedy="Name a model of its tokenizer and shape with --start",
         )
-    student = Decoder(student_config(job.student, teacher.file.config))
+    if job.dtype is not None and job.student is None:
+        return None, copy.deepcopy(teacher.decoder)
+    shape = 0.25 if job.student is None else job.student
+    student = Decoder(student_config(shape, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
 
@@ -246,6 +265,36 @@ def _asked(
         return dataclasses.replace(lesson, loss=loss, data=blocks)
     loss = crossing_loss(way, teachers[0], data.tokenizer(), data.end_id)
     return dataclasses.replace(lesson, loss=loss)
+
+
+def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
+    if job.dtype is None:
+        if job.tables is not None:
+            raise ConfigError("tables has a type, the matrices have none", remedy="Give --dtype")
+        return None
+    if isinstance(job.way, CrossSettings):
+        raise UsageError(
+            "a student of another tokenizer is not trained to be rounded",
+            where="--dtype, --cross",
+            remedy="Distil first, then distil from the result with --dtype",
+        )
+    return RoundedStudent(student, job.dtype, job.tables or job.dtype)
+
+
+def _write_rounded(
+    teacher: Opened, rounding: RoundedStudent, lesson: Lesson, made: Shrunk
+) -> Shrunk:
+    """Measures a student that was trained to be rounded, writes its file and runs it once."""
+    done = rounding.finish(teacher.decoder, lesson)
+    bits = Measurement("bits_per_weight", done.bits_per_weight, "bit", "counted")
+    record = dataclasses.replace(
+        made.record,
+        measurements=(*made.record.measurements, *done.measurements(), bits),
+        notes=(*made.record.notes, *rounding.plan.notes, *done.notes()),
+    )
+    write_gguf(made.path, _model_file(teacher, rounding.student, done.stored, record))
+    check_engine(made.path, lesson.data.block(0, lesson.fit.length)[:-1].tolist())
+    return dataclasses.replace(made, record=record)
 
 
 def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:

@@ -34,7 +34,7 @@ from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
 from miudo.train.speed import kept_threads, planned_steps, run_conditions
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
-from miudo.train.stepper import Stepper, StepResult, Tokens
+from miudo.train.stepper import StandIn, Stepper, StepResult, Tokens
 from miudo.train.timing import decide
 
 __all__ = ["FitResult", "Sampler", "fit"]
@@ -94,6 +94,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     held_out: Tokens | None = None,
     progress: Progress | None = None,
     sampler: Sampler | None = None,
+    stand_in: StandIn | None = None,
     resume: bool = False,
     from_step: int | None = None,
 ) -> FitResult:
@@ -101,6 +102,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
 
     A RunFolder is one whose lock the caller holds already. Where `masks` say that a weight is
     zero, it is zero after every step; a resumed run takes them from its checkpoint.
+
+    With a `stand_in` steps and evaluation see its values, and the weights themselves are trained.
 
     With `resume` it goes on from the newest checkpoint (or `from_step`) and ends with the
     same weights as a run that was never broken; a run that had ended returns at once.
@@ -115,7 +118,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     with ExitStack() as stack:
         folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
         stack.enter_context(run_conditions(decoder, settings))
-        run = _Run(folder, Stepper(decoder, data, settings, loss, masks), held_out, sampler)
+        stepper = Stepper(decoder, data, settings, loss, masks, stand_in)
+        run = _Run(folder, stepper, held_out, sampler)
         run.progress = progress or Silent()
         start = folder.step_to_resume(resume=resume, step=from_step)
         plan = run.begin() if start is None else run.go_on(start)
@@ -271,12 +275,13 @@ class _Run:
     def _evaluate(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         decoder = self.stepper.decoder
-        if self.held_out is not None:
-            found["held_out_loss"] = held_out_loss(decoder, self.held_out, self.settings)
-        if self.sampler is not None:
-            with as_it_runs(decoder):
-                found["sample"] = self.sampler(decoder)
-            self.progress.note(found["sample"])
+        with self.stepper.shown():
+            if self.held_out is not None:
+                found["held_out_loss"] = held_out_loss(decoder, self.held_out, self.settings)
+            if self.sampler is not None:
+                with as_it_runs(decoder):
+                    found["sample"] = self.sampler(decoder)
+                self.progress.note(found["sample"])
         return found
 
     def _save(self, plan: Plan) -> None:
