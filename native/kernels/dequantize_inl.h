@@ -233,6 +233,8 @@ void dequantize(DType type, const std::uint8_t* bytes, std::size_t count, float*
     case DType::kIQ4_NL: return each(decode_iq4_nl);
     case DType::kIQ4_XS: return each(decode_iq4_xs);
     case DType::kMXFP4: return each(decode_mxfp4);
+    case DType::kSparse4:
+    case DType::kSparse8: return;  // of matrices, which PackedMatrix reads
   }
 }
 

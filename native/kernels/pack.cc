@@ -68,7 +68,9 @@ void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Quads& out) {
       return gather(b + 128 + half * 32, kQuads, 2 * part, 2, 4, out);
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 
@@ -170,7 +172,9 @@ void put_scales(DType type, const std::uint8_t* b, std::size_t g, std::size_t la
     case DType::kIQ4_XS: *first = *second = iq4_scale(b, g); return supers(0, 1);
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 
@@ -261,7 +265,9 @@ void pack_tile(DType type, std::size_t groups, const std::uint8_t* rows, std::si
     case DType::kMXFP4: return pack.operator()<DType::kMXFP4>();
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 
