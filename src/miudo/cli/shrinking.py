@@ -147,12 +147,22 @@ def prune(  # noqa: PLR0913 - one parameter an option
     show_default=True,
     help="How matrices are stored.",
 )
-def quantize(model: str, *, out: Path, dtype: str, as_json: bool) -> None:
+@click.option(
+    "--sparse",
+    is_flag=True,
+    help="Store pruned matrices without zeros where that is smaller (Q4_0, Q8_0; only miudo"
+    " reads the file).",
+)
+def quantize(model: str, *, out: Path, dtype: str, sparse: bool, as_json: bool) -> None:
     """Round MODEL's weights to 4 to 8 bits (or 16) and write one GGUF file."""
     from miudo.compress.verbs import run_quantize
     from miudo.tensors import DType
 
-    made = run_quantize(model_path(model), out, dtype=DType(dtype))
+    if sparse and dtype not in ("Q4_0", "Q8_0"):
+        raise UsageError(
+            f"{dtype} has no sparse form", where="--sparse", remedy="Give --dtype Q4_0 or Q8_0"
+        )
+    made = run_quantize(model_path(model), out, dtype=DType(dtype), sparse=sparse)
     (report,) = made.reports
     counts = dataclasses.asdict(report)
     del counts["changes"]

@@ -25,6 +25,7 @@ from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements, settings_to_json
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
 from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.sparse import without_zeros
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
@@ -134,10 +135,13 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
     return Shrunk(path, made.decoder.config, record, made.reports, made.fit)
 
 
-def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk:
+def run_quantize(
+    model: Path, out: Path, *, dtype: DType = DType.Q8_0, sparse: bool = False
+) -> Shrunk:
     """Rounds a model's weights and writes one GGUF file, `out`.
 
-    Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that holds NaN,
+    With `sparse` matrices are stored without their zeros where that is smaller: a file for
+    miudo alone. Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that holds NaN,
     and what `open_model` raises.
     """
     if out.suffix != ".gguf":
@@ -147,10 +151,12 @@ def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk
     method = NearestRounding(dtype)
     with Meter() as meter:
         stored, report = method.store(opened.decoder)
+        if sparse:
+            stored, report = without_zeros(opened.file.config, stored, report)
     record = Record(
         verb="quantize",
         name=out.stem,
-        settings=method_to_json(method),
+        settings={**method_to_json(method), **({"sparse": True} if sparse else {})},
         inputs=(opened.artefact,),
         measurements=(*report_measurements((report,)), *meter.measurements()),
         parents=opened.parents,

@@ -19,6 +19,7 @@ from miudo.errors import ConfigError
 from miudo.formats.block_codec import FloatArray
 from miudo.formats.blocks_32 import CODECS_32
 from miudo.formats.blocks_k import CODECS_K
+from miudo.formats.sparse import as_dense
 from miudo.tensors import DType, StoredTensor
 
 __all__ = [
@@ -47,6 +48,7 @@ _CHUNKS_A_THREAD = 8  # fewer are done before a thread is there
 
 def to_f32(tensor: StoredTensor) -> FloatArray:
     """Returns the tensor's values in its shape; F32 shares the tensor's memory."""
+    tensor = as_dense(tensor)
     data = tensor.data
     if tensor.dtype is DType.F32:
         return data.view("<f4").reshape(tensor.shape)
@@ -60,6 +62,7 @@ def to_f32(tensor: StoredTensor) -> FloatArray:
 
 def f32_chunks(tensor: StoredTensor) -> Iterator[FloatArray]:
     """Yields the tensor's values in order as flat arrays of some ten thousand."""
+    tensor = as_dense(tensor)
     return _decoded(tensor.dtype, tensor.data)
 
 
@@ -82,6 +85,7 @@ def recode(tensor: StoredTensor, dtype: DType) -> StoredTensor:
     check_writable(dtype)
     if not dtype.fits(tensor.shape):
         raise ConfigError(f"rows of {tensor.shape[-1:]} values do not fit {dtype}")
+    tensor = as_dense(tensor)
     given, data = tensor.data, np.empty(dtype.size_bytes(tensor.shape), dtype=np.uint8)
     taken, made = (_CHUNK // t.block * t.block_bytes for t in (tensor.dtype, dtype))
 
@@ -109,6 +113,7 @@ def check_writable(dtype: DType) -> None:
 
 def is_finite(tensor: StoredTensor) -> bool:
     """Whether no value of `tensor` is NaN or infinite."""
+    tensor = as_dense(tensor)
     if tensor.dtype in _CODECS:
         codec = _CODECS[tensor.dtype]
         return codec.finite(tensor.data.view(codec.fields))
@@ -117,6 +122,7 @@ def is_finite(tensor: StoredTensor) -> bool:
 
 def largest(tensor: StoredTensor) -> float:
     """Returns the greatest magnitude in `tensor`; NaN if it holds one, 0 if it is empty."""
+    tensor = as_dense(tensor)
     if tensor.dtype in _CODECS:
         return max((float(np.abs(c).max()) for c in f32_chunks(tensor)), default=0.0)
     unit = np.uint32 if tensor.dtype is DType.F32 else np.uint16

@@ -34,6 +34,7 @@ from miudo.formats.model_file import ModelFile
 from miudo.formats.precision import converted
 from miudo.formats.safetensors import write_safetensors
 from miudo.formats.shards import read_weights
+from miudo.formats.sparse import dense_weights
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
@@ -211,6 +212,7 @@ def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tu
     The family is None where there is none. One that `transformers` knows comes first, also if
     unequal layers have to be padded for it.
     """
+    model = dataclasses.replace(model, weights=dense_weights(model.weights))
     padded, weights, notes = pad_to_uniform(model.config, model.weights)
     own, other = (for_config(config, model.architecture) for config in (model.config, padded))
     if other is not None and not other.foreign and (own is None or own.foreign):
