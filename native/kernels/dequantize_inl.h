@@ -263,6 +263,8 @@ void dequantize(DType type, const std::uint8_t* bytes, std::size_t count, float*
     case DType::kMXFP4: return each(decode_mxfp4);
     case DType::kTQ1_0: return each(decode_tq1_0);
     case DType::kTQ2_0: return each(decode_tq2_0);
+    case DType::kSparse4:
+    case DType::kSparse8: return;  // of matrices, which PackedMatrix reads
   }
 }
 

@@ -90,7 +90,9 @@ void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Quads& out) {
     case DType::kTQ2_0: return gather(b + half * 32, kQuads, 2 * part, 2, 0, out);
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 
@@ -194,7 +196,9 @@ void put_scales(DType type, const std::uint8_t* b, std::size_t g, std::size_t la
     case DType::kTQ2_0: return supers(64, 1);
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 
@@ -288,7 +292,9 @@ void pack_tile(DType type, std::size_t groups, const std::uint8_t* rows, std::si
     case DType::kTQ2_0: return pack.operator()<DType::kTQ2_0>();
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 

@@ -43,6 +43,12 @@ _METHODS = ("nearest", "importance", "gptq", "awq", "learned")
 @data_option
 @click.option("--max-size", help="Choose types so that the file is no larger: 4MB.")
 @click.option("--rotate", type=int, metavar="SEED", help="Rotate the model first, where exact.")
+@click.option(
+    "--sparse",
+    is_flag=True,
+    help="Store pruned matrices without zeros where that is smaller (Q4_0, Q8_0; only miudo"
+    " reads the file).",
+)
 def quantize(  # noqa: PLR0913 - one parameter an option
     model: str,
     *,
@@ -52,6 +58,7 @@ def quantize(  # noqa: PLR0913 - one parameter an option
     data: tuple[str, ...],
     max_size: str | None,
     rotate: int | None,
+    sparse: bool,
     as_json: bool,
     extra: dict[str, Any],
 ) -> None:
@@ -64,6 +71,12 @@ def quantize(  # noqa: PLR0913 - one parameter an option
     from miudo.data.pipeline import PrepareSettings
     from miudo.train.progress import Lines
 
+    if sparse and dtype not in ("Q4_0", "Q8_0"):
+        raise UsageError(
+            f"{dtype or 'a mixture of types'} has no sparse form",
+            where="--sparse",
+            remedy="Give --dtype Q4_0 or Q8_0",
+        )
     names = ("calibration_tokens", "calibration_length")
     counts = {name: extra.pop(name) for name in names if name in extra}
     packing = make_settings(PrepareSettings, extra.pop("prepare", {}), where="prepare")
@@ -74,6 +87,7 @@ def quantize(  # noqa: PLR0913 - one parameter an option
         inputs=data,
         rotation_seed=rotate,
         max_bytes=None if max_size is None else parse_size(max_size, "--max-size"),
+        sparse=sparse,
         prepare=packing,
         **counts,
     )

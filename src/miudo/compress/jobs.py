@@ -73,6 +73,12 @@ class PruneJob:
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     calibration_tokens: int = 65_536
     calibration_length: int = 256
+    repair: float | None = None
+    keep_zeros: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.repair is not None:
+            in_range("repair", self.repair, 1e-6, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ class QuantizeJob:
     """`inputs` are texts or one data folder, for methods that calibrate.
 
     With `rotation_seed` the model is rotated first. `max_bytes` is the file's largest size, for
-    `MixedTypes` alone.
+    `MixedTypes` alone. `sparse` stores pruned matrices without zeros: a file for miudo alone.
     """
 
     model: Path
@@ -89,15 +95,10 @@ class QuantizeJob:
     inputs: tuple[str, ...] = ()
     rotation_seed: int | None = None
     max_bytes: int | None = None
+    sparse: bool = False
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     calibration_tokens: int = 65_536
     calibration_length: int = 256
-    repair: float | None = None
-    keep_zeros: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.repair is not None:
-            in_range("repair", self.repair, 1e-6, 100.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from miudo.compress.prune.recover import calibration_batches
 from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.rotate import rotate
+from miudo.compress.quantize.sparse import without_zeros
 from miudo.data.packed import MANIFEST_FILE
 from miudo.errors import CheckFailedError, ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
@@ -58,13 +59,20 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
             decoder, notes = turned.decoder, (turned.note,)
         method = _within(job, opened)
         stored, report = method.store(decoder, method.calibrate(decoder, batches))
-    settings = method_to_json(method) | carried(opened.file.record, stored)
-    settings |= {
-        "rotation_seed": job.rotation_seed,
-        "calibration_tokens": sum(ids.numel() for ids in batches),
-        "calibration_length": job.calibration_length,
-        **carried(opened.file.record, stored),
-    }
+        kept = carried(opened.file.record, stored)
+        if job.sparse:
+            stored, report = without_zeros(opened.file.config, stored, report)
+    settings = (
+        method_to_json(method)
+        | kept
+        | {
+            "stored_sparse": job.sparse,
+            "rotation_seed": job.rotation_seed,
+            "calibration_tokens": sum(ids.numel() for ids in batches),
+            "calibration_length": job.calibration_length,
+            **carried(opened.file.record, stored),
+        }
+    )
     lineage = (*opened.parents, *parents)
     record = Record(
         verb="quantize",

@@ -210,7 +210,7 @@ def _row(
     bench: Bench,
 ) -> Row:
     config, tensors = loaded.model.config, loaded.model.weights.values()
-    stored_bits = 8 * sum(tensor.dtype.size_bytes(tensor.shape) for tensor in tensors)
+    stored_bits = 8 * sum(tensor.size_bytes for tensor in tensors)
     stored_values = sum(math.prod(tensor.shape) for tensor in tensors)
     return Row(
         name=name,

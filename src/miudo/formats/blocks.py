@@ -21,6 +21,7 @@ from miudo.formats.blocks_32 import CODECS_32
 from miudo.formats.blocks_iq4 import CODECS_IQ4
 from miudo.formats.blocks_k import CODECS_K
 from miudo.formats.blocks_ternary import CODECS_TERNARY
+from miudo.formats.sparse import as_dense
 from miudo.tensors import DType, StoredTensor
 
 __all__ = [
@@ -56,6 +57,7 @@ _CHUNKS_A_THREAD = 8  # fewer are done before a thread is there
 
 def to_f32(tensor: StoredTensor) -> FloatArray:
     """Returns the tensor's values in its shape; F32 shares the tensor's memory."""
+    tensor = as_dense(tensor)
     data = tensor.data
     if tensor.dtype is DType.F32:
         return data.view("<f4").reshape(tensor.shape)
@@ -69,6 +71,7 @@ def to_f32(tensor: StoredTensor) -> FloatArray:
 
 def f32_chunks(tensor: StoredTensor) -> Iterator[FloatArray]:
     """Yields the tensor's values in order as flat arrays of some ten thousand."""
+    tensor = as_dense(tensor)
     return _decoded(tensor.dtype, tensor.data)
 
 
@@ -97,6 +100,7 @@ def recode(
     if not dtype.fits(tensor.shape):
         raise ConfigError(f"rows of {tensor.shape[-1:]} values do not fit {dtype}")
     weights = None if importance is None else _weights(importance, tensor.shape[-1])
+    tensor = as_dense(tensor)
     given, data = tensor.data, np.empty(dtype.size_bytes(tensor.shape), dtype=np.uint8)
     taken, made = (_CHUNK // t.block * t.block_bytes for t in (tensor.dtype, dtype))
 
@@ -125,6 +129,7 @@ def check_writable(dtype: DType) -> None:
 
 def is_finite(tensor: StoredTensor) -> bool:
     """Whether no value of `tensor` is NaN or infinite."""
+    tensor = as_dense(tensor)
     if tensor.dtype in CODECS:
         codec = CODECS[tensor.dtype]
         return codec.finite(tensor.data.view(codec.fields))
@@ -133,6 +138,7 @@ def is_finite(tensor: StoredTensor) -> bool:
 
 def largest(tensor: StoredTensor) -> float:
     """Returns the greatest magnitude in `tensor`; NaN if it holds one, 0 if it is empty."""
+    tensor = as_dense(tensor)
     if tensor.dtype in CODECS:
         return max((float(np.abs(c).max()) for c in f32_chunks(tensor)), default=0.0)
     unit = np.uint32 if tensor.dtype is DType.F32 else np.uint16

@@ -35,6 +35,7 @@ from miudo.formats.padding import paddings
 from miudo.formats.precision import converted
 from miudo.formats.safetensors import write_safetensors
 from miudo.formats.shards import read_weights
+from miudo.formats.sparse import dense_weights
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
@@ -212,6 +213,7 @@ def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tu
     The family is None where there is none. One that `transformers` knows comes first, also if
     unequal layers have to be padded for it.
     """
+    model = dataclasses.replace(model, weights=dense_weights(model.weights))
     for config, weights, notes in paddings(model.config, model.weights):
         family = for_config(config, model.architecture)
         if family is not None and not family.foreign:
