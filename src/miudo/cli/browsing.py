@@ -60,10 +60,13 @@ def catalog(
     emit({"schema": 1, "models": rows}, text, as_json=as_json)
 
 
-def parse_size(text: str) -> int:
-    """Returns the bytes of a size like 4GB, 512 MiB or 1.5g. Raises UsageError for others."""
+def parse_size(text: str, *, where: str = "--fits") -> int:
+    """Returns the bytes of a size like 4GB, 512 MiB or 1.5g. Raises UsageError for others.
+
+    `where` is the flag that the error names.
+    """
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
     unit = None if match is None else _UNITS.get(match[2].lower())
     if match is None or unit is None:
-        raise UsageError(f"{text[:40]!r} is no size", where="--fits", remedy="Write 4GB or 900MiB")
+        raise UsageError(f"{text[:40]!r} is no size", where=where, remedy="Write 4GB or 900MiB")
     return int(float(match[1]) * unit)
