@@ -32,10 +32,18 @@ from miudo.shrink.budget import Figures
 from miudo.shrink.candidates import Candidate, Step, propose
 from miudo.shrink.ground import Baseline, Ground
 from miudo.shrink.halving import Round, plan_rounds, rounds_of_steps
+from miudo.shrink.jobs import ShrinkSettings
 from miudo.shrink.making import cut, round_trunk
 from miudo.tensors import DType, StoredTensor, parameter_count, tensor_table
 
-__all__ = ["Forecast", "Guess", "forecast", "predicted_bytes", "predicted_speed"]
+__all__ = [
+    "Forecast",
+    "Guess",
+    "controls_step_s",
+    "forecast",
+    "predicted_bytes",
+    "predicted_speed",
+]
 
 _NO_VALUES = StoredTensor.from_f32(np.zeros(1, dtype=np.float32))
 """A tensor whose values need no wider type: shapes decide."""
@@ -129,6 +137,7 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
             _guess(ground, baseline, candidate, decoder, loss + damage[candidate.rounding])
             for candidate in members
         ]
+    guesses = _without_doubles(guesses)
     _check_possible(ground, guesses)
     tried = _ranked_trunks(ground, baseline, guesses)
     spent_s = baseline.elapsed_s + time.perf_counter() - started
@@ -144,6 +153,15 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
 def predicted_bytes(config: ModelConfig, dtype: DType) -> int:
     """Returns the bytes of a model's tensors whose matrices are stored as `dtype`."""
     return sum(d.size_bytes(s.shape) for s, d in _types(config, dtype))
+
+
+def controls_step_s(settings: ShrinkSettings, baseline: Baseline, costs: Iterable[float]) -> float:
+    """Returns what a step of all controls together costs at most, in seconds.
+
+    From nothing and by text alone are trained for every seed, that by magnitude once, and the
+    chosen one again for every further seed.
+    """
+    return 2 * settings.seeds * baseline.plain_step_s + settings.seeds * max(costs, default=0.0)
 
 
 def predicted_speed(config: ModelConfig, dtype: DType, baseline: Baseline) -> float:
@@ -220,6 +238,20 @@ def _guess(
     )
 
 
+def _without_doubles(guesses: Sequence[Guess]) -> list[Guess]:
+    """Marks as out what would be the same file: rows that fit no blocks of 256 fall to others."""
+    seen: dict[tuple[str, str, float], str] = {}
+    found = []
+    for guess in guesses:
+        candidate = guess.candidate
+        key = candidate.trunk_name, candidate.rounding.method, guess.size_bytes
+        first = seen.setdefault(key, candidate.name)
+        if first != candidate.name and not guess.out:
+            guess = dataclasses.replace(guess, out=f"the same types as {first}")
+        found.append(guess)
+    return found
+
+
 def _products(config: ModelConfig) -> float:
     """Counts of a token: every matrix, the head too."""
     inside = parameter_count(config, embeddings=False)
@@ -288,11 +320,7 @@ def _rounds(
         return ()
     if settings.steps is not None:
         return rounds_of_steps(len(learning), settings.steps)
-    # The controls: from nothing and by text alone for every seed, the chosen one for every
-    # further seed.
-    plain = baseline.plain_step_s
-    extra = 2 * settings.seeds * plain + (settings.seeds - 1) * max(learning)
-    rounds = plan_rounds(learning, seconds, extra=extra)
+    rounds = plan_rounds(learning, seconds, extra=controls_step_s(settings, baseline, learning))
     if not rounds:
         raise UsageError(
             f"{settings.minutes:g} minutes are too short for one step of learning "

@@ -15,7 +15,7 @@ from typing import Any
 
 from miudo.report import Table, text_table
 from miudo.shrink.candidates import absent
-from miudo.shrink.forecast import Forecast, Guess, forecast
+from miudo.shrink.forecast import Forecast, Guess, controls_step_s, forecast
 from miudo.shrink.ground import Baseline, measure_baseline, open_ground
 from miudo.shrink.jobs import ShrinkJob
 from miudo.shrink.search import check_energy
@@ -39,7 +39,6 @@ class Plan:
         learning = sum(
             r.steps * cost for r, cost in zip(self._rounds(), self._costs(), strict=True)
         )
-        plain = self.baseline.plain_step_s
         last = self._rounds()[-1].steps if self._rounds() else 0
         settings = self.job.settings
         files = settings.measured + 4 * settings.seeds
@@ -47,7 +46,7 @@ class Plan:
             "forecast": (self.forecast_s, "measured: done now, and done again then"),
             "learning": (learning, "steps x the dearest candidates' seconds a step"),
             "controls": (
-                last * (2 * settings.seeds * plain + (settings.seeds - 1) * self._dearest()),
+                last * controls_step_s(settings, self.baseline, self._dearest()),
                 "steps x seconds a step of the teacher's shape",
             ),
             "measuring": (
@@ -110,8 +109,8 @@ class Plan:
         dearest = sorted((costs[t] for t in self.forecast.trunks if costs[t] > 0), reverse=True)
         return [sum(dearest[: r.candidates]) for r in self._rounds()]
 
-    def _dearest(self) -> float:
-        return max((g.step_s for g in self.forecast.guesses), default=0.0)
+    def _dearest(self) -> list[float]:
+        return [g.step_s for g in self.forecast.guesses]
 
     def _candidates(self) -> Table:
         tried = [g for name in self.forecast.trunks for g in self.forecast.of(name)]

@@ -155,10 +155,30 @@ def _summary(result: ShrinkResult) -> list[str]:
         f"chose nothing is {row.quality.ppl:.3f}, the teacher's {teacher.quality.ppl:.3f}: "
         f"{found.ppl_increase:+.2%}."
     ]
+    lines += _beaten(result)
     if result.outcome.shortfalls:
         lines.insert(0, f"The budget is not met: {result.unmet()}. {result.would_meet()}.")
     lines += [f"Warning: {text}." for text in result.baseline.warnings]
     return lines
+
+
+def _beaten(result: ShrinkResult) -> list[str]:
+    """Says which controls did better than the chosen one: then the dearer way was not worth it."""
+    quality = result.chosen.measured.row.quality
+    better = [
+        f"{row.name} ({row.measured.row.quality.ppl:.3f})"
+        for row in result.rows
+        if row.kind not in ("teacher", "candidate", "chosen again")
+        and row.measured.row.quality.ppl < quality.ppl
+    ]
+    if not better:
+        return []
+    return [
+        f"Controls of lower perplexity than the chosen one's {quality.ppl:.3f}: "
+        f"{', '.join(better)}. One standard error over tokens is {quality.ppl_error:.3f}. Where "
+        "text alone does better, the teacher knows less than the text: a lower alpha, or a better "
+        "teacher, would help."
+    ]
 
 
 def _front(result: ShrinkResult) -> str:
@@ -206,7 +226,8 @@ def _how(result: ShrinkResult) -> list[str]:
     lines = [
         f"Perplexity: context {quality.context}, stride {quality.stride}, {quality.tokens:,} "
         f"tokens of held-out text; ± one standard error over tokens. Losses that chose "
-        f"were taken on other held-out text. KL and same top-1 are against the teacher on the same engine.",
+        f"were taken on other held-out text. KL and same top-1 are against the teacher, "
+        f"on the same engine.",
         f"Speed: median of {bench.speed.repeats} runs of {bench.speed.prompt_tokens} prompt and "
         f"{bench.speed.new_tokens} new tokens, {bench.runs_on}, {bench.threads} threads. Memory: "
         f"{bench.peak_memory_method}. Energy: {energy_basis(bench.speed.energy_method)}.",

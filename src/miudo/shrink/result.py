@@ -159,7 +159,7 @@ class ShrinkResult:
                 f"({found.ppl_increase:+.2%})",
                 f"speed       {found.tokens_per_s:,.0f} new tokens/s, the teacher "
                 f"{teacher.bench.speed.new_tokens_per_s:,.0f}",
-                f"checks      {sum(self.checks.values())} of {len(self.checks)} kinds passed",
+                f"checks      {sum(self.checks.values())} passed, of {len(self.checks)} kinds",
                 f"measured    {len(self.rows)} files, {len(self.outcome.front)} on the front",
             ]
         )
