@@ -12,9 +12,11 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,17 @@ from miudo.compress.distill.response import ResponseLoss, ResponseSettings
 from miudo.compress.method import check_finite
 from miudo.compress.prune.recover import calibration_batches
 from miudo.compress.quantize.nearest import NearestRounding
-from miudo.data.packed import DataSet, PackedTokens
+from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
 from miudo.engine.probe import measure_peaks
 from miudo.errors import DataError
 from miudo.evaluate.bench import BenchSettings
 from miudo.evaluate.compare import CompareSettings
 from miudo.evaluate.roofline import Numbers, bounds, step_work
+from miudo.files import sha256_file
 from miudo.formats.gguf import write_gguf
+from miudo.meter import Meter
+from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.shrink.jobs import ShrinkJob
 from miudo.shrink.measure import Instrument, Measured, open_instrument
 from miudo.shrink.selfcheck import Checks
@@ -59,6 +64,9 @@ _FEWEST_PIECES = 8
 _KNOWS = 0.9
 """Of the loss that the text's word counts alone give: above it, the teacher does not know it."""
 
+_BUSY = 0.25
+"""Cores that others use, from which on a speed is not this machine's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ground:
@@ -76,6 +84,36 @@ class Ground:
     instrument: Instrument
     checks: Checks
     progress: Progress
+
+    def record(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        measurements: Sequence[Measurement] = (),
+        notes: tuple[str, ...] = (),
+    ) -> Record:
+        """Returns the record of a file that comes of this search."""
+        text = Record.read(self.data.folder)
+        manifest = sha256_file(self.data.folder / MANIFEST_FILE)
+        budget, search = self.job.budget, self.job.settings
+        return Record(
+            verb="shrink",
+            name=name,
+            settings={
+                **settings,
+                "budget": dataclasses.asdict(budget),
+                "search": dataclasses.asdict(search),
+            },
+            seed=search.seed,
+            inputs=(
+                self.teacher.artefact,
+                Artefact("data", self.data.folder.name, manifest),
+            ),
+            measurements=tuple(measurements),
+            parents=(*self.teacher.parents, *(() if text is None else (text,))),
+            licence=shared_licence(self.teacher.parents),
+            notes=notes,
+        )
 
     def loss(self, decoder: Decoder) -> float:
         """Returns nats a token on the text that chooses."""
@@ -180,7 +218,9 @@ def measure_baseline(ground: Ground) -> Baseline:
     stored, _ = NearestRounding().store(teacher.decoder)
     with tempfile.TemporaryDirectory(prefix="miudo-") as folder:
         path = Path(folder) / "teacher-q8_0.gguf"
-        written = write_gguf(path, model_file(teacher, teacher.decoder.config, stored, None))
+        record = ground.record("teacher", {})
+        model = model_file(teacher, teacher.decoder.config, stored, record)
+        written = write_gguf(path, model)
         tensors = sum(t.dtype.size_bytes(t.shape) for t in stored.values())
         extra = written.size_bytes - tensors
         begun = time.perf_counter()
@@ -190,13 +230,19 @@ def measure_baseline(ground: Ground) -> Baseline:
     peaks = measure_peaks(eight_bit.row.bench.threads, tensors)
     least = max(bounds(_token(teacher.decoder, stored, own), peaks))
     slowness = 1.0 / eight_bit.row.bench.speed.new_tokens_per_s / least
-    full, plain, memory = _learning(ground)
+    with Meter() as meter:
+        full, plain, memory = _learning(ground)
     loss, counts = ground.loss(teacher.decoder), _counts_loss(ground)
     warnings = []
     if loss > _KNOWS * counts:
         warnings.append(
             f"the teacher's loss on this text is {loss:.2f} nats a token, counting words alone "
             f"gives {counts:.2f}: the text may be of another language or kind than the teacher's"
+        )
+    if (meter.foreign_cores or 0.0) > _BUSY:
+        warnings.append(
+            f"other programs kept {meter.foreign_cores:.1f} cores busy meanwhile: speeds and times "
+            "are those of a busy machine"
         )
     blocks = ground.rows.n_blocks(settings.length)
     if blocks * settings.length < settings.selection_tokens:

@@ -7,6 +7,8 @@ Read next: `miudo.shrink.controls`.
     FOLDER/learn-1/    a training run, gone on with after a stop; its checkpoints go in the end
     FOLDER/trunk.gguf  the decoder in float32
     FOLDER/made.json   tokens, seconds, notes
+
+A trunk that learns nothing leaves nothing: it is made again when it is wanted.
 """
 
 from __future__ import annotations
@@ -75,7 +77,6 @@ def make_trunk(
     """
     if (folder / "made.json").exists():
         return _made(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     decoder = ground.teacher.decoder if start is None else start
     learns = sum(step.method == LEARN for step in steps)
     tokens, seconds, number = 0, 0.0, 0
@@ -94,6 +95,8 @@ def make_trunk(
         learned, elapsed_s = _learn(ground, step, decoder, run, share, seed)
         tokens, seconds = tokens + learned, seconds + elapsed_s
         begun = time.perf_counter()
+    if not learns:  # made again sooner than read
+        return Trunk(decoder, 0, time.perf_counter() - begun, tuple(notes))
     model = model_file(ground.teacher, decoder.config, decoder.to_weights(), None)
     write_gguf(folder / "trunk.gguf", model)
     seconds += time.perf_counter() - begun

@@ -99,6 +99,9 @@ def run_rounds(ground: Ground, baseline: Baseline, forecast: Forecast, work: Pat
                 job.budget.rank(s.figures(baseline.loss), job.settings.prefer) for s in scores
             )
         learning.sort(key=lambda name: best[name])
+    for early in range(1, len(forecast.rounds)):  # their scores are all that is wanted of them
+        for path in work.glob(f"*/round-{early}/trunk.gguf"):
+            path.unlink()
     return found
 
 
@@ -113,6 +116,7 @@ def _steps(
 ) -> int:
     """Returns a round's steps: as planned, or as many as a step was dearer or cheaper so far."""
     path = work / f"round-{number}.json"
+    work.mkdir(parents=True, exist_ok=True)
     if path.exists():
         return int(read_json(path)["steps"])
     steps = planned.steps
@@ -160,6 +164,7 @@ def _scored(
         )
         took = time.perf_counter() - begun
         ground.progress.note(f"  {guess.candidate.name}: loss {loss:.4f} ({took:.1f} s)")
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"schema": 1, "scores": [score.to_json() for score in scores]})
     return scores
 

@@ -15,9 +15,9 @@ from typing import Any
 from miudo.data.packed import MANIFEST_FILE
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, UsageError
-from miudo.files import refuse_inputs, sha256_file, write_json
+from miudo.files import atomic_write, refuse_inputs, sha256_file, write_json
 from miudo.meter import read_counters
-from miudo.records import Artefact, Measurement, Record, shared_licence
+from miudo.records import Measurement, Record
 from miudo.shrink.controls import Control, controls_of
 from miudo.shrink.forecast import Forecast, forecast
 from miudo.shrink.ground import Baseline, Ground, measure_baseline, open_ground
@@ -199,17 +199,13 @@ class _Way:
         measured = [Row.from_json(row) for row in self._read("measured")["rows"]]
         outcome = outcome_of(measured, self.ground.job, self.baseline().teacher)
         if not outcome.shortfalls:
-            scored = self._scored_of(outcome.chosen)
-            trunk = self._trunk(scored)
-            stored = round_trunk(self.ground, scored.candidate.rounding, trunk.decoder)
-            (row,) = (r for r in measured if r.name == outcome.chosen)
-            record = self._record(self.model.stem, scored, trunk, row.measured)
-            args = (self.ground.teacher, trunk.decoder, stored, record, self.ground.checks)
-            write_candidate(self.model, *args)
+            # The very file that was measured: what proves must be what is used.
+            content = (self.work / "files" / f"{outcome.chosen}.gguf").read_bytes()
+            atomic_write(self.model, lambda file: file.write(content))
             size = self.model.stat().st_size
             limit = self.ground.job.budget.max_size_bytes
             self.ground.checks.holds(
-                "the chosen file, read again, keeps --max-size",
+                "the chosen file keeps --max-size",
                 limit is None or size <= limit,
                 f"{size:,} bytes",
             )
@@ -247,44 +243,22 @@ class _Way:
             return Measured.from_json(read_json(kept)["measured"])
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = round_trunk(self.ground, rounding, trunk.decoder)
-        record = self._record(name, scored, trunk, None)
+        record = self._record(name, scored, trunk)
         args = (self.ground.teacher, trunk.decoder, stored, record, self.ground.checks)
         write_candidate(path, *args)
         measured = self.ground.instrument.measure(name, path)
         write_json(kept, {"schema": 1, "measured": dataclasses.asdict(measured)})
         return measured
 
-    def _record(self, name: str, scored: Scored, trunk: Trunk, measured: Measured | None) -> Record:
-        teacher, data = self.ground.teacher, self.ground.data
-        text = Record.read(data.folder)
+    def _record(self, name: str, scored: Scored, trunk: Trunk) -> Record:
+        data = self.ground.data
         found = [
             Measurement("training_tokens", trunk.tokens, "1", "counted"),
             Measurement("epochs", trunk.tokens / max(1, data.tokens("train")), "1", "counted"),
             Measurement("training_time", trunk.seconds, "s", "monotonic clock, all sittings"),
         ]
-        if measured is not None:
-            quality, speed = measured.row.quality, measured.row.bench.speed
-            how = f"held-out text, {quality.tokens} tokens, context {quality.context}"
-            found += [
-                Measurement("perplexity", quality.ppl, "1", how),
-                Measurement("speed", speed.new_tokens_per_s, "tokens/s", "median of runs"),
-            ]
-        return Record(
-            verb="shrink",
-            name=name,
-            settings={
-                "candidate": scored.candidate.to_json(),
-                "steps": scored.steps,
-                "budget": dataclasses.asdict(self.ground.job.budget),
-                "search": dataclasses.asdict(self.ground.job.settings),
-            },
-            seed=self.ground.job.settings.seed,
-            inputs=(teacher.artefact, Artefact("data", data.folder.name, self.text)),
-            measurements=tuple(found),
-            parents=(*teacher.parents, *(() if text is None else (text,))),
-            licence=shared_licence(teacher.parents),
-            notes=trunk.notes,
-        )
+        settings = {"candidate": scored.candidate.to_json(), "steps": scored.steps}
+        return self.ground.record(name, settings, found, trunk.notes)
 
 
 def _fingerprint(decoder: Decoder) -> str:
