@@ -155,19 +155,21 @@ def test_a_size_that_no_candidate_has_is_told_before_any_training(job: Make) -> 
     assert not (wanted.out / "work").exists()
 
 
-def test_a_quality_that_none_keeps_ends_with_the_nearest_and_what_would_do(job: Make) -> None:
-    budget = Budget(max_size_bytes=160_000, max_ppl_increase=0.0, min_tokens_per_s=1.0)
+def test_a_speed_that_none_has_ends_with_the_nearest_and_what_would_do(job: Make) -> None:
+    budget = Budget(max_size_bytes=250_000, min_tokens_per_s=1e6)
     wanted = job(budget=budget, order=Order.CUT_ROUND, measured=2)
     with pytest.raises(CheckFailedError, match="no candidate meets the budget") as error:
         run_shrink(wanted)
     assert error.value.exit_code == 3
-    assert "It would do with --max-ppl-increase" in str(error.value)
+    assert "under the 1,000,000.0 that --min-speed asks for" in str(error.value)
     report = json.loads((wanted.out / "report.json").read_text())
     assert report["met"] is False
     assert not (wanted.out / "model.gguf").exists()
-    limit = float(str(error.value).split("--max-ppl-increase ")[-1].split("%")[0]) / 100
+    limit = float(str(error.value).split("It would do with --min-speed ")[-1].split(";")[0])
     chosen = next(row for row in report["rows"] if row["chosen"])
-    assert chosen["perplexity_increase"] <= limit
+    assert chosen["new_tokens_per_s"] >= limit
+    fastest = max(row["new_tokens_per_s"] for row in report["rows"] if row["kind"] == "candidate")
+    assert chosen["new_tokens_per_s"] == fastest  # the nearest to the limit
     assert "learned nothing" in " ".join(report["notes"])
 
 
