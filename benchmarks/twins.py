@@ -24,7 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from miudo.compress.distill.response import ResponseSettings
+from miudo.compress.distill.divergence import Divergence
+from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.jobs import DistillJob
 from miudo.compress.verbs import run_distill, student_config
 from miudo.data.pack import PackSettings
@@ -71,8 +72,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preset", default="1m", help="the teacher's")
     parser.add_argument("--ratio", type=float, default=0.25)
-    parser.add_argument("--temperature", type=float, default=ResponseSettings().temperature)
-    parser.add_argument("--alpha", type=float, default=ResponseSettings().alpha)
+    parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--loss", type=Divergence, default=Divergence.FORWARD_KL)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     return parser.parse_args()
@@ -142,7 +144,7 @@ def distilled(
             out=folder,
             fit=settings,
             student=given.ratio,
-            response=ResponseSettings(given.temperature, given.alpha),
+            loss=DistillSettings.of(given.loss, temperature=given.temperature, alpha=given.alpha),
         )
         run_distill(job, Lines(), resume=(folder / "checkpoints").exists())
     return folder / "model"
@@ -195,7 +197,7 @@ def report(
     )
     print(
         f"{given.tokens:,} tokens a run, batch {settings.batch_size} x {settings.length}, "
-        f"temperature {given.temperature}, alpha {given.alpha}"
+        f"{given.loss}, temperature {given.temperature}, alpha {given.alpha}"
     )
     print(f"teacher's held-out loss {of_teacher:.4f} (perplexity {math.exp(of_teacher):.2f})\n")
     print("seed  student    twin  difference  sign  gap to the teacher closed")
@@ -211,6 +213,7 @@ def report(
     values = {
         "language": given.language,
         "tokens": given.tokens,
+        "loss": given.loss,
         "temperature": given.temperature,
         "alpha": given.alpha,
         "teacher": of_teacher,

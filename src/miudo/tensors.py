@@ -53,6 +53,8 @@ class DType(StrEnum):
     IQ4_NL = "IQ4_NL"
     IQ4_XS = "IQ4_XS"
     MXFP4 = "MXFP4"
+    TQ1_0 = "TQ1_0"
+    TQ2_0 = "TQ2_0"
 
     @property
     def block(self) -> int:
@@ -78,7 +80,8 @@ _BLOCKS = {
     DType.Q4_0: (32, 18), DType.Q4_1: (32, 20), DType.Q5_0: (32, 22), DType.Q5_1: (32, 24),
     DType.Q2_K: (256, 84), DType.Q3_K: (256, 110), DType.Q4_K: (256, 144),
     DType.Q5_K: (256, 176), DType.Q6_K: (256, 210), DType.IQ4_NL: (32, 18),
-    DType.IQ4_XS: (256, 136), DType.MXFP4: (32, 17),
+    DType.IQ4_XS: (256, 136), DType.MXFP4: (32, 17), DType.TQ1_0: (256, 54),
+    DType.TQ2_0: (256, 66),
 }  # fmt: skip
 
 

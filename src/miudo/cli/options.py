@@ -18,7 +18,10 @@ from miudo.errors import ConfigError
 
 __all__ = ["BLOCK_TYPES", "Verb", "emit", "printable", "verb", "watts_option"]
 
-BLOCK_TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q4_1", "Q4_K", "Q4_0")
+BLOCK_TYPES = (
+    "Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
+    "Q2_K", "TQ2_0", "TQ1_0",
+)  # fmt: skip
 """Types of blocks that `miudo.formats.blocks` writes, largest first; named here so that help
 needs no NumPy."""
 

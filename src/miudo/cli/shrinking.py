@@ -8,13 +8,14 @@ Read next: `miudo.compress.verbs`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from miudo.cli.options import BLOCK_TYPES, emit, verb
-from miudo.cli.settings import make_settings
+from miudo.cli.settings import check_table, make_settings
 from miudo.cli.training_options import (
     data_option,
     emit_fit,
@@ -22,16 +23,45 @@ from miudo.cli.training_options import (
     run_options,
     run_settings,
 )
+from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
-    from miudo.compress.distill.response import ResponseSettings
+    from miudo.compress.distill.terms import DistillSettings, Term
     from miudo.compress.method import Method
 
 __all__ = ["distill", "prune", "quantize"]
 
-_temperature = click.option("--temperature", type=float, help="Of both distributions.")
-_alpha = click.option("--alpha", type=float, help="Weight of the teacher against the text.")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LOSSES = (
+    "forward-kl",
+    "reverse-kl",
+    "jensen-shannon",
+    "skew-kl",
+    "skew-reverse-kl",
+    "total-variation",
+)
+"""As `miudo.compress.distill.divergence.Divergence` has them, which PyTorch would come with."""
+
+_LOSS_OPTIONS = (
+    click.option("--loss", type=click.Choice(_LOSSES), help="How distributions are compared."),
+    click.option("--temperature", type=float, help="Of both distributions; default 2."),
+    click.option("--alpha", type=float, help="Weight of the teacher against the text; 0.5."),
+    click.option(
+        "--features",
+        type=click.Choice(("uniform", "last", "surviving")),
+        help="Learn hidden states too, at first: which of the teacher's layers teach.",
+    ),
+    click.option("--shared-vocab", type=int, help="Ids in use, where one model pads them."),
+)
+
+
+def _loss_options(function: F) -> F:
+    """Adds what a student learns by; a file's `terms` say it at length."""
+    for option in reversed(_LOSS_OPTIONS):
+        function = option(function)
+    return function
 
 
 @verb("distill", takes_settings=True)
@@ -44,8 +74,9 @@ _alpha = click.option("--alpha", type=float, help="Weight of the teacher against
     help="Share of the teacher's non-embedding parameters, or a preset.",
 )
 @click.option("--start", help="Begin with this model's shape and weights instead.")
-@_temperature
-@_alpha
+@click.option("--student-layers", help="Begin with these layers of TEACHER instead: 0,2,5.")
+@click.option("--teacher-too", multiple=True, help="A further teacher, of the same tokenizer.")
+@_loss_options
 @run_options
 def distill(  # noqa: PLR0913 - one parameter an option
     teacher: str,
@@ -53,8 +84,13 @@ def distill(  # noqa: PLR0913 - one parameter an option
     data: tuple[str, ...],
     student: str,
     start: str | None,
+    student_layers: str | None,
+    teacher_too: tuple[str, ...],
+    loss: str | None,
     temperature: float | None,
     alpha: float | None,
+    features: str | None,
+    shared_vocab: int | None,
     out: Path,
     resume: bool,
     as_json: bool,
@@ -66,7 +102,14 @@ def distill(  # noqa: PLR0913 - one parameter an option
     from miudo.compress.verbs import run_distill
     from miudo.train.progress import Lines
 
-    response = _response(extra, temperature, alpha)
+    learned = _learned(
+        extra,
+        shared_vocab,
+        loss=loss,
+        temperature=temperature,
+        alpha=alpha,
+        features=features,
+    )
     settings, packing = run_settings(extra, length)
     require_data(data, packing)
     job = DistillJob(
@@ -76,7 +119,9 @@ def distill(  # noqa: PLR0913 - one parameter an option
         fit=settings,
         student=_share_or_preset(student),
         start=None if start is None else model_path(start),
-        response=response,
+        student_layers=_whole_numbers(student_layers, "--student-layers"),
+        more_teachers=tuple(model_path(name) for name in teacher_too),
+        loss=learned,
         prepare=packing,
     )
     made = run_distill(job, Lines(), resume=resume)
@@ -88,8 +133,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
 @data_option
 @click.option("--depth", type=int, help="Take out so many layers.")
 @click.option("--width", type=float, help="Keep this share of the feed-forward neurons.")
-@_temperature
-@_alpha
+@_loss_options
 @run_options
 def prune(  # noqa: PLR0913 - one parameter an option
     model: str,
@@ -97,8 +141,11 @@ def prune(  # noqa: PLR0913 - one parameter an option
     data: tuple[str, ...],
     depth: int | None,
     width: float | None,
+    loss: str | None,
     temperature: float | None,
     alpha: float | None,
+    features: str | None,
+    shared_vocab: int | None,
     out: Path,
     resume: bool,
     as_json: bool,
@@ -115,7 +162,14 @@ def prune(  # noqa: PLR0913 - one parameter an option
     from miudo.train.progress import Lines
 
     methods = _methods(extra, depth, width)
-    response = _response(extra, temperature, alpha)
+    learned = _learned(
+        extra,
+        shared_vocab,
+        loss=loss,
+        temperature=temperature,
+        alpha=alpha,
+        features=features,
+    )
     counts = {n: extra.pop(n) for n in ("calibration_tokens", "calibration_length") if n in extra}
     recovers = any(
         (length | extra).get(name) is not None for name in ("tokens", "steps", "minutes")
@@ -129,7 +183,7 @@ def prune(  # noqa: PLR0913 - one parameter an option
         out=out,
         methods=methods,
         fit=settings if recovers else None,
-        response=response,
+        loss=learned,
         prepare=packing,
         **counts,
     )
@@ -183,14 +237,54 @@ def _methods(extra: dict[str, Any], depth: int | None, width: float | None) -> t
     return tuple(methods)
 
 
-def _response(
-    extra: dict[str, Any], temperature: float | None, alpha: float | None
-) -> ResponseSettings:
-    from miudo.compress.distill.response import ResponseSettings
+def _learned(extra: dict[str, Any], shared_vocab: int | None, **flags: Any) -> DistillSettings:
+    """Returns what is learned: by flags, or by a file's `terms`.
 
-    flags = {"temperature": temperature, "alpha": alpha}
+    Raises UsageError for both, ConfigError for wrong values.
+    """
+    from miudo.compress.distill.divergence import Divergence
+    from miudo.compress.distill.terms import DistillSettings, LayerMap
+
+    rest = {n: extra.pop(n) for n in ("teacher_weights", "shared_vocab") if n in extra}
+    rest |= {} if shared_vocab is None else {"shared_vocab": shared_vocab}
     given = {name: value for name, value in flags.items() if value is not None}
-    return make_settings(ResponseSettings, {**extra.pop("response", {}), **given}, where="response")
+    if "terms" in extra:
+        if given:
+            raise UsageError(
+                "the terms of the file say it all",
+                where=", ".join(f"--{name}" for name in given),
+                remedy="Leave the flags out, or the terms",
+            )
+        terms = _terms(extra.pop("terms"))
+    else:
+        kinds = {"loss": Divergence, "features": LayerMap}
+        typed = {name: kinds[name](v) if name in kinds else v for name, v in given.items()}
+        terms = DistillSettings.of(**typed).terms
+    return dataclasses.replace(make_settings(DistillSettings, rest, where="loss"), terms=terms)
+
+
+def _terms(tables: object) -> tuple[Term, ...]:
+    from miudo.compress.distill.terms import TextTerm, term_class
+
+    if not isinstance(tables, list):
+        raise UsageError("terms is no list", where="terms", remedy="Write each as [[terms]]")
+    made = []
+    for i, table in enumerate(tables, start=1):
+        where = f"terms, number {i}"
+        check_table(table, where=where)
+        kind = term_class(table.get("kind"))
+        values = {k: v for k, v in table.items() if k != "kind" or kind is not TextTerm}
+        made.append(make_settings(kind, values, where=where))
+    return tuple(made)
+
+
+def _whole_numbers(text: str | None, where: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is no list of numbers", where=where, remedy="Write 0,2,5"
+        ) from None
 
 
 def _share_or_preset(text: str) -> float | str:

@@ -97,7 +97,8 @@ class TensorChange:
 class Report:
     """What a method did. `bytes_before` counts float32, `bytes_after` each tensor's own type.
 
-    `changes` account for the whole difference in bytes, tensor by tensor.
+    `changes` account for the whole difference in bytes, tensor by tensor. `layers` says of each
+    layer after which one it was before, where some went.
     """
 
     method: str
@@ -108,6 +109,7 @@ class Report:
     bytes_after: int
     changes: tuple[TensorChange, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    layers: tuple[int, ...] | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -165,7 +167,21 @@ def describe(
         bytes_after=sum(sizes),
         changes=tuple(changes),
         notes=notes,
+        layers=None if renamed is None else _kept_layers(before, after, renamed),
     )
+
+
+def _kept_layers(
+    before: ModelConfig, after: ModelConfig, renamed: Mapping[str, str | None]
+) -> tuple[int, ...]:
+    """Which layer each of `after` was, by the new names of the tensors of `before`."""
+    places = {spec.name: spec.layer for spec in tensor_table(after)}
+    old: dict[int, int] = {}
+    for spec in tensor_table(before):
+        place = places.get(renamed.get(spec.name, spec.name) or "")
+        if place is not None and spec.layer is not None:
+            old[place] = spec.layer
+    return tuple(old[place] for place in sorted(old))
 
 
 def check_finite(decoder: Decoder) -> None:

@@ -19,20 +19,23 @@ from typing import Any
 
 from miudo.compress.catalogue import method_to_json
 from miudo.compress.distill.lesson import Lesson, distill
-from miudo.compress.distill.response import ResponseSettings
 from miudo.compress.distill.student import scaled
+from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
-from miudo.compress.method import report_measurements, settings_to_json
+from miudo.compress.method import report_measurements
+from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import masks_to_keep
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
+from miudo.formats.zeros import carried, sparse_settings
 from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.records import Artefact, Measurement, Record, shared_licence
@@ -56,13 +59,19 @@ def run_distill(
     what `prepare`, `open_model` and `fit` raise.
     """
     progress = progress or Silent()
-    refuse_inputs(job.out / "model", job.teacher, job.start)
+    refuse_inputs(job.out / "model", job.teacher, job.start, *job.more_teachers)
     teacher = open_decoder(job.teacher, "teacher")
+    more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
+    masks = None
+    if start is not None:
+        record = start.file.record
+        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start)
     _check_folder(job.teacher, teacher, student, "Give another --student, or --start from a model")
-    models = [teacher] if start is None else [teacher, start]
+    models = [teacher, *more, *(() if start is None else (start,))]
     settings = {
-        "response": settings_to_json(job.response),
+        "loss": job.loss.to_json(),
+        "student_layers": list(job.student_layers),
         "fit": job.fit.to_json(),
         "config": student.config.to_json(),
     }
@@ -70,15 +79,25 @@ def run_distill(
         data = _begin(job, folder, models, progress, resume=resume)
         record = _record(job.out.name, "distill", settings, models, data)
         check_order(folder, _order(job, record), resume=resume)
-        lesson = _lesson(data, job.fit, job.response)
+        lesson = _lesson(data, job.fit, job.loss)
         with Meter() as meter:
             result = distill(
-                teacher.decoder, student, lesson, folder, progress=progress, resume=resume
+                [opened.decoder for opened in (teacher, *more)],
+                student,
+                lesson,
+                folder,
+                surviving=job.student_layers or None,
+                masks=masks,
+                progress=progress,
+                resume=resume,
             )
         found = [*_counts(teacher.decoder, student), *result.measurements(job.fit)]
         found += _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
-            record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
+            record,
+            seed=job.fit.seed,
+            settings={**record.settings, **sparse_settings(result.zeros)},
+            measurements=(*found, *meter.measurements()),
         )
         path = _write(job.out / "model", teacher, student, record)
     return Shrunk(path, student.config, record, fit=result)
@@ -95,11 +114,12 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         raise ConfigError("nothing is to be pruned", remedy="Give --depth, --width or both")
     refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
+    zeros = masks_to_keep(model.decoder, model.file.record, keep=job.keep_zeros, where=job.model)
     settings = {
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
         "calibration_length": job.calibration_length,
-        "response": settings_to_json(job.response),
+        "loss": job.loss.to_json(),
         "fit": None if job.fit is None else job.fit.to_json(),
     }
     with locked_run_folder(job.out) as folder:
@@ -108,7 +128,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         check_order(folder, _order(job, record), resume=resume)
         recovery = None
         if job.fit is not None:
-            recovery = Recovery(_lesson(data, job.fit, job.response), folder, progress, resume)
+            recovery = Recovery(_lesson(data, job.fit, job.loss), folder, progress, resume)
         with Meter() as meter:
             length = min(job.calibration_length, model.file.config.max_positions)
             batches = calibration_batches(
@@ -119,13 +139,16 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
                 job.methods,
                 batches,
                 recovery,
+                keep_zeros=zeros is not None,
                 check=lambda rest: _check_folder(job.model, model, rest, "Prune otherwise"),
             )
         found = report_measurements(made.reports)
         if made.fit is not None and job.fit is not None:
             found += made.fit.measurements(job.fit)
+        sparse = sparse_settings({} if made.masks is None else made.masks.zeros())
         record = dataclasses.replace(
             record,
+            settings={**record.settings, **sparse},
             seed=None if job.fit is None else job.fit.seed,
             measurements=(*found, *meter.measurements()),
             notes=tuple(note for report in made.reports for note in report.notes),
@@ -150,7 +173,7 @@ def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk
     record = Record(
         verb="quantize",
         name=out.stem,
-        settings=method_to_json(method),
+        settings={**method_to_json(method), **carried(opened.file.record, stored)},
         inputs=(opened.artefact,),
         measurements=(*report_measurements((report,)), *meter.measurements()),
         parents=opened.parents,
@@ -177,7 +200,17 @@ def student_config(student: float | str | ModelConfig, teacher: ModelConfig) -> 
 
 
 def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
-    """Returns the model that the student begins with, if any, and the student."""
+    """Returns the model that the student begins with, if any, and the student.
+
+    Raises UsageError for two beginnings, ConfigError for layers that the teacher has not.
+    """
+    if job.student_layers:
+        if job.start is not None:
+            raise UsageError(
+                "a student begins with layers of the teacher or with another model, not with both",
+                where="--student-layers, --start",
+            )
+        return None, with_layers(teacher.decoder, job.student_layers)
     if job.start is not None:
         start = open_decoder(job.start, "start")
         check_same_tokenizer(teacher, start.tokenizer(), job.start)
@@ -185,6 +218,13 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
     student = Decoder(student_config(job.student, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
+
+
+def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:
+    found = [open_decoder(path, f"teacher_{i}") for i, path in enumerate(job.more_teachers, 2)]
+    for path, opened in zip(job.more_teachers, found, strict=True):
+        check_same_tokenizer(teacher, opened.tokenizer(), path)
+    return found
 
 
 def _begin(
@@ -214,11 +254,11 @@ def _order(job: DistillJob | PruneJob, record: Record) -> dict[str, Any]:
     }
 
 
-def _lesson(data: DataSet, fit: FitSettings, response: ResponseSettings) -> Lesson:
+def _lesson(data: DataSet, fit: FitSettings, loss: DistillSettings) -> Lesson:
     held_out: PackedTokens | None = data.open_split("held_out")
     if held_out is not None and not held_out.n_blocks(fit.length):
         held_out = None
-    return Lesson(data.open_split("train"), fit, response, held_out)
+    return Lesson(data.open_split("train"), fit, loss, held_out)
 
 
 def _record(

@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         is rotated as its own length wants. Raises RequestError beyond max_positions.
         """
         start = 0 if cache is None else cache.length
-        config = self._rotating(start + ids.shape[1], cached=cache is not None)
+        config = self.rotating(start + ids.shape[1], cached=cache is not None)
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # T
         places = positions if segments is None else segment_positions(segments)  # T, or B T
         x = self.embed(ids)  # B T D
@@ -117,10 +117,11 @@ class Decoder(nn.Module):
         if self.position is not None:
             x = x + self.position(places)
         turns = rotations(places if segments is None else places[:, None], config)
+        shown = capture if capture is not None and capture.want_attention else None
         for block, turn in zip(self.layers, turns, strict=True):
             if capture is not None:
                 capture.hidden.append(x)
-            x = block(x, positions, turn, cache, capture, segments)
+            x = block(x, positions, turn, cache, shown, segments)
         if capture is not None:
             capture.hidden.append(x)
         if cache is not None:
@@ -190,8 +191,11 @@ class Decoder(nn.Module):
             for spec in tensor_table(self.config)
         }
 
-    def _rotating(self, end: int, *, cached: bool) -> ModelConfig:
-        """The config by which `end` positions are rotated."""
+    def rotating(self, end: int, *, cached: bool) -> ModelConfig:
+        """Returns the config by which `end` positions are rotated.
+
+        Raises RequestError beyond max_positions.
+        """
         longer = end > self.session.max_positions and not cached
         config = self.config if longer else self.session
         if end > config.max_positions:

@@ -72,6 +72,7 @@ _FILE_TYPES = {
     DType.F32: 0, DType.F16: 1, DType.Q4_0: 2, DType.Q4_1: 3, DType.Q8_0: 7, DType.Q5_0: 8,
     DType.Q5_1: 9, DType.Q2_K: 10, DType.Q3_K: 11, DType.Q4_K: 14, DType.Q5_K: 16,
     DType.Q6_K: 18, DType.IQ4_NL: 25, DType.IQ4_XS: 30, DType.BF16: 32, DType.MXFP4: 38,
+    DType.TQ1_0: 36, DType.TQ2_0: 37,
 }  # fmt: skip
 
 

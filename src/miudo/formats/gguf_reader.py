@@ -30,14 +30,15 @@ __all__ = ["FLOAT32", "GGUF_TYPES", "INT32", "NUMBERS", "ArrayAt", "Container", 
 GGUF_TYPES: Mapping[int, DType] = {
     0: DType.F32, 1: DType.F16, 2: DType.Q4_0, 3: DType.Q4_1, 6: DType.Q5_0, 7: DType.Q5_1,
     8: DType.Q8_0, 10: DType.Q2_K, 11: DType.Q3_K, 12: DType.Q4_K, 13: DType.Q5_K,
-    14: DType.Q6_K, 20: DType.IQ4_NL, 23: DType.IQ4_XS, 30: DType.BF16, 39: DType.MXFP4,
+    14: DType.Q6_K, 20: DType.IQ4_NL, 23: DType.IQ4_XS, 30: DType.BF16, 34: DType.TQ1_0,
+    35: DType.TQ2_0, 39: DType.MXFP4,
 }  # fmt: skip
 """Tensor type numbers of the format."""
 
 _OTHER_TYPES = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
-    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
-    35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
+    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
+    40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",

@@ -15,21 +15,26 @@ from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from miudo.config import ModelConfig
+from miudo.decoder.attention import softcap
 from miudo.decoder.decoder import Decoder
 
 __all__ = [
     "ChunkGradient",
     "Compilable",
+    "Learning",
     "Loss",
     "Marks",
+    "Scheduled",
     "chunk_gradient",
     "chunk_rows",
     "compiled",
     "cross_entropy",
     "mean_loss",
+    "through_head",
 ]
 
 
@@ -65,6 +70,28 @@ class Compilable(Loss, Protocol):
 
     def compiled(self) -> Loss:
         """Returns the same loss, compiled; called at every step, so the result is kept."""
+        ...
+
+
+@runtime_checkable
+class Scheduled(Loss, Protocol):
+    """A loss that is not the same from first step to last."""
+
+    def at(self, step: int, steps: int, batch: int) -> Loss:
+        """Returns the loss of `step` (from 0) of `steps`: a function of the arguments alone.
+
+        `batch` counts batches over the whole run; a step takes `accumulate` of them.
+        """
+        ...
+
+
+@runtime_checkable
+class Learning(Loss, Protocol):
+    """A loss with parameters of its own, trained beside the decoder and forgotten after."""
+
+    @property
+    def learned(self) -> nn.Module:
+        """The module whose parameters are trained; its buffers are saved beside them."""
         ...
 
 
@@ -136,6 +163,26 @@ def chunk_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return -hits.sum(), gradient.to(logits.dtype)
 
 
+def through_head(config: ModelConfig, gradient: ChunkGradient) -> ChunkGradient:
+    """Returns `gradient` for products of the bare head, which a config may scale and cap.
+
+    Without this a model with `logit_scale` or `logit_softcap` would learn other logits than
+    those it gives.
+    """
+    scale, cap = config.logit_scale, config.logit_softcap
+    if scale == 1.0 and cap is None:
+        return gradient
+
+    def run(products: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = softcap(products * scale, cap)  # n V
+        loss, slope = gradient(logits, targets)
+        if cap is not None:
+            slope = slope * (1.0 - (logits / cap) ** 2)  # of cap * tanh(x / cap)
+        return loss, slope * scale
+
+    return run
+
+
 @cache
 def _compiled_gradient(dynamic: bool) -> ChunkGradient:
     return torch.compile(chunk_gradient, dynamic=dynamic)
@@ -159,6 +206,7 @@ def _cross_entropy(
     weight = decoder.embed.weight if decoder.head is None else decoder.head.weight  # V D
     # How many are counted changes from batch to batch: sizes must not be compiled in.
     gradient = _compiled_gradient(marks is not None) if compile_chunks else chunk_gradient
+    gradient = through_head(decoder.config, gradient)
     return mean_loss(hidden, weight, targets, gradient=gradient), {}
 
 

@@ -28,18 +28,27 @@ class Optimizers:
 
     Muon (Jordan et al. 2024) takes the matrices inside the blocks, a side path's factors among
     them, its steps scaled to the size of AdamW's (Liu et al. 2025); AdamW (Loshchilov and Hutter
-    2019) takes tables, head, norms and biases, decaying matrices alone.
+    2019) takes tables, head, norms and biases, and what is trained `beside` the decoder by
+    names of its own, decaying matrices alone.
     """
 
-    def __init__(self, decoder: Decoder, settings: FitSettings) -> None:
-        self.named = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
+    def __init__(
+        self,
+        decoder: Decoder,
+        settings: FitSettings,
+        beside: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        extra = beside or {}
+        own = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
+        self.named = {**own, **extra}
         self.parameters = list(self.named.values())
         self._names: dict[str, list[tuple[str, nn.Parameter]]] = {"muon": [], "adamw": []}
         roles = {spec.name: spec.role for spec in tensor_table(decoder.config)}
         for name, parameter in self.named.items():
             # What the table does not name is a factor of a matrix inside a block.
             hidden = roles.get(name, Role.ATTENTION) in (Role.ATTENTION, Role.MLP)
-            kind = "muon" if hidden and settings.optimizer is Optimizer.MUON else "adamw"
+            muon = hidden and name not in extra and settings.optimizer is Optimizer.MUON
+            kind = "muon" if muon else "adamw"
             self._names[kind].append((name, parameter))
         self._lr = {"muon": settings.muon_lr, "adamw": settings.lr}
         self._optimizers = _build(self._names, settings)
@@ -74,7 +83,8 @@ class Optimizers:
     def restore(self, tensors: Mapping[str, Tensor], *, where: object = None) -> None:
         """Sets all moments to copies of what `tensors` gave.
 
-        Raises CheckpointError for moments that are missing, unknown or misshapen.
+        A parameter that had no gradient yet has no moments. Raises CheckpointError for some of
+        a parameter's moments missing, and for moments that are unknown or misshapen.
         """
         shapes = {
             f"{kind}/{name}/{moment}": () if moment == "step" else tuple(parameter.shape)
@@ -83,7 +93,9 @@ class Optimizers:
             for moment in _MOMENTS[kind]
         }
         given = {name: tuple(value.shape) for name, value in tensors.items()}
-        if given and given != shapes:
+        begun = {name.rpartition("/")[0] for name in given}
+        shapes = {n: shape for n, shape in shapes.items() if n.rpartition("/")[0] in begun}
+        if given != shapes:
             wrong = sorted(set(given.items()) ^ set(shapes.items()))[0][0]
             raise CheckpointError(
                 f"{wrong} does not fit this model and optimiser",
@@ -92,7 +104,9 @@ class Optimizers:
             )
         for kind, optimizer in self._optimizers.items():
             optimizer.state.clear()
-            for name, parameter in self._names[kind] if given else ():
+            for name, parameter in self._names[kind]:
+                if f"{kind}/{name}" not in begun:
+                    continue
                 optimizer.state[parameter] = {
                     m: tensors[f"{kind}/{name}/{m}"].to(parameter.device, copy=True)
                     for m in _MOMENTS[kind]

@@ -50,13 +50,14 @@ def trial_step_s(stepper: Stepper, *, compiled: bool) -> float:
 
 @contextmanager
 def _put_back(stepper: Stepper) -> Iterator[None]:
-    before = [parameter.detach().clone() for parameter in stepper.optimizers.parameters]
+    weights = stepper.weights()
+    before = {name: value.detach().clone() for name, value in weights.items()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(stepper.optimizers.parameters, before, strict=True):
-                parameter.copy_(value)
+            for name, value in weights.items():
+                value.copy_(before[name])
         stepper.optimizers.restore({})
         stepper.optimizers.forget_gradients()
 

@@ -2,7 +2,7 @@
 
 For: losses that compare a student with its teacher.
 Not for: the training loop (`miudo.train.loop`).
-Read next: `miudo.compress.distill.response`.
+Read next: `miudo.compress.distill.terms`, then `miudo.compress.distill.loss`.
 """
 
 __all__: list[str] = []

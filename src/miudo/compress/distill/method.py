@@ -20,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from miudo.compress.distill.divergence import Divergence
 from miudo.compress.distill.lesson import Lesson, distill
-from miudo.compress.distill.response import ResponseSettings
 from miudo.compress.distill.student import scaled
+from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.method import Report, check_finite, check_seen, describe, in_range
 from miudo.decoder.decoder import Decoder
 from miudo.errors import DataError
 from miudo.philox import Orders
 from miudo.train.settings import FitSettings
 
-__all__ = ["HeldText", "ResponseDistillation"]
+__all__ = ["HeldText", "ResponseDistillation", "held_text"]
 
 _IdArray = npt.NDArray[np.int32]
 
@@ -69,12 +70,31 @@ class HeldText:
         return np.stack([self.block(int(order(seed, p // n, n)[p % n]), length) for p in places])
 
 
+def held_text(method: str, decoder: Decoder, batches: Iterable[Tensor]) -> HeldText:
+    """Returns ids [B, T + 1] as the text that `method` lets `decoder` learn from.
+
+    Raises DataError if there is no row of at least two ids, or rows of unequal length,
+    CheckFailedError for a decoder that holds NaN.
+    """
+    check_finite(decoder)
+    seen = [ids.cpu().numpy().astype(np.int32) for ids in batches if len(ids)]
+    check_seen(method, sum(ids.size for ids in seen))
+    lengths = {ids.shape[1] for ids in seen}
+    if len(lengths) > 1 or min(lengths) < 2:
+        raise DataError(
+            f"rows of {sorted(lengths)} ids",
+            where=method,
+            remedy="Give rows of one length, of at least 2 ids",
+        )
+    return HeldText(np.concatenate(seen))
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseDistillation:
     """Trains a student of `ratio` of the teacher's non-embedding parameters for `steps`.
 
-    `temperature` and `alpha` are those of `ResponseSettings`. Raises ConfigError for a value
-    out of range.
+    `loss`, `temperature` and `alpha` are those of `DistillSettings.of`. Raises ConfigError for
+    a value out of range.
     """
 
     name: ClassVar[str] = "response"
@@ -83,6 +103,7 @@ class ResponseDistillation:
     ratio: float = 0.25
     steps: int = 1000
     batch_size: int = 16
+    loss: Divergence = Divergence.FORWARD_KL
     temperature: float = 2.0
     alpha: float = 0.5
     seed: int = 0
@@ -92,24 +113,14 @@ class ResponseDistillation:
         in_range("steps", self.steps, 1, 1 << 32, whole=True)
         in_range("batch_size", self.batch_size, 1, 1 << 20, whole=True)
         in_range("seed", self.seed, 0, (1 << 64) - 1, whole=True)
-        ResponseSettings(self.temperature, self.alpha)
+        self._terms()
 
     def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> HeldText:
         """Returns the text to learn from: ids [B, T + 1], all of one length.
 
         Raises DataError if there is no row of at least two ids, or rows of unequal length.
         """
-        check_finite(decoder)
-        seen = [ids.cpu().numpy().astype(np.int32) for ids in batches if len(ids)]
-        check_seen(self.name, sum(ids.size for ids in seen))
-        lengths = {ids.shape[1] for ids in seen}
-        if len(lengths) > 1 or min(lengths) < 2:
-            raise DataError(
-                f"rows of {sorted(lengths)} ids",
-                where=self.name,
-                remedy="Give rows of one length, of at least 2 ids",
-            )
-        return HeldText(np.concatenate(seen))
+        return held_text(self.name, decoder, batches)
 
     def apply(self, decoder: Decoder, statistics: HeldText | None = None) -> tuple[Decoder, Report]:
         """Returns the trained student, and the report. Raises what `distill` raises."""
@@ -125,9 +136,9 @@ class ResponseDistillation:
             seed=self.seed,
             save_every=0,
         )
-        lesson = Lesson(statistics, fit, ResponseSettings(self.temperature, self.alpha))
+        lesson = Lesson(statistics, fit, self._terms())
         with tempfile.TemporaryDirectory(prefix="miudo-") as folder:
-            result = distill(decoder, student, lesson, Path(folder))
+            result = distill([decoder], student, lesson, Path(folder))
         report = describe(
             self,
             decoder.config,
@@ -136,3 +147,6 @@ class ResponseDistillation:
             notes=(f"{result.tokens} tokens learned from {statistics.rows.size} given",),
         )
         return student, report
+
+    def _terms(self) -> DistillSettings:
+        return DistillSettings.of(self.loss, temperature=self.temperature, alpha=self.alpha)

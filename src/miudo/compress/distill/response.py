@@ -1,164 +1,211 @@
-"""Response distillation: the student learns the teacher's whole next-token distribution.
+"""Response terms: the student's next-token distributions against its teachers', in chunks.
 
-For: forward KL with a temperature plus cross-entropy (Hinton et al. 2015), as a loss for
-`miudo.train.loop.fit`.
-Not for: hidden states, relations between tokens, or a teacher with another vocabulary.
-Read next: `miudo.train.loss`, whose chunks carry this loss, then `miudo.compress.verbs`.
+For: any sum of divergences and cross-entropy in one pass over the logits, of which tokens x
+vocabulary never exist at once (Hinton et al. 2015 and after).
+Not for: the divergences themselves (`miudo.compress.distill.divergence`), or states inside
+(`miudo.compress.distill.feature`).
+Read next: `miudo.train.loss`, whose chunks carry this loss, then
+`miudo.compress.distill.loss`.
 
-Shapes: B batch, T positions, N = B T, n positions of a chunk, D d_model, V vocab_size.
+Shapes: N tokens that count, n of them in a chunk, D d_model, V vocab_size, R response terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from miudo.compress.method import check_finite, in_range
+from miudo.compress.distill.divergence import divergence, log_probs
+from miudo.compress.distill.terms import ResponseTerm, TextTerm
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
-from miudo.errors import ConfigError
-from miudo.train.loss import Marks, mean_loss
+from miudo.errors import ConfigError, DataError
+from miudo.train.loss import mean_loss, through_head
 
 __all__ = [
     "ChunkFunction",
-    "ResponseLoss",
-    "ResponseSettings",
+    "Comparison",
     "check_same_vocabulary",
     "chunk_gradient",
+    "mixed_log_probs",
+    "response_loss",
 ]
 
 _CHUNK_LOGITS = 1 << 20
 _CHUNK_ROWS = 256
 """A chunk fits a core's cache (4 MB of float32), and has rows enough for a fast product."""
 
-ChunkFunction = Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
+ChunkFunction = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(student's logits, each teacher's, targets, weights) -> (sums [R], gradient [n, V])."""
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseSettings:
-    """The loss is `alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * cross-entropy`.
+class Comparison:
+    """By which terms logits are compared, over the first `vocab` ids alone.
 
-    T is `temperature`; T^2 keeps the KL's gradient at the size of the cross-entropy's. Both
-    terms are means over tokens, in float32. Raises ConfigError for a value out of range.
+    `shares` are the teachers', of sum 1. `chunk_logits` None: as many as are fast.
     """
 
-    temperature: float = 2.0
-    alpha: float = 0.5
+    terms: tuple[ResponseTerm | TextTerm, ...]
+    shares: tuple[float, ...]
+    vocab: int
+    chunk_logits: int | None = field(default=None, compare=False)
 
-    def __post_init__(self) -> None:
-        in_range("temperature", self.temperature, 0.05, 100.0)
-        in_range("alpha", self.alpha, 0.0, 1.0)
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether a teacher is asked at all."""
+        return any(isinstance(term, ResponseTerm) for term in self.terms)
+
+    def chunk(self) -> ChunkFunction:
+        """Returns `chunk_gradient` for this comparison."""
+        return partial(chunk_gradient, self)
+
+    def compiled_chunk(self, *, dynamic: bool) -> ChunkFunction:
+        """Returns the same, compiled once; `dynamic` where chunks are of many sizes."""
+        return _compiled_chunk(self, dynamic)
 
 
-class ResponseLoss:
-    """A `Loss` with the teacher inside: (student, ids [B, T + 1]) -> total and its parts.
+def response_loss(
+    student: Decoder,
+    learnt: Tensor,
+    taught: Sequence[tuple[Decoder, Tensor]],
+    targets: Tensor,
+    weights: Tensor,
+    comparison: Comparison,
+    chunk: ChunkFunction,
+) -> tuple[Tensor, Tensor]:
+    """Returns the weighted sum of the terms' means over tokens, and the means [R] themselves.
 
-    The parts are `kl`, its T^2 included, and `cross_entropy`, in nats a token. The teacher may
-    be of any float type and is not changed; no gradient reaches it. Raises CheckFailedError if
-    the teacher holds NaN; calling it raises ConfigError if the vocabularies differ.
+    `learnt` [N, D] is the student's final hidden state, `taught` every teacher with its own,
+    `targets` [N] the ids that come next, `weights` [R]. No gradient reaches a teacher. Raises
+    DataError for a target beyond the shared vocabulary.
     """
-
-    def __init__(
-        self,
-        teacher: Decoder,
-        settings: ResponseSettings,
-        *,
-        chunk_logits: int | None = None,
-        chunk: ChunkFunction | None = None,
-    ) -> None:
-        check_finite(teacher)
-        vocab = teacher.config.vocab_size
-        self._teacher, self._settings = teacher, settings
-        self._chunk_logits = chunk_logits or max(_CHUNK_LOGITS, _CHUNK_ROWS * vocab)
-        self._chunk = chunk or chunk_gradient
-        self._fast: ResponseLoss | None = None
-
-    def compiled(self) -> ResponseLoss:
-        """Returns the same loss with its inner pass and the teacher's blocks compiled."""
-        if self._fast is None:
-            self._fast = ResponseLoss(
-                _compiled_twin(self._teacher),
-                self._settings,
-                chunk_logits=self._chunk_logits,
-                chunk=torch.compile(chunk_gradient, dynamic=False),
-            )
-        return self._fast
-
-    def __call__(
-        self, student: Decoder, ids: Tensor, marks: Marks | None = None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Returns the loss over ids [B, T + 1], or its counted targets, and its parts."""
-        check_same_vocabulary(self._teacher.config, student.config)
-        self._teacher.to(ids.device)  # where the student is; does nothing from the second call on
-        inputs, targets = ids[:, :-1], ids[:, 1:].reshape(-1).long()  # B T, N
-        segments = None if marks is None else marks.segments
-        with torch.no_grad():
-            taught = self._teacher(inputs, segments=segments).flatten(0, 1)  # N D
-        learnt = student(inputs, segments=segments).flatten(0, 1)  # N D
-        if marks is not None:
-            counted = marks.counted.flatten()
-            taught, learnt, targets = taught[counted], learnt[counted], targets[counted]
-        sums = torch.zeros(2, device=ids.device)
-        kind = ids.device.type
-        wide = torch.is_autocast_enabled(kind)
-
-        def gradient(logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            # The chunks of `mean_loss` run outside autocast: the teacher's head goes back in.
-            with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=wide):
-                wanted = self._teacher.logits(taught[rows])  # n V
-            settings = self._settings
-            parts, slope = self._chunk(
-                logits, wanted, targets[rows], settings.temperature, settings.alpha
-            )
-            sums.add_(parts)
-            return settings.alpha * parts[0] + (1.0 - settings.alpha) * parts[1], slope
-
-        weight = student.embed.weight if student.head is None else student.head.weight  # V D
-        rows = torch.arange(len(targets), device=ids.device)
-        total = mean_loss(learnt, weight, rows, gradient=gradient, chunk_logits=self._chunk_logits)
-        kl, cross_entropy = (sums / len(targets)).tolist()
-        return total, {"kl": kl, "cross_entropy": cross_entropy}
-
-
-def check_same_vocabulary(teacher: ModelConfig, student: ModelConfig) -> None:
-    """Raises ConfigError naming both sizes if they differ."""
-    if teacher.vocab_size != student.vocab_size:
-        raise ConfigError(
-            f"the teacher's vocabulary has {teacher.vocab_size} tokens, the student's "
-            f"{student.vocab_size}",
-            remedy="Give the student the teacher's tokenizer",
+    vocab = comparison.vocab
+    if vocab < student.config.vocab_size and int(targets.max()) >= vocab:
+        raise DataError(
+            f"the text has id {int(targets.max())}, the shared vocabulary is of {vocab}",
+            remedy="Give a --shared-vocab that holds all of the tokenizer's ids",
         )
+    sums = torch.zeros(len(comparison.terms), device=learnt.device)
+    kind = learnt.device.type
+    wide = torch.is_autocast_enabled(kind)
 
+    def gradient(logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        # The chunks of `mean_loss` run outside autocast: the teachers' heads go back in.
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=wide), torch.no_grad():
+            wanted = [teacher.logits(hidden[rows]) for teacher, hidden in taught]  # n V each
+        parts, slope = chunk(logits, wanted, targets[rows], weights)
+        sums.add_(parts)
+        return (weights * parts).sum(), slope
 
-def _compiled_twin(teacher: Decoder) -> Decoder:
-    """Returns a decoder on the teacher's own memory whose blocks are compiled."""
-    with torch.device("meta"):
-        twin = Decoder(teacher.config)
-    twin.load_state_dict(teacher.state_dict(), assign=True)
-    for block in twin.layers:
-        block.compile(dynamic=False)
-    return twin
+    head = student.embed.weight if student.head is None else student.head.weight  # V D
+    rows = torch.arange(len(targets), device=learnt.device)
+    fitting = max(_CHUNK_LOGITS, _CHUNK_ROWS * student.config.vocab_size)
+    total = mean_loss(
+        learnt,
+        head,
+        rows,
+        gradient=through_head(student.config, gradient),
+        chunk_logits=comparison.chunk_logits or fitting,
+    )
+    return total, sums / len(targets)
 
 
 def chunk_gradient(
-    logits: Tensor, wanted: Tensor, targets: Tensor, temperature: float, alpha: float
+    comparison: Comparison,
+    logits: Tensor,
+    wanted: Sequence[Tensor],
+    targets: Tensor,
+    weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the sums over n tokens [T^2 KL, cross-entropy], and d(their blend)/d(logits).
+    """Returns each term's sum over n tokens [R], and d(weighted sum)/d(logits) [n, V].
 
-    `logits` are the student's, `wanted` the teacher's, both [n, V]. The gradient of T^2 KL is
-    T (student_T - teacher_T). Plain tensor operations, so that torch.compile makes one pass.
+    Plain tensor operations, so that torch.compile makes one pass of it; weights are a tensor,
+    so that a schedule does not compile again at every step.
     """
-    x = logits.float()  # n V
-    plain = x.log_softmax(-1)  # n V
-    given = (x / temperature).log_softmax(-1)  # n V
-    asked = (wanted.float() / temperature).log_softmax(-1)  # n V
-    weight = asked.exp()  # n V
-    kl = temperature**2 * (weight * (asked - given)).sum()
-    cross_entropy = -plain.gather(1, targets[:, None]).sum()
-    hit = torch.arange(x.shape[1], device=x.device)[None, :] == targets[:, None]  # n V
-    slope = (alpha * temperature) * (given.exp() - weight)
-    slope = slope + (1.0 - alpha) * (plain.exp() - hit.float())
-    return torch.stack((kl, cross_entropy)), slope.to(logits.dtype)
+    vocab = comparison.vocab
+    cut = logits[:, :vocab]
+    terms = comparison.terms
+    hot = sorted({term.temperature for term in terms if isinstance(term, ResponseTerm)})
+    plain = {1.0} if any(isinstance(term, TextTerm) for term in terms) else set()
+    s = {at: log_probs(cut, at) for at in {*hot} | plain}  # n V each
+    t = {at: mixed_log_probs(wanted, at, comparison.shares, vocab) for at in hot}
+    sums: list[Tensor] = []
+    slope: Tensor | None = None
+    for term, weight in zip(terms, weights.unbind(), strict=True):
+        if isinstance(term, ResponseTerm):
+            at = term.temperature
+            values, push = divergence(term.kind, s[at], t[at], term.share)
+            values, push = values * at**2, push.mul_(weight * at)
+        else:
+            values, push = _cross_entropy(s[1.0], targets)
+            push = push.mul_(weight)
+        sums.append(values.sum())
+        slope = push if slope is None else slope.add_(push)
+    assert slope is not None  # noqa: S101 - a comparison has a term
+    if vocab < logits.shape[1]:
+        slope = F.pad(slope, (0, logits.shape[1] - vocab))
+    return torch.stack(sums), slope.to(logits.dtype)
+
+
+def mixed_log_probs(
+    logits: Sequence[Tensor], temperature: float, shares: Sequence[float], vocab: int
+) -> Tensor:
+    """Returns the log of the teachers' mean probabilities over the first `vocab` ids [n, vocab].
+
+    Probabilities and not their logarithms are averaged: the mean minimises the weighted sum of
+    forward KLs to all teachers, and one teacher alone cannot forbid what others expect.
+    """
+    each = [log_probs(given[:, :vocab], temperature) for given in logits]
+    if len(each) == 1:
+        return each[0]
+    shifted = [one + math.log(share) for one, share in zip(each, shares, strict=True)]
+    return torch.stack(shifted).logsumexp(0)
+
+
+def check_same_vocabulary(teacher: ModelConfig, student: ModelConfig, shared: int | None) -> int:
+    """Returns over how many ids the two are compared.
+
+    Raises ConfigError naming both sizes if they differ and `shared` does not say how many ids
+    are real, or if it says more than there are.
+    """
+    sizes = (teacher.vocab_size, student.vocab_size)
+    if shared is not None:
+        if shared > min(sizes):
+            raise ConfigError(
+                f"the shared vocabulary is of {shared} ids, the teacher has {sizes[0]} and the "
+                f"student {sizes[1]}",
+                remedy=f"Give --shared-vocab {min(sizes)} or less",
+            )
+        return shared
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the teacher's vocabulary has {sizes[0]} tokens, the student's {sizes[1]}",
+            remedy="Give the student the teacher's tokenizer; if it has it, and one is padded, "
+            "say with --shared-vocab how many ids are real",
+        )
+    return sizes[0]
+
+
+@cache
+def _compiled_chunk(comparison: Comparison, dynamic: bool) -> ChunkFunction:
+    # One function a comparison: PyTorch keeps code by function, and would try all of them.
+    def run(
+        logits: Tensor, wanted: Sequence[Tensor], targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return chunk_gradient(comparison, logits, wanted, targets, weights)
+
+    return torch.compile(run, dynamic=dynamic)
+
+
+def _cross_entropy(s: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the log-probability of each target [n], and the gradient p_S - 1 at it [n, V]."""
+    at = targets[:, None]  # n 1
+    hits = s.gather(1, at)  # n 1
+    return -hits[:, 0], s.exp().scatter_add_(1, at, torch.full_like(hits, -1.0))

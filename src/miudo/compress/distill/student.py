@@ -2,7 +2,7 @@
 
 For: a config with a given share of the teacher's parameters.
 Not for: weights taken from the teacher (`miudo.compress.prune`).
-Read next: `miudo.compress.distill.response`.
+Read next: `miudo.compress.distill.lesson`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,14 @@ from miudo.errors import ConfigError, DataError
 from miudo.limits import LIMITS
 from miudo.tensors import tensor_table
 
-__all__ = ["DepthPruning", "DepthScore", "DepthStatistics", "without_layers"]
+__all__ = [
+    "DepthPruning",
+    "DepthScore",
+    "DepthStatistics",
+    "mean_loss",
+    "with_layers",
+    "without_layers",
+]
 
 
 class DepthScore(StrEnum):
@@ -106,7 +113,21 @@ class DepthPruning:
 
 def without_layers(decoder: Decoder, removal: Sequence[int]) -> Decoder:
     """Returns a new decoder with the blocks in `removal` left out."""
-    kept = _kept(decoder.config.n_layers, removal)
+    return with_layers(decoder, _kept(decoder.config.n_layers, removal))
+
+
+def with_layers(decoder: Decoder, kept: Sequence[int]) -> Decoder:
+    """Returns a new decoder of the blocks `kept`, in rising order.
+
+    Raises ConfigError for blocks that are not there, or out of order.
+    """
+    n_layers = decoder.config.n_layers
+    if not kept or list(kept) != sorted({*kept} & {*range(n_layers)}):
+        raise ConfigError(
+            f"blocks {list(kept)} of {n_layers}",
+            where="layers",
+            remedy=f"Name each once, from 0 to {n_layers - 1}, in order",
+        )
     layers = tuple(decoder.config.layers[i] for i in kept)
     config = dataclasses.replace(decoder.config, layers=layers)
     weights = decoder.to_weights()
@@ -163,14 +184,15 @@ def _leave_one_out(
     gone: list[int] = []
     for _ in range(drop):
         left = _kept(decoder.config.n_layers, gone)
-        losses = [_loss(without_layers(decoder, [*gone, i]), batches) for i in left]
+        losses = [mean_loss(without_layers(decoder, [*gone, i]), batches) for i in left]
         first = first or tuple(losses)
         gone.append(left[losses.index(min(losses))])
     return first, tuple(gone), tokens
 
 
-def _loss(decoder: Decoder, batches: Sequence[Tensor]) -> float:
-    """Mean cross-entropy a token, in nats."""
+@torch.no_grad()
+def mean_loss(decoder: Decoder, batches: Sequence[Tensor]) -> float:
+    """Returns the mean cross-entropy in nats a token of ids [B, T], each row on its own."""
     total, count = 0.0, 0
     for ids in batches:  # B T
         for row in ids:  # one row at a time: [T, V] is all that lives

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from miudo.compress.distill.lesson import Lesson, distill
 from miudo.compress.method import Method, Report
+from miudo.compress.prune.sparse import SparsePruning
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import DataError
 from miudo.train.loop import FitResult
 from miudo.train.progress import Progress
@@ -44,11 +46,12 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The smaller decoder, a report for each method, and how the recovery ended, if any."""
+    """The smaller decoder, a report for each method, how the recovery ended, if any, its zeros."""
 
     decoder: Decoder
     reports: tuple[Report, ...]
     fit: FitResult | None = None
+    masks: Masks | None = None
 
 
 def calibration_batches(data: Tokens, *, tokens: int, length: int) -> list[Tensor]:
@@ -74,29 +77,44 @@ def prune_and_recover(
     batches: Sequence[Tensor],
     recovery: Recovery | None = None,
     *,
+    keep_zeros: bool = False,
     check: Callable[[Decoder], None] = lambda _: None,
 ) -> Recovered:
     """Prunes by `methods` in order, then distils from `decoder` itself, which stays as it was.
 
-    Without `recovery` nothing is learned again. `check` is given what was pruned before that.
-    Raises what the methods, `check` and `distill` raise.
+    Without `recovery` nothing is learned again. Zeros that a method made stay zeros, and with
+    `keep_zeros` those that the model brought. `check` is given what was pruned before anything
+    is learned. Raises what the methods, `check` and `distill` raise.
     """
     pruned, reports = decoder, []
+    surviving: list[int] | None = list(range(decoder.config.n_layers))
     for method in methods:
         statistics = method.calibrate(pruned, batches) if method.needs_calibration else None
         pruned, report = method.apply(pruned, statistics)
         reports.append(report)
+        surviving = _still(surviving, report, pruned.config.n_layers)
         if recovery is not None and recovery.progress is not None:
             recovery.progress.note(f"{report.method}: " + "; ".join(report.notes))
     check(pruned)
+    sparse = keep_zeros or any(isinstance(method, SparsePruning) for method in methods)
+    masks = Masks.of(pruned) if sparse else None
     if recovery is None:
-        return Recovered(pruned, tuple(reports))
+        return Recovered(pruned, tuple(reports), masks=masks)
     result = distill(
-        decoder,
+        [decoder],
         pruned,
         recovery.lesson,
         recovery.out,
+        surviving=surviving,
+        masks=masks,
         progress=recovery.progress,
         resume=recovery.resume,
     )
-    return Recovered(pruned, tuple(reports), result)
+    return Recovered(pruned, tuple(reports), result, masks)
+
+
+def _still(surviving: list[int] | None, report: Report, n_layers: int) -> list[int] | None:
+    """Which of the first model's layers are left; None once a method does not say."""
+    if surviving is None or report.layers is None:
+        return surviving if surviving is not None and len(surviving) == n_layers else None
+    return [surviving[i] for i in report.layers]

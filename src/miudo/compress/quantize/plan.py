@@ -1,0 +1,187 @@
+"""What rounding methods have in common: which tensor gets which type, and block after block.
+
+For: one plan of types and one order of work, so that a method only says how a matrix is rounded.
+Not for: the rounding (`nearest`, `gptq`, `learned`), or choosing types by a budget (`mixed`).
+Read next: `miudo.compress.quantize.nearest`, which needs no order; then `gptq`.
+
+Shapes: B batch, T positions, O outputs and I inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miudo.compress.method import Method, Report, check_finite, check_seen, describe
+from miudo.compress.walk import Gram, Station, walk
+from miudo.decoder.decoder import Decoder
+from miudo.errors import ConfigError, DataError
+from miudo.formats.block_codec import FloatArray
+from miudo.formats.blocks import WRITABLE, encode, to_f32
+from miudo.formats.precision import stored_dtype, type_notes
+from miudo.tensors import DType, StoredTensor, Weights, tensor_table
+
+__all__ = [
+    "Calibration",
+    "Plan",
+    "Rule",
+    "Statistics",
+    "calibrated",
+    "check_calibrated",
+    "check_type",
+    "gram_groups",
+    "importance",
+    "put",
+    "round_in_order",
+    "rounded_decoder",
+]
+
+_KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
+
+Statistics = TypeVar("Statistics")
+Calibration = tuple[Tensor, ...]
+"""Ids [B, T]: methods that go block by block need the text itself."""
+
+Rule = Callable[[str, Tensor, Gram, DType], StoredTensor]
+"""Given a matrix's name, its weight [O, I], its inputs and its type, returns it rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The type of every tensor of a file, and a note on each that is not the wanted one."""
+
+    dtypes: Mapping[str, DType]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, decoder: Decoder, wanted: DType | Mapping[str, DType]) -> Plan:
+        """Returns the plan for one type, or for a type a tensor; see `precision.stored_dtype`."""
+        dtypes: dict[str, DType] = {}
+        others = []
+        weights = decoder.to_weights()
+        for spec in tensor_table(decoder.config):
+            asked = wanted if isinstance(wanted, DType) else wanted.get(spec.name, DType.F32)
+            dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], asked)
+            if why:
+                others.append((spec.name, dtypes[spec.name], why))
+        return cls(dtypes, type_notes(others))
+
+    def report(
+        self, method: Method, decoder: Decoder, reason: str, notes: Iterable[str] = ()
+    ) -> Report:
+        """Returns the report of a file with these types."""
+        config = decoder.config
+        return describe(
+            method,
+            config,
+            config,
+            reasons={"": reason},
+            dtypes=self.dtypes,
+            notes=(*self.notes, *notes),
+        )
+
+
+def check_type(dtype: DType) -> None:
+    """Raises ConfigError for a type without a rounding rule."""
+    if dtype not in _KNOWN:
+        raise ConfigError(f"dtype is {dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
+
+
+def calibrated(method: Method, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
+    """Returns ids [B, T] as they were given. Raises DataError if there is none.
+
+    Raises CheckFailedError if a tensor of `decoder` holds NaN.
+    """
+    check_finite(decoder)
+    given = tuple(ids for ids in batches if ids.numel())
+    check_seen(method.name, sum(ids.numel() for ids in given))
+    return given
+
+
+def check_calibrated(method: Method, statistics: Statistics | None) -> Statistics:
+    """Returns `statistics`. Raises DataError where `calibrate` was not called."""
+    if statistics is None:
+        raise DataError("needs calibration", where=method.name, remedy="Call calibrate first")
+    return statistics
+
+
+def importance(gram: Gram) -> FloatArray:
+    """Returns the mean square of each input [I], as `formats.blocks.encode` takes it."""
+    return gram.mean_square.numpy().astype(np.float32)
+
+
+def rounded_decoder(decoder: Decoder, stored: Weights) -> Decoder:
+    """Returns a decoder with the values that the file's tensors have."""
+    return Decoder.from_weights(decoder.config, stored)
+
+
+@torch.no_grad()
+def put(weight: Tensor, stored: StoredTensor) -> None:
+    """Gives `weight` the values of `stored`, in place."""
+    weight.copy_(torch.from_numpy(to_f32(stored)))
+
+
+def gram_groups(grams: Mapping[str, Gram]) -> list[list[str]]:
+    """Returns the matrices' names, those that share their inputs together, in order."""
+    groups: dict[int, list[str]] = {}
+    for name, gram in grams.items():
+        groups.setdefault(id(gram), []).append(name)
+    return list(groups.values())
+
+
+def round_in_order(
+    decoder: Decoder,
+    batches: Calibration,
+    plan: Plan,
+    rule: Rule,
+    before: Callable[[Station], None] = lambda _: None,
+) -> dict[str, StoredTensor]:
+    """Returns the file's tensors: each matrix rounded by `rule` on the inputs that it will get.
+
+    Those are made by what was rounded before it, in the same block too. A tied table comes
+    first, by the inputs that it has as the head of the whole model: everything is made from it.
+    `before` may change a block that is about to be rounded (its float function must stay). What
+    has no inputs, norms and tables, is stored as the plan says.
+    """
+    work = copy.deepcopy(decoder)
+    parameters = dict(work.named_parameters())
+    stored: dict[str, StoredTensor] = {}
+
+    def settle(name: str, weight: Tensor, gram: Gram) -> None:
+        stored[name] = rule(name, weight.detach(), gram, plan.dtypes[name])
+        put(weight, stored[name])
+
+    if work.head is None:
+        settle("embed.weight", work.embed.weight, _head_gram(decoder, batches))
+    for name in ("embed.weight", "position.weight"):  # looked up: no inputs to weigh by
+        if name in parameters and name not in stored:
+            stored[name] = encode(parameters[name].detach().numpy(), plan.dtypes[name])
+            put(parameters[name], stored[name])
+    for station in walk(work, batches):
+        before(station)
+        left = [name for name in station.weights if name not in stored]
+        while left:
+            grams = station.grams()
+            group = next(g for g in gram_groups(grams) if not set(g).isdisjoint(left))
+            for name in group:
+                settle(name, station.weights[name], grams[name])
+            left = [name for name in left if name not in group]
+    values = work.to_weights()
+    for name, dtype in plan.dtypes.items():
+        if name not in stored:
+            stored[name] = encode(to_f32(values[name]), dtype)
+    return {name: stored[name] for name in plan.dtypes}
+
+
+def _head_gram(decoder: Decoder, batches: Calibration) -> Gram:
+    for station in walk(decoder, batches):
+        if station.name == "head":
+            (gram,) = station.grams().values()
+            return gram
+    raise AssertionError("a walk ends at the head")
