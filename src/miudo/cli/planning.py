@@ -33,7 +33,10 @@ _ORDERS = (
     "cut-learn-cut-learn-round",
     "student-learn-round",
     "student-learn-cut-round",
-    "cut-learn-sparsify-round",
+    "sparsify-round",
+    "cut-sparsify-learn-round",
+    "cut-trained-round",
+    "cut-learn-trained-round",
 )
 """Those of `miudo.shrink.candidates.Order`, named here so that help needs no PyTorch."""
 

@@ -5,7 +5,7 @@ Not for: judging them (`miudo.shrink.forecast`) or doing them (`miudo.shrink.mak
 Read next: `miudo.shrink.forecast`.
 
 A candidate is a trunk, the steps up to the decoder that is to be stored, and a rounding step.
-Candidates that share a trunk share its training.
+Candidates that share a trunk share its training, unless rounding is trained itself.
 """
 
 from __future__ import annotations
@@ -21,13 +21,29 @@ from miudo.compress.method import Method, Quantizer
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError
 
-__all__ = ["LEARN", "STUDENT", "Candidate", "Order", "Step", "absent", "propose"]
+__all__ = [
+    "LEARN",
+    "SPARSE",
+    "STUDENT",
+    "TRAINED",
+    "Candidate",
+    "Order",
+    "Step",
+    "absent",
+    "propose",
+]
 
 LEARN = "learn"
 """A step of a trunk: the model learns from the teacher (`loss` is `teacher`) or the text alone."""
 
 STUDENT = "student"
 """A step of a trunk: a model of a share `ratio` of the teacher's parameters, drawn at random."""
+
+SPARSE = "sparse"
+"""The catalogue's pruning to zeros, which learning keeps and only some types store."""
+
+TRAINED = "trained"
+"""The catalogue's rounding that takes training: its steps count like those of learning."""
 
 
 class Order(StrEnum):
@@ -38,7 +54,10 @@ class Order(StrEnum):
     CUT_LEARN_CUT_LEARN_ROUND = "cut-learn-cut-learn-round"
     STUDENT_LEARN_ROUND = "student-learn-round"
     STUDENT_LEARN_CUT_ROUND = "student-learn-cut-round"
-    CUT_LEARN_SPARSIFY_ROUND = "cut-learn-sparsify-round"
+    SPARSIFY_ROUND = "sparsify-round"
+    CUT_SPARSIFY_LEARN_ROUND = "cut-sparsify-learn-round"
+    CUT_TRAINED_ROUND = "cut-trained-round"
+    CUT_LEARN_TRAINED_ROUND = "cut-learn-trained-round"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +85,11 @@ class Step:
     def label(self) -> str:
         """Returns a short name: `depth-2`, `width-0.5`, `Q4_K`, `gptq-Q4_K`."""
         values = [str(v) for v in self.values.values()]
-        if self.method == "nearest":
-            return "-".join(values)
-        return "-".join([self.method, *values]) if self.method != LEARN else LEARN
+        if self.method == LEARN:
+            return LEARN
+        # Settings are part of folder names: no separators of paths or drives.
+        values = values if self.method == "nearest" else [self.method, *values]
+        return "-".join(values).replace(":", "of").replace("/", "-")
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
@@ -94,9 +115,19 @@ class Candidate:
         return f"{self.trunk_name}_{self.rounding.label()}"
 
     @property
+    def group(self) -> str:
+        """Names what is trained together: the trunk, or the candidate where rounding is trained."""
+        return self.name if self.rounding.method == TRAINED else self.trunk_name
+
+    @property
+    def lessons(self) -> int:
+        """How many of its steps take training, and share its steps alike."""
+        return sum(step.method in (LEARN, TRAINED) for step in (*self.trunk, self.rounding))
+
+    @property
     def learns(self) -> bool:
-        """Whether its trunk takes training."""
-        return any(step.method == LEARN for step in self.trunk)
+        """Whether it takes training."""
+        return self.lessons > 0
 
     @property
     def dtype(self) -> str | None:
@@ -125,16 +156,16 @@ class Candidate:
 
 # What is tried, by the catalogue's names. A name that this build has not, or a setting that the
 # method refuses (a type that it cannot round to), is left out; all else follows from these rows.
-_ROUNDING = ("nearest", "importance", "gptq", "awq", "learned", "qad")
+_ROUNDING = ("nearest", "importance", "gptq", "awq", "learned")
 _DTYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K", "TQ2_0")
-_SPARSIFYING = (
-    Step.of("sparsegpt", share=0.5),
-    Step.of("wanda", share=0.5),
-    Step.of("magnitude", share=0.5),
-)
+_TRAINED_DTYPES = ("Q4_0", "Q3_K", "Q2_K", "TQ2_0")
+_SPARSIFYING = (Step.of(SPARSE, pattern="0.5"), Step.of(SPARSE, pattern="2:4"))
+_EXACT_ZERO = ("Q8_0", "Q6_K", "Q5_0", "Q4_0", "Q3_K", "TQ2_0")
+"""Types in whose blocks a zero stays exactly zero."""
 _KEEP_WIDTH = (1.0, 0.75, 0.5, 0.25)
 _STUDENTS = (0.5, 0.25)
 _LEARN = Step.of(LEARN, loss="teacher")
+_TRAINED_ORDERS = (Order.CUT_TRAINED_ROUND, Order.CUT_LEARN_TRAINED_ROUND)
 
 
 def propose(config: ModelConfig, order: Order | None = None) -> list[Candidate]:
@@ -143,15 +174,22 @@ def propose(config: ModelConfig, order: Order | None = None) -> list[Candidate]:
     The teacher itself, rounded, is among them.
     """
     roundings = list(_roundings())
-    trunks = dict.fromkeys(
-        (kind, trunk) for kind, trunk in _trunks(config) if order in (None, kind)
-    )
-    return [Candidate(kind, trunk, rounding) for kind, trunk in trunks for rounding in roundings]
+    trained = [s for s in (Step.of(TRAINED, dtype=t) for t in _TRAINED_DTYPES) if _is_there(s)]
+    found: list[Candidate] = []
+    for kind, trunk in dict.fromkeys(_trunks(config)):
+        sparse = any(step.method == SPARSE for step in trunk)
+        ends = trained if kind in _TRAINED_ORDERS else roundings
+        found += [
+            candidate
+            for candidate in (Candidate(kind, trunk, end) for end in ends)
+            if not sparse or candidate.dtype in _EXACT_ZERO
+        ]
+    return [candidate for candidate in found if order in (None, candidate.order)]
 
 
 def absent() -> list[str]:
     """Returns the methods that would be tried and that this build has not."""
-    names = [*_ROUNDING, *(step.method for step in _SPARSIFYING)]
+    names = [*_ROUNDING, TRAINED, *(step.method for step in _SPARSIFYING)]
     return [name for name in dict.fromkeys(names) if name not in METHODS]
 
 
@@ -167,14 +205,17 @@ def _trunks(config: ModelConfig) -> Iterator[tuple[Order, tuple[Step, ...]]]:
     sparsifying = [step for step in _SPARSIFYING if _is_there(step)]
     for cuts in _cuts(config):
         yield Order.CUT_ROUND, cuts
+        yield Order.CUT_TRAINED_ROUND, cuts
+        for step in sparsifying:
+            yield Order.CUT_SPARSIFY_LEARN_ROUND, (*cuts, step, _LEARN)
         if cuts:
             yield Order.CUT_LEARN_ROUND, (*cuts, _LEARN)
+            yield Order.CUT_LEARN_TRAINED_ROUND, (*cuts, _LEARN)
         if len(cuts) > 1:
             first, second = cuts
             yield Order.CUT_LEARN_CUT_LEARN_ROUND, (first, _LEARN, second, _LEARN)
-        for step in sparsifying:
-            learning = (_LEARN,) if cuts else ()
-            yield Order.CUT_LEARN_SPARSIFY_ROUND, (*cuts, *learning, step)
+    for step in sparsifying:
+        yield Order.SPARSIFY_ROUND, (step,)
     for ratio in _STUDENTS:
         student = (Step.of(STUDENT, ratio=ratio), _LEARN)
         yield Order.STUDENT_LEARN_ROUND, student

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,16 +24,15 @@ from miudo.compress.method import Method
 from miudo.compress.prune.depth import DepthPruning, DepthStatistics
 from miudo.compress.prune.width import WidthPruning, WidthStatistics
 from miudo.decoder.decoder import Block, Decoder
-from miudo.errors import DataError
-from miudo.shrink.candidates import LEARN, STUDENT, Step
+from miudo.shrink.candidates import LEARN, SPARSE, STUDENT, TRAINED, Step
 from miudo.shrink.ground import Ground
-from miudo.shrink.making import Trunk, cut, make_trunk
+from miudo.shrink.making import Rounded, Trunk, cut, make_trunk, round_trunk
 from miudo.shrink.scoring import Scored, trunk_folder
 
 __all__ = ["Control", "controls_of"]
 
 _BY_TEXT = Step.of(LEARN, loss="text")
-_CUTS = ("depth", "width")
+_CUTS = ("depth", "width", SPARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,45 +49,55 @@ class Control:
         """Names the control, as its file."""
         return f"{self.kind.replace(' ', '-')}-{self.seed}"
 
-    def make(self, ground: Ground, work: Path) -> Trunk:
-        """Returns its trunk, made in `work`; from there if it is made."""
+    def make(self, ground: Ground, work: Path) -> tuple[Trunk, Rounded]:
+        """Returns its trunk and how it is stored, made in `work`; from there if it is made."""
         chosen, steps = self._chosen, self._chosen.candidate.trunk
-        folder = work / "controls" / self.name
-        if self.kind == "nearest":
-            made = trunk_folder(work, chosen.candidate, chosen.round)
-            return make_trunk(ground, steps, made, chosen.steps, seed=self.seed)
+        folder, share = self._place(work)
         start, calibrate = None, None
         if self.kind == "from nothing":
             start = Decoder(cut(ground, steps, seed=self.seed).config)
             start.initialise(self.seed)
-            steps = (_BY_TEXT,)
+            steps, share = (_BY_TEXT,), chosen.steps
         elif self.kind == "by text alone":
             steps = tuple(_BY_TEXT if step.method == LEARN else step for step in steps)
+            if self.rounding is not chosen.candidate.rounding:  # its steps go to learning
+                learns = sum(step.method == LEARN for step in steps)
+                steps = steps if learns else (*steps, _BY_TEXT)
+                share = max(1, chosen.steps // max(1, learns))
         elif self.kind == "by magnitude":
-            calibrate = _by_magnitude
-        return make_trunk(
-            ground,
-            steps,
-            folder,
-            chosen.steps,
-            seed=self.seed,
-            start=start,
-            calibrate=calibrate,
+            steps = tuple(map(_magnitude_step, steps))
+            calibrate = partial(_by_magnitude, batches=ground.batches)
+        trunk = make_trunk(
+            ground, steps, folder, share, seed=self.seed, start=start, calibrate=calibrate
         )
+        made = round_trunk(ground, self.rounding, trunk.decoder, folder, share, seed=self.seed)
+        return trunk, made
+
+    def _place(self, work: Path) -> tuple[Path, int]:
+        """Returns its folder, and the steps of a lesson."""
+        chosen = self._chosen
+        share = chosen.lesson_steps
+        if self.kind == "nearest":
+            return trunk_folder(work, chosen.candidate, chosen.round), share
+        return work / "controls" / self.name, share
 
 
 def controls_of(ground: Ground, chosen: Scored) -> tuple[list[Control], list[str]]:
     """Returns the controls of `chosen`, and notes on those that have no meaning for it."""
     settings, candidate = ground.job.settings, chosen.candidate
     first = Control("by magnitude", settings.seed, candidate.rounding, chosen)
+    # Trained rounding learns from the teacher: where that is to be left out, nearest stands in.
+    plain = candidate.rounding
+    if plain.method == TRAINED:
+        plain = Step.of("nearest", dtype=candidate.dtype)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     found: list[Control] = []
     notes: list[str] = []
     if candidate.learns:
         for seed in seeds:
             found += [
-                replace(first, kind="from nothing", seed=seed),
-                replace(first, kind="by text alone", seed=seed),
+                replace(first, kind="from nothing", seed=seed, rounding=plain),
+                replace(first, kind="by text alone", seed=seed, rounding=plain),
             ]
         found += [replace(first, kind="chosen again", seed=seed) for seed in seeds[1:]]
     else:
@@ -109,8 +119,8 @@ def controls_of(ground: Ground, chosen: Scored) -> tuple[list[Control], list[str
     return found, notes
 
 
-def _by_magnitude(method: Method, decoder: Decoder) -> Any:
-    """Returns statistics that come of the weights alone."""
+def _by_magnitude(method: Method, decoder: Decoder, batches: Sequence[torch.Tensor]) -> Any:
+    """Returns statistics that come of the weights alone; of other methods than cuts, their own."""
     blocks = [cast("Block", block) for block in decoder.layers]
     if isinstance(method, DepthPruning):
         norms = [_norm(list(block.parameters())) for block in blocks]
@@ -120,7 +130,14 @@ def _by_magnitude(method: Method, decoder: Decoder) -> Any:
         # The score multiplies with the norm of the neuron's way out.
         energy = [block.mlp.up.weight.detach().double().square().sum(dim=1) for block in blocks]
         return WidthStatistics(tuple(e.numpy() for e in energy), tokens=1)
-    raise DataError(f"{method.name} has no rule of magnitude")
+    return method.calibrate(decoder, batches)
+
+
+def _magnitude_step(step: Step) -> Step:
+    """Returns the step that looks at weights alone, where the method itself has that rule."""
+    if step.method == SPARSE:
+        return Step.of(SPARSE, **{**step.values, "method": "magnitude"})
+    return step
 
 
 def _norm(parameters: Sequence[torch.Tensor]) -> float:

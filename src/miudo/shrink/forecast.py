@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from miudo.compress.method import Quantizer
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.engine.probe import Peaks
@@ -29,12 +28,12 @@ from miudo.errors import CheckFailedError, UsageError
 from miudo.evaluate.roofline import Numbers, bounds, step_work
 from miudo.formats.precision import stored_dtype
 from miudo.shrink.budget import Figures
-from miudo.shrink.candidates import Candidate, Step, propose
+from miudo.shrink.candidates import LEARN, TRAINED, Candidate, Step, propose
 from miudo.shrink.ground import Baseline, Ground
 from miudo.shrink.halving import Round, plan_rounds, rounds_of_steps
 from miudo.shrink.jobs import ShrinkSettings
 from miudo.shrink.making import cut, round_trunk
-from miudo.tensors import DType, StoredTensor, parameter_count, tensor_table
+from miudo.tensors import DType, Role, StoredTensor, parameter_count, tensor_table
 
 __all__ = [
     "Forecast",
@@ -43,7 +42,11 @@ __all__ = [
     "forecast",
     "predicted_bytes",
     "predicted_speed",
+    "stored_types",
 ]
+
+_PROBED = ("Q4_0", "Q3_K", "Q4_K")
+"""Types for which methods that calibrate are tried on the teacher: the first that there is."""
 
 _NO_VALUES = StoredTensor.from_f32(np.zeros(1, dtype=np.float32))
 """A tensor whose values need no wider type: shapes decide."""
@@ -79,9 +82,9 @@ class Forecast:
     rounds: tuple[Round, ...]
     seconds: float
 
-    def of(self, trunk: str) -> list[Guess]:
+    def of(self, group: str) -> list[Guess]:
         """Returns the guesses of one trunk that may be tried."""
-        return [g for g in self.guesses if g.candidate.trunk_name == trunk and not g.out]
+        return [g for g in self.guesses if g.candidate.group == group and not g.out]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values; `from_json` gives back an equal forecast."""
@@ -128,7 +131,7 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     guesses: list[Guess] = []
     trunks: dict[str, list[Candidate]] = {}
     for candidate in candidates:
-        trunks.setdefault(candidate.trunk_name, []).append(candidate)
+        trunks.setdefault(candidate.group, []).append(candidate)
     cuts = _Cuts(ground)
     for name, members in trunks.items():
         ground.progress.note(f"forecast: {name}")
@@ -150,9 +153,21 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     return Forecast(tuple(guesses), chosen, rounds, seconds)
 
 
-def predicted_bytes(config: ModelConfig, dtype: DType) -> int:
-    """Returns the bytes of a model's tensors whose matrices are stored as `dtype`."""
-    return sum(d.size_bytes(s.shape) for s, d in _types(config, dtype))
+def stored_types(config: ModelConfig, rounding: Step) -> dict[str, DType]:
+    """Returns the type of every tensor by name, as `rounding` will store it by its shape."""
+    settings = getattr(rounding.build(), "tables", None)
+    dtype = DType(str(rounding.values["dtype"]))
+    found = {}
+    for spec in tensor_table(config):
+        table = spec.role in (Role.EMBED, Role.HEAD) and settings is not None
+        wanted = DType(settings) if table and settings is not None else dtype
+        found[spec.name] = stored_dtype(spec, _NO_VALUES, wanted)[0]
+    return found
+
+
+def predicted_bytes(config: ModelConfig, dtypes: Mapping[str, DType]) -> int:
+    """Returns the bytes of a model's tensors in these types."""
+    return sum(dtypes[s.name].size_bytes(s.shape) for s in tensor_table(config))
 
 
 def controls_step_s(settings: ShrinkSettings, baseline: Baseline, costs: Iterable[float]) -> float:
@@ -164,17 +179,13 @@ def controls_step_s(settings: ShrinkSettings, baseline: Baseline, costs: Iterabl
     return 2 * settings.seeds * baseline.plain_step_s + settings.seeds * max(costs, default=0.0)
 
 
-def predicted_speed(config: ModelConfig, dtype: DType, baseline: Baseline) -> float:
-    """Returns new tokens a second of a model stored as `dtype`, by the baseline's machine."""
-    numbers = Numbers({s.name: d for s, d in _types(config, dtype)}, int8=True, cache="f16")
+def predicted_speed(config: ModelConfig, dtypes: Mapping[str, DType], baseline: Baseline) -> float:
+    """Returns new tokens a second of a model in these types, by the baseline's machine."""
+    numbers = Numbers(dtypes, int8=True, cache="f16")
     speed = baseline.eight_bit.row.bench.speed
     work = step_work(config, numbers, [(speed.prompt_tokens + speed.new_tokens // 2, 1)])
     peaks = Peaks(0, baseline.read_bytes_per_s, baseline.int8_ops_per_s, baseline.float_ops_per_s)
     return 1.0 / (max(bounds(work, peaks)) * baseline.slowness)
-
-
-def _types(config: ModelConfig, dtype: DType) -> list[tuple[Any, DType]]:
-    return [(s, stored_dtype(s, _NO_VALUES, dtype)[0]) for s in tensor_table(config)]
 
 
 class _Cuts:
@@ -186,7 +197,7 @@ class _Cuts:
 
     def of(self, candidate: Candidate) -> tuple[ModelConfig, float]:
         """Returns the shape, and the loss before any learning."""
-        steps = tuple(step for step in candidate.trunk if step.method != "learn")
+        steps = tuple(step for step in candidate.trunk if step.method != LEARN)
         if steps not in self._known:
             decoder = cut(self._ground, steps, seed=self._ground.job.settings.seed)
             self._known[steps] = decoder.config, self._ground.loss(decoder)
@@ -196,32 +207,38 @@ class _Cuts:
 def _rounding_damage(
     ground: Ground, baseline: Baseline, candidates: Iterable[Candidate]
 ) -> dict[Step, float]:
-    """Returns what each rounding adds to the teacher's loss; one that trains, nearest's."""
-    found: dict[Step, float] = {}
-    for step in dict.fromkeys(candidate.rounding for candidate in candidates):
-        quick = step
-        if _trains(step):
-            quick = Step.of("nearest", dtype=step.values["dtype"])
-        if quick not in found:
-            ground.progress.note(f"rounding the teacher: {quick.label()}")
-            stored, _ = round_trunk(ground, quick, ground.teacher.decoder)
-            config = ground.teacher.decoder.config
-            found[quick] = ground.loss(Decoder.from_weights(config, stored)) - baseline.loss
-        found[step] = found[quick]
-    return found
+    """Returns what each rounding adds to the teacher's loss.
+
+    Rounding to nearest is measured for every type. A method that calibrates is measured for one
+    type, and for the others taken to do as much better than nearest as there; one that trains,
+    to do as nearest does.
+    """
+    steps = list(dict.fromkeys(candidate.rounding for candidate in candidates))
+    nearest: dict[Any, float] = {}
+    for dtype in dict.fromkeys(step.values["dtype"] for step in steps):
+        nearest[dtype] = _damage(ground, baseline, Step.of("nearest", dtype=dtype))
+    ratios: dict[str, float] = {"nearest": 1.0, TRAINED: 1.0}
+    for step in steps:
+        if step.method not in ratios:
+            own = {s.values["dtype"]: s for s in steps if s.method == step.method}
+            dtype = next((t for t in _PROBED if t in own), step.values["dtype"])
+            ratio = _damage(ground, baseline, own[dtype]) / max(nearest[dtype], 1e-6)
+            ratios[step.method] = min(1.0, max(0.0, ratio))
+    return {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}
 
 
-def _trains(step: Step) -> bool:
-    method = step.build()
-    assert isinstance(method, Quantizer)  # noqa: S101 - candidates end in one
-    return hasattr(method, "steps")
+def _damage(ground: Ground, baseline: Baseline, step: Step) -> float:
+    ground.progress.note(f"rounding the teacher: {step.label()}")
+    rounded = round_trunk(ground, step, ground.teacher.decoder)
+    config = ground.teacher.decoder.config
+    return ground.loss(Decoder.from_weights(config, rounded.weights)) - baseline.loss
 
 
 def _guess(
     ground: Ground, baseline: Baseline, candidate: Candidate, config: ModelConfig, loss: float
 ) -> Guess:
-    dtype = DType(str(candidate.dtype))
-    size = predicted_bytes(config, dtype) + baseline.extra_bytes
+    dtypes = stored_types(config, candidate.rounding)
+    size = predicted_bytes(config, dtypes) + baseline.extra_bytes
     limit = ground.job.budget.max_size_bytes
     share = _products(config) / _products(ground.teacher.decoder.config)
     # The teacher reads along; a student's own share goes with its products.
@@ -231,7 +248,7 @@ def _guess(
         candidate=candidate,
         parameters=parameter_count(config),
         size_bytes=size,
-        tokens_per_s=predicted_speed(config, dtype, baseline),
+        tokens_per_s=predicted_speed(config, dtypes, baseline),
         loss=loss,
         step_s=step_s,
         out="" if limit is None or size <= limit else f"{size / 1e6:,.2f} MB, too large",
@@ -282,7 +299,7 @@ def _ranked_trunks(ground: Ground, baseline: Baseline, guesses: Sequence[Guess])
         if guess.out:
             continue
         key = job.budget.rank(guess.figures(baseline.loss), job.settings.prefer)
-        name = guess.candidate.trunk_name
+        name = guess.candidate.group
         if name not in best or key < best[name][0]:
             best[name] = key, guess
     ranked = sorted(best, key=lambda name: best[name][0])
@@ -293,8 +310,8 @@ def _ranked_trunks(ground: Ground, baseline: Baseline, guesses: Sequence[Guess])
     return [*top, *(name for name in ranked if name not in top)]
 
 
-def _learns(guesses: Sequence[Guess], trunk: str) -> bool:
-    return any(g.candidate.learns for g in guesses if g.candidate.trunk_name == trunk)
+def _learns(guesses: Sequence[Guess], group: str) -> bool:
+    return any(g.candidate.learns for g in guesses if g.candidate.group == group)
 
 
 def _seconds_to_learn(ground: Ground, baseline: Baseline, spent_s: float) -> float:
@@ -314,7 +331,7 @@ def _rounds(
 ) -> tuple[Round, ...]:
     """Returns the rounds of the trunks that learn."""
     settings = ground.job.settings
-    costs = {g.candidate.trunk_name: g.step_s for g in guesses if not g.out}
+    costs = {g.candidate.group: g.step_s for g in guesses if not g.out}
     learning = [costs[name] for name in tried if costs[name] > 0.0][: settings.trunks]
     if not learning:
         return ()

@@ -26,8 +26,8 @@ import numpy.typing as npt
 import psutil
 from torch import Tensor
 
+from miudo.compress.distill.loss import DistillLoss
 from miudo.compress.distill.method import HeldText
-from miudo.compress.distill.response import ResponseLoss, ResponseSettings
 from miudo.compress.method import check_finite
 from miudo.compress.prune.recover import calibration_batches
 from miudo.compress.quantize.nearest import NearestRounding
@@ -281,9 +281,7 @@ def _learning(ground: Ground) -> tuple[float, float, tuple[tuple[str, int, str],
     decoder = Decoder.from_weights(
         ground.teacher.decoder.config, ground.teacher.decoder.to_weights()
     )
-    teaching = ResponseLoss(
-        ground.teacher.decoder, ResponseSettings(settings.temperature, settings.alpha)
-    )
+    teaching = DistillLoss([ground.teacher.decoder], decoder.config, settings.loss)
     seconds = []
     process = psutil.Process()
     with run_conditions(decoder, fit):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.method import in_range
 from miudo.data.pipeline import PrepareSettings
 from miudo.errors import ConfigError, UsageError
@@ -79,6 +80,12 @@ class ShrinkSettings:
                 "tasks and task_data go together", remedy="Name the tasks and their files"
             )
         self.fit(1, self.seed)
+        _ = self.loss  # both raise for values that no training can have
+
+    @property
+    def loss(self) -> DistillSettings:
+        """What students learn: `alpha` parts of the teacher's distributions, the rest the text."""
+        return DistillSettings.of(temperature=self.temperature, alpha=self.alpha)
 
     def fit(self, steps: int, seed: int) -> FitSettings:
         """Returns the training settings of `steps` steps. Raises ConfigError for wrong values."""

@@ -105,7 +105,7 @@ class Plan:
 
     def _costs(self) -> list[float]:
         """Returns the most that a step of each round may cost, all its candidates together."""
-        costs = {g.candidate.trunk_name: g.step_s for g in self.forecast.guesses if not g.out}
+        costs = {g.candidate.group: g.step_s for g in self.forecast.guesses if not g.out}
         dearest = sorted((costs[t] for t in self.forecast.trunks if costs[t] > 0), reverse=True)
         return [sum(dearest[: r.candidates]) for r in self._rounds()]
 

@@ -58,20 +58,25 @@ class Row:
             order,
             None,
             scored.steps,
-            trunk.tokens,
-            trunk.seconds,
+            scored.tokens,
+            scored.seconds,
             measured,
             trunk.notes,
         )
 
     @classmethod
     def control(
-        cls, kind: str, seed: int, scored: Scored, trunk: Trunk, measured: Measured
+        cls,
+        kind: str,
+        seed: int,
+        scored: Scored,
+        tokens: int,
+        seconds: float,
+        measured: Measured,
     ) -> Self:
         """Returns a control's row."""
-        name = f"{kind} (seed {seed})"
-        steps = scored.steps if trunk.tokens else 0
-        return cls(name, kind, "", seed, steps, trunk.tokens, trunk.seconds, measured)
+        name, steps = f"{kind} (seed {seed})", scored.steps if tokens else 0
+        return cls(name, kind, "", seed, steps, tokens, seconds, measured)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values; `from_json` gives back an equal row."""
@@ -215,7 +220,7 @@ def file_rows(
     finalists = sorted((one for one in newest if one.round in (0, last)), key=key)
     firsts: dict[str, Scored] = {}
     for one in finalists:
-        firsts.setdefault("free" if one.round == 0 else one.candidate.trunk_name, one)
+        firsts.setdefault("free" if one.round == 0 else one.candidate.group, one)
     front = sorted(pareto_front(finalists, figures), key=key)
     listed = {one.candidate.name: one for one in [*firsts.values(), *front, *finalists]}
     return list(listed.values())[: settings.measured]

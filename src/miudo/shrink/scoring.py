@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class Scored:
     tokens_per_s: float
     loss: float
 
+    @property
+    def lesson_steps(self) -> int:
+        """Steps of each learning, and of a rounding that is trained."""
+        return max(1, self.steps // max(1, self.candidate.lessons))
+
     def figures(self, teacher_loss: float) -> Figures:
         """Returns the figures to rank by."""
         increase = math.expm1(min(50.0, self.loss - teacher_loss))
@@ -68,7 +74,7 @@ class Scored:
 
 def trunk_folder(work: Path, candidate: Candidate, number: int) -> Path:
     """Returns where the trunk lies that a round made."""
-    return work / candidate.trunk_name / f"round-{number}"
+    return work / candidate.group / f"round-{number}"
 
 
 def run_rounds(ground: Ground, baseline: Baseline, forecast: Forecast, work: Path) -> list[Scored]:
@@ -102,6 +108,8 @@ def run_rounds(ground: Ground, baseline: Baseline, forecast: Forecast, work: Pat
     for early in range(1, len(forecast.rounds)):  # their scores are all that is wanted of them
         for path in work.glob(f"*/round-{early}/trunk.gguf"):
             path.unlink()
+        for path in work.glob(f"*/round-{early}/round-*/checkpoints"):
+            shutil.rmtree(path)
     return found
 
 
@@ -120,9 +128,9 @@ def _steps(
     if path.exists():
         return int(read_json(path)["steps"])
     steps = planned.steps
-    learned = {(s.candidate.trunk_name, s.round): s for s in found if s.round > 0}
+    learned = {(s.candidate.group, s.round): s for s in found if s.round > 0}
     if learned and not fixed:
-        costs = {g.candidate.trunk_name: g.step_s for g in forecast.guesses if not g.out}
+        costs = {g.candidate.group: g.step_s for g in forecast.guesses if not g.out}
         expected = sum(costs[trunk] * s.steps for (trunk, _), s in learned.items())
         took = sum(s.seconds for s in learned.values())
         steps = max(1, int(steps * min(_MOST_FASTER, expected / max(took, 1e-9))))
@@ -144,20 +152,22 @@ def _scored(
     path = folder / "scores.json"
     if path.exists():
         return [Scored.from_json(values) for values in read_json(path)["scores"]]
-    trunk = make_trunk(ground, first.trunk, folder, steps, seed=ground.job.settings.seed)
+    seed, share = ground.job.settings.seed, max(1, steps // max(1, first.lessons))
+    trunk = make_trunk(ground, first.trunk, folder, share, seed=seed)
     scores = []
     for guess in _best_of_each_type(guesses):
         begun = time.perf_counter()
-        stored, report = round_trunk(ground, guess.candidate.rounding, trunk.decoder)
-        loss = ground.loss(Decoder.from_weights(trunk.decoder.config, stored))
+        step = guess.candidate.rounding
+        made = round_trunk(ground, step, trunk.decoder, folder, share, seed=seed)
+        loss = ground.loss(Decoder.from_weights(trunk.decoder.config, made.weights))
         scores.append(
             Scored(
                 candidate=guess.candidate,
                 round=number,
                 steps=steps,
-                tokens=trunk.tokens,
-                seconds=trunk.seconds,
-                size_bytes=report.bytes_after + baseline.extra_bytes,
+                tokens=trunk.tokens + made.tokens,
+                seconds=trunk.seconds + made.seconds,
+                size_bytes=made.report.bytes_after + baseline.extra_bytes,
                 tokens_per_s=guess.tokens_per_s,
                 loss=loss,
             )

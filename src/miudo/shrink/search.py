@@ -22,7 +22,7 @@ from miudo.shrink.controls import Control, controls_of
 from miudo.shrink.forecast import Forecast, forecast
 from miudo.shrink.ground import Baseline, Ground, measure_baseline, open_ground
 from miudo.shrink.jobs import ShrinkJob
-from miudo.shrink.making import Trunk, make_trunk, round_trunk
+from miudo.shrink.making import Rounded, Trunk, make_trunk, round_trunk
 from miudo.shrink.measure import Measured
 from miudo.shrink.reading import read_json
 from miudo.shrink.report import write_report
@@ -216,49 +216,50 @@ class _Way:
         write_report(self.result())
 
     def _candidate(self, scored: Scored) -> Row:
-        trunk = self._trunk(scored)
-        measured = self._file(scored.candidate.name, scored, trunk, scored.candidate.rounding)
-        return Row.candidate(scored, trunk, measured)
+        folder = trunk_folder(self.work, scored.candidate, scored.round)
+        candidate, seed = scored.candidate, self.ground.job.settings.seed
+        share = scored.lesson_steps
+        trunk = make_trunk(self.ground, candidate.trunk, folder, share, seed=seed)
+        made = round_trunk(self.ground, candidate.rounding, trunk.decoder, folder, share, seed=seed)
+        return Row.candidate(scored, trunk, self._file(candidate.name, scored, trunk, made))
 
     def _control(self, control: Control, scored: Scored) -> Row:
         self.say(f"  control: {control.kind}, seed {control.seed}")
-        trunk = control.make(self.ground, self.work)
-        measured = self._file(f"control_{control.name}", scored, trunk, control.rounding)
-        return Row.control(control.kind, control.seed, scored, trunk, measured)
-
-    def _trunk(self, scored: Scored) -> Trunk:
-        folder = trunk_folder(self.work, scored.candidate, scored.round)
-        steps, seed = scored.candidate.trunk, self.ground.job.settings.seed
-        return make_trunk(self.ground, steps, folder, scored.steps, seed=seed)
+        trunk, made = control.make(self.ground, self.work)
+        measured = self._file(f"control_{control.name}", scored, trunk, made)
+        tokens = trunk.tokens + made.tokens
+        return Row.control(control.kind, control.seed, scored, tokens, trunk.seconds, measured)
 
     def _scored_of(self, name: str) -> Scored:
         """Returns a candidate's last score."""
         return [s for s in self.scored() if s.candidate.name == name][-1]
 
-    def _file(self, name: str, scored: Scored, trunk: Trunk, rounding: Any) -> Measured:
+    def _file(self, name: str, scored: Scored, trunk: Trunk, made: Rounded) -> Measured:
         """Returns the figures of a candidate's or control's file; measured before: as they were."""
         path = self.work / "files" / f"{name}.gguf"
         kept = path.with_suffix(".json")
         if kept.exists():
             return Measured.from_json(read_json(kept)["measured"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        stored = round_trunk(self.ground, rounding, trunk.decoder)
-        record = self._record(name, scored, trunk)
-        args = (self.ground.teacher, trunk.decoder, stored, record, self.ground.checks)
-        write_candidate(path, *args)
+        record = self._record(name, scored, trunk, made)
+        stored = made.weights, made.report
+        write_candidate(
+            path, self.ground.teacher, trunk.decoder, stored, record, self.ground.checks
+        )
         measured = self.ground.instrument.measure(name, path)
         write_json(kept, {"schema": 1, "measured": dataclasses.asdict(measured)})
         return measured
 
-    def _record(self, name: str, scored: Scored, trunk: Trunk) -> Record:
+    def _record(self, name: str, scored: Scored, trunk: Trunk, made: Rounded) -> Record:
         data = self.ground.data
+        tokens, seconds = trunk.tokens + made.tokens, trunk.seconds + made.seconds
         found = [
-            Measurement("training_tokens", trunk.tokens, "1", "counted"),
-            Measurement("epochs", trunk.tokens / max(1, data.tokens("train")), "1", "counted"),
-            Measurement("training_time", trunk.seconds, "s", "monotonic clock, all sittings"),
+            Measurement("training_tokens", tokens, "1", "counted"),
+            Measurement("epochs", tokens / max(1, data.tokens("train")), "1", "counted"),
+            Measurement("training_time", seconds, "s", "monotonic clock, all sittings"),
         ]
         settings = {"candidate": scored.candidate.to_json(), "steps": scored.steps}
-        return self.ground.record(name, settings, found, trunk.notes)
+        return self.ground.record(name, settings, found, (*trunk.notes, *made.report.notes))
 
 
 def _fingerprint(decoder: Decoder) -> str:
