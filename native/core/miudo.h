@@ -52,7 +52,9 @@ typedef enum {
   MIUDO_Q6_K = 12,
   MIUDO_IQ4_NL = 13,
   MIUDO_IQ4_XS = 14,
-  MIUDO_MXFP4 = 15
+  MIUDO_MXFP4 = 15,
+  MIUDO_TQ1_0 = 16,
+  MIUDO_TQ2_0 = 17
 } miudo_dtype;
 
 typedef struct {

@@ -94,7 +94,10 @@ def test_value_parts_and_gradient(
     check_gradients(student, twin)
 
 
-@pytest.mark.parametrize("rest", [{"logit_scale": 0.3}, {"logit_softcap": 4.0}, {"logit_scale": 2.0, "logit_softcap": 5.0}])  # fmt: skip # noqa: E501
+@pytest.mark.parametrize(
+    "rest",
+    [{"logit_scale": 0.3}, {"logit_softcap": 4.0}, {"logit_scale": 2.0, "logit_softcap": 5.0}],
+)
 def test_scaled_and_capped_logits_are_those_that_are_compared(
     ids: Tensor, rest: dict[str, float]
 ) -> None:

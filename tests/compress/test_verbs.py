@@ -11,10 +11,20 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from miudo.compress.jobs import DistillJob, PruneJob
+from miudo.compress.distill.divergence import Divergence
+from miudo.compress.distill.terms import (
+    DistillSettings,
+    FeatureTerm,
+    LayerMap,
+    Relation,
+    RelationTerm,
+    ResponseTerm,
+)
+from miudo.compress.jobs import DistillJob, PruneJob, QuantizeJob
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.width import WidthPruning
-from miudo.compress.verbs import run_distill, run_prune, run_quantize, student_config
+from miudo.compress.quantizing import run_quantize
+from miudo.compress.verbs import run_distill, run_prune, student_config
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position
 from miudo.data.pack import PackSettings
 from miudo.data.packed import DataSet
@@ -36,6 +46,7 @@ from miudo.formats.blocks import to_f32
 from miudo.formats.hf import write_folder
 from miudo.records import Record
 from miudo.tensors import DType, parameter_count
+from miudo.train.metrics import read_metrics
 from miudo.train.pretrain import TrainJob, train
 from miudo.train.run_folder import locked_run_folder
 from miudo.train.settings import FitSettings
@@ -108,7 +119,7 @@ def test_distill_writes_a_smaller_model_with_its_lineage(work: Path, tmp_path: P
     assert found["training_tokens"] == 3 * 2 * 16
     assert found["held_out_loss"] > 0
     assert found["teacher_held_out_loss"] > 0
-    assert record.settings["response"] == {"temperature": 2.0, "alpha": 0.5}
+    assert DistillSettings.from_json(record.settings["loss"]) == DistillSettings.of()
     assert record.seed == 4
 
 
@@ -136,9 +147,58 @@ def test_a_folder_that_holds_a_run_is_refused(work: Path, tmp_path: Path) -> Non
 def test_resuming_with_another_loss_is_refused(work: Path, tmp_path: Path) -> None:
     job = distill_job(work, tmp_path / "out")
     run_distill(job)
-    other = replace(job, response=replace(job.response, alpha=0.9))
+    other = replace(job, loss=DistillSettings.of(alpha=0.9))
     with pytest.raises(UsageError, match="other settings"):
         run_distill(other, resume=True)
+
+
+def test_a_student_of_chosen_layers_learns_by_a_recipe_of_terms(work: Path, tmp_path: Path) -> None:
+    terms = (
+        ResponseTerm(Divergence.REVERSE_KL, weight=0.8),
+        FeatureTerm(layers=LayerMap.SURVIVING),
+        RelationTerm(Relation.DISTANCE),
+    )
+    job = replace(
+        distill_job(work, tmp_path / "out"), student_layers=(0, 2), loss=DistillSettings(terms)
+    )
+    made = run_distill(job)
+    assert made.config.n_layers == 2
+    assert made.record.settings["student_layers"] == [0, 2]
+    assert DistillSettings.from_json(made.record.settings["loss"]).terms == terms
+    row = read_metrics(tmp_path / "out" / "metrics.jsonl")[-1]
+    assert {"reverse_kl", "hidden", "distance"} <= set(row)
+    assert same(made.path, run_distill(job, resume=True).path)
+
+
+def test_two_beginnings_of_a_student_are_refused(work: Path, tmp_path: Path) -> None:
+    job = replace(distill_job(work, tmp_path / "out"), student_layers=(0,), start=work / "teacher")
+    with pytest.raises(UsageError, match="not with both"):
+        run_distill(job)
+
+
+def test_several_teachers_stand_in_the_record(work: Path, tmp_path: Path) -> None:
+    other = replace(distill_job(work, tmp_path / "first"), start=work / "teacher")
+    second = run_distill(other).path
+    job = replace(
+        distill_job(work, tmp_path / "out"),
+        more_teachers=(second,),
+        loss=replace(DistillSettings(), teacher_weights=(2.0, 1.0)),
+    )
+    made = run_distill(job)
+    roles = [part.role for part in made.record.inputs]
+    assert roles == ["teacher", "teacher_2", "data"]
+    one = replace(job, out=tmp_path / "one", more_teachers=(), loss=DistillSettings())
+    assert not same(made.path, run_distill(one).path)
+    with pytest.raises(ConfigError, match="2 weights for 1 teachers"):
+        run_distill(replace(job, out=tmp_path / "bad", more_teachers=()))
+
+
+def test_a_second_teacher_of_another_tokenizer_is_refused(work: Path, tmp_path: Path) -> None:
+    data = prepare([write_text(tmp_path / "other.txt", 2)], tmp_path / "data", settings=PACK)
+    train(TrainJob((str(data.folder),), tmp_path / "run", FIT, SHAPE))
+    job = replace(distill_job(work, tmp_path / "out"), more_teachers=(tmp_path / "run" / "model",))
+    with pytest.raises(ConfigError, match="another tokenizer than the teacher"):
+        run_distill(job)
 
 
 def test_text_of_another_tokenizer_is_refused(work: Path, tmp_path: Path) -> None:
@@ -273,7 +333,7 @@ def test_a_model_with_nan_is_refused_and_nothing_written(
     calls = {
         "distill": lambda: run_distill(replace(distill_job(work, out), teacher=broken)),
         "prune": lambda: run_prune(replace(prune_job(work, out), model=broken)),
-        "quantize": lambda: run_quantize(broken, tmp_path / "out.gguf"),
+        "quantize": lambda: run_quantize(QuantizeJob(broken, tmp_path / "out.gguf")),
     }
     with pytest.raises(CheckFailedError, match=r"layers\.1\.attn\.k\.weight"):
         calls[verb]()
@@ -282,7 +342,7 @@ def test_a_model_with_nan_is_refused_and_nothing_written(
 
 
 def test_quantize_writes_one_file_with_everything(work: Path, tmp_path: Path) -> None:
-    made = run_quantize(work / "teacher", tmp_path / "small.gguf")
+    made = run_quantize(QuantizeJob(work / "teacher", tmp_path / "small.gguf"))
     opened, teacher = open_model(made.path), open_model(work / "teacher")
     assert opened.weights["layers.0.mlp.up.weight"].dtype is DType.Q8_0
     assert opened.weights["norm.weight"].dtype is DType.F32
@@ -300,13 +360,13 @@ def test_an_output_that_is_an_input_is_refused(work: Path, tmp_path: Path) -> No
     shutil.copytree(work / "teacher", tmp_path / "run" / "model")
     before = values(tmp_path / "run" / "model")
     model, out = tmp_path / "run" / "model", tmp_path / "run"
-    small = run_quantize(model, tmp_path / "small.gguf").path
+    small = run_quantize(QuantizeJob(model, tmp_path / "small.gguf")).path
     content = small.read_bytes()
     jobs = (
         lambda: run_distill(replace(distill_job(work, out), teacher=model)),
         lambda: run_distill(replace(distill_job(work, out), start=model)),
         lambda: run_prune(replace(prune_job(work, out), model=model), resume=True),
-        lambda: run_quantize(small, tmp_path / "run" / ".." / "small.gguf"),
+        lambda: run_quantize(QuantizeJob(small, tmp_path / "run" / ".." / "small.gguf")),
     )
     for job in jobs:
         with pytest.raises(UsageError, match="would overwrite what it is made from"):
@@ -371,7 +431,7 @@ def test_lineage_names_every_input_and_carries_the_licence(work: Path, tmp_path:
     pruned = run_prune(replace(prune_job(work, tmp_path / "cut"), model=tmp_path / "other"))
     assert [part.role for part in pruned.record.inputs] == ["model", "data"]
     assert pruned.record.licence == "MIT"
-    small = run_quantize(pruned.path, tmp_path / "small.gguf")
+    small = run_quantize(QuantizeJob(pruned.path, tmp_path / "small.gguf"))
     written = open_model(small.path).record
     assert written is not None
     assert written.licence == "MIT"
@@ -380,4 +440,4 @@ def test_lineage_names_every_input_and_carries_the_licence(work: Path, tmp_path:
 
 def test_quantize_needs_a_gguf_name(work: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.gguf"):
-        run_quantize(work / "teacher", tmp_path / "folder")
+        run_quantize(QuantizeJob(work / "teacher", tmp_path / "folder"))

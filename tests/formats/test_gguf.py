@@ -116,8 +116,9 @@ def test_types_and_the_report(make_model: Make, tmp_path: Path, dtype: DType) ->
     ("dtype", "d_ff", "becomes"),
     [
         (DType.Q4_K, 64, DType.Q5_0), (DType.Q6_K, 64, DType.Q8_0), (DType.Q4_0, 65, DType.F16),
-        (DType.Q2_K, 64, DType.IQ4_NL), (DType.Q3_K, 64, DType.IQ4_NL), (DType.Q5_K, 64, DType.Q5_1),
-        (DType.IQ4_XS, 64, DType.IQ4_NL), (DType.TQ1_0, 64, DType.Q4_0), (DType.TQ2_0, 64, DType.Q4_0),
+        (DType.Q2_K, 64, DType.IQ4_NL), (DType.Q3_K, 64, DType.IQ4_NL),
+        (DType.Q5_K, 64, DType.Q5_1), (DType.IQ4_XS, 64, DType.IQ4_NL),
+        (DType.TQ1_0, 64, DType.Q4_0), (DType.TQ2_0, 64, DType.Q4_0),
         (DType.Q4_K, 65, DType.F16), (DType.Q6_K, 65, DType.F16),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miudo.cli.browsing import parse_size
+from miudo.cli.options import parse_size
 from miudo.cli.planning import _ORDERS, parse_share
 from miudo.errors import ConfigError, UsageError
 from miudo.shrink.budget import Budget, Figures, Prefer, pareto_front, spearman
@@ -124,9 +124,9 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 
 
 def test_sizes_name_the_flag_that_is_wrong() -> None:
-    assert parse_size("40MB") == 40_000_000
+    assert parse_size("40MB", "--max-size") == 40_000_000
     with pytest.raises(UsageError, match="--max-size"):
-        parse_size("large", where="--max-size")
+        parse_size("large", "--max-size")
 
 
 def test_the_command_line_names_every_order() -> None:

@@ -27,7 +27,11 @@ def test_at_least_ten_with_names_of_their_own(config: ModelConfig) -> None:
     assert len(found) >= 10
     assert len({c.name for c in found}) == len(found)
     assert any(not c.trunk for c in found)  # the teacher, rounded
-    assert {c.order for c in found} >= {Order.CUT_ROUND, Order.CUT_LEARN_ROUND, Order.STUDENT_LEARN_ROUND}
+    assert {c.order for c in found} >= {
+        Order.CUT_ROUND,
+        Order.CUT_LEARN_ROUND,
+        Order.STUDENT_LEARN_ROUND,
+    }
 
 
 def test_they_survive_json_and_every_step_can_be_built(config: ModelConfig) -> None:

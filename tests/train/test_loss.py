@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -62,8 +64,17 @@ def test_large_logits_stay_finite() -> None:
     assert torch.isfinite(hidden.grad).all()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_decoders_loss_is_that_of_its_logits(tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("tied", "rest"),
+    [
+        (True, {}),
+        (False, {}),
+        (True, {"logit_scale": 0.25}),
+        (False, {"logit_softcap": 0.05}),
+        (True, {"logit_scale": 3.0, "logit_softcap": 0.2}),
+    ],
+)
+def test_the_decoders_loss_is_that_of_its_logits(tied: bool, rest: dict[str, Any]) -> None:
     config = ModelConfig.uniform(
         vocab_size=64,
         d_model=32,
@@ -72,6 +83,7 @@ def test_the_decoders_loss_is_that_of_its_logits(tied: bool) -> None:
         d_ff=32,
         max_positions=16,
         tie_embeddings=tied,
+        **rest,
     )
     decoder = Decoder(config)
     decoder.initialise(0)

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from miudo.cli.main import cli
 from miudo.formats import open_model
-from miudo.tensors import parameter_count
+from miudo.tensors import DType, parameter_count
 
 SHORT = ["--batch-size", "2", "--length", "16", "--set", "compile=off", "--set", "precision=f32"]
 
@@ -90,7 +90,8 @@ def test_distilling_gives_a_student_of_the_share_asked_for(
 ) -> None:
     made = values(
         "distill", teacher, "--data", data, "--out", work / "student", "--student", "0.3",
-        "--steps", "1", "--temperature", "1.5", *SHORT,
+        "--steps", "1", "--temperature", "1.5", "--loss", "skew-kl", "--features", "uniform",
+        *SHORT,
     )  # fmt: skip
     sizes = [
         parameter_count(open_model(path).config, embeddings=False)
@@ -98,7 +99,52 @@ def test_distilling_gives_a_student_of_the_share_asked_for(
     ]
     assert 0.2 < sizes[1] / sizes[0] < 0.4
     record = values("show", made["model"])["record"]
-    assert record["settings"]["response"]["temperature"] == 1.5
+    response, text, features = record["settings"]["loss"]["terms"]
+    assert (response["kind"], response["temperature"]) == ("skew-kl", 1.5)
+    assert (text["kind"], features["kind"], features["schedule"]) == (
+        "cross-entropy", "hidden", "fall",
+    )  # fmt: skip
+
+
+def test_a_recipe_names_terms_and_layers_name_a_student(
+    teacher: Path, data: Path, work: Path
+) -> None:
+    recipe = work / "recipe.toml"
+    recipe.write_text(
+        'steps = 1\n[[terms]]\nkind = "reverse-kl"\nweight = 0.5\n'
+        '[[terms]]\nkind = "minilm-v2"\nheads = 2\n',
+        encoding="utf-8",
+    )
+    made = values(
+        "distill", teacher, "--data", data, "--out", work / "of-layers", "--student-layers", "0,1",
+        "--config", recipe, *SHORT,
+    )  # fmt: skip
+    assert open_model(Path(made["model"])).config.n_layers == 2
+    terms = values("show", made["model"])["record"]["settings"]["loss"]["terms"]
+    assert [term["kind"] for term in terms] == ["reverse-kl", "minilm-v2"]
+    refused = invoke(
+        "distill", teacher, "--data", data, "--out", work / "both", "--config", recipe,
+        "--loss", "skew-kl", *SHORT,
+    )  # fmt: skip
+    assert refused.exit_code == 2
+    assert "--loss" in refused.stderr
+
+
+def test_distilling_to_a_type_gives_a_file_of_the_teachers_shape(
+    teacher: Path, data: Path, work: Path
+) -> None:
+    made = values(
+        "distill", teacher, "--data", data, "--out", work / "rounded", "--dtype", "q4_0",
+        "--tables", "Q8_0", "--steps", "2", *SHORT,
+    )  # fmt: skip
+    model = open_model(Path(made["model"]))
+    assert Path(made["model"]).name == "model.gguf"
+    assert model.config.layers == open_model(teacher).config.layers
+    assert model.weights["layers.0.attn.q.weight"].dtype is DType.Q4_0
+    assert model.weights["embed.weight"].dtype is DType.Q8_0
+    record = values("show", made["model"])["record"]
+    assert record["settings"]["fit"]["optimizer"] == "adamw"
+    assert [term["weight"] for term in record["settings"]["loss"]["terms"]] == [1.0, 0.0]
 
 
 def test_a_second_run_into_a_folder_is_refused_and_resume_gives_the_model_again(

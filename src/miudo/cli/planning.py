@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.browsing import parse_size
-from miudo.cli.options import emit, printable, verb
+from miudo.cli.options import emit, parse_size, printable, verb
 from miudo.cli.settings import check_keys, make_settings
 from miudo.cli.training_options import data_option
 from miudo.errors import UsageError
@@ -106,7 +105,7 @@ def shrink(  # noqa: PLR0913 - one parameter an option
     from miudo.train.progress import Lines
 
     budget = Budget(
-        max_size_bytes=None if max_size is None else parse_size(max_size, where="--max-size"),
+        max_size_bytes=None if max_size is None else parse_size(max_size, "--max-size"),
         min_tokens_per_s=min_speed,
         max_ppl_increase=None if max_ppl_increase is None else parse_share(max_ppl_increase),
         max_energy_j=energy,

@@ -1,4 +1,4 @@
-"""`miudo distill`, `miudo prune`, `miudo quantize`.
+"""`miudo distill`, `miudo prune`.
 
 For: a smaller model out of a big one.
 Not for: the methods themselves (`miudo.compress`).
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from miudo.cli.options import BLOCK_TYPES, emit, verb
+from miudo.cli.options import BLOCK_TYPES, verb
 from miudo.cli.settings import check_table, make_settings
 from miudo.cli.training_options import (
     data_option,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from miudo.compress.distill.terms import DistillSettings, Term
     from miudo.compress.method import Method
 
-__all__ = ["distill", "prune", "quantize"]
+__all__ = ["distill", "prune"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,9 +69,17 @@ def _loss_options(function: F) -> F:
 @data_option
 @click.option(
     "--student",
-    default="0.25",
-    show_default=True,
-    help="Share of the teacher's non-embedding parameters, or a preset.",
+    help="Share of the teacher's non-embedding parameters (default 0.25), or a preset.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(BLOCK_TYPES, case_sensitive=False),
+    help="Train the student, TEACHER itself unless another is named, to be rounded to this type.",
+)
+@click.option(
+    "--tables",
+    type=click.Choice(BLOCK_TYPES, case_sensitive=False),
+    help="Another type than --dtype for token table and head.",
 )
 @click.option("--start", help="Begin with this model's shape and weights instead.")
 @click.option("--student-layers", help="Begin with these layers of TEACHER instead: 0,2,5.")
@@ -82,7 +90,9 @@ def distill(  # noqa: PLR0913 - one parameter an option
     teacher: str,
     *,
     data: tuple[str, ...],
-    student: str,
+    student: str | None,
+    dtype: str | None,
+    tables: str | None,
     start: str | None,
     student_layers: str | None,
     teacher_too: tuple[str, ...],
@@ -97,11 +107,21 @@ def distill(  # noqa: PLR0913 - one parameter an option
     extra: dict[str, Any],
     **length: Any,
 ) -> None:
-    """Train a smaller model on --data to give TEACHER's distributions."""
+    """Train a smaller model on --data to give TEACHER's distributions.
+
+    With --dtype the student learns while its weights are rounded, and becomes a GGUF file.
+    """
     from miudo.compress.jobs import DistillJob
+    from miudo.compress.quantize.trained import ROUNDED_FIT
     from miudo.compress.verbs import run_distill
+    from miudo.tensors import DType
     from miudo.train.progress import Lines
 
+    if dtype is not None:
+        extra = {**ROUNDED_FIT, **extra}
+        if "terms" not in extra:  # the teacher at temperature 1, and no text
+            temperature = 1.0 if temperature is None else temperature
+            alpha = 1.0 if alpha is None else alpha
     learned = _learned(
         extra,
         shared_vocab,
@@ -117,12 +137,14 @@ def distill(  # noqa: PLR0913 - one parameter an option
         inputs=data,
         out=out,
         fit=settings,
-        student=_share_or_preset(student),
+        student=None if student is None else _share_or_preset(student),
         start=None if start is None else model_path(start),
         student_layers=_whole_numbers(student_layers, "--student-layers"),
         more_teachers=tuple(model_path(name) for name in teacher_too),
         loss=learned,
         prepare=packing,
+        dtype=None if dtype is None else DType(dtype),
+        tables=None if tables is None else DType(tables),
     )
     made = run_distill(job, Lines(), resume=resume)
     emit_fit(made.path, made.fit, as_json=as_json)
@@ -191,36 +213,6 @@ def prune(  # noqa: PLR0913 - one parameter an option
     emit_fit(made.path, made.fit, as_json=as_json)
 
 
-@verb("quantize")
-@click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .gguf.")
-@click.option(
-    "--dtype",
-    type=click.Choice([*BLOCK_TYPES, "F16", "BF16"], case_sensitive=False),
-    default="Q8_0",
-    show_default=True,
-    help="How matrices are stored.",
-)
-def quantize(model: str, *, out: Path, dtype: str, as_json: bool) -> None:
-    """Round MODEL's weights to 4 to 8 bits (or 16) and write one GGUF file."""
-    from miudo.compress.verbs import run_quantize
-    from miudo.tensors import DType
-
-    made = run_quantize(model_path(model), out, dtype=DType(dtype))
-    (report,) = made.reports
-    counts = dataclasses.asdict(report)
-    del counts["changes"]
-    lines = [
-        f"model            {made.path}",
-        f"bits per weight  {report.bits_per_weight:.3f}",
-        f"weights          {report.bytes_after / 1e6:,.2f} MB, were "
-        f"{report.bytes_before / 1e6:,.2f} MB",
-        *(f"note             {note}" for note in report.notes),
-    ]
-    value = {"schema": 1, "model": str(made.path), **counts}
-    emit({**value, "bits_per_weight": report.bits_per_weight}, "\n".join(lines), as_json=as_json)
-
-
 def _methods(extra: dict[str, Any], depth: int | None, width: float | None) -> tuple[Method, ...]:
     """Returns the pruning methods; the tables `depth` and `width` hold their further settings."""
     from miudo.compress.prune.depth import DepthPruning
@@ -245,7 +237,9 @@ def _learned(extra: dict[str, Any], shared_vocab: int | None, **flags: Any) -> D
     from miudo.compress.distill.divergence import Divergence
     from miudo.compress.distill.terms import DistillSettings, LayerMap
 
-    rest = {n: extra.pop(n) for n in ("teacher_weights", "shared_vocab") if n in extra}
+    rest: dict[str, Any] = {
+        n: extra.pop(n) for n in ("teacher_weights", "shared_vocab") if n in extra
+    }
     rest |= {} if shared_vocab is None else {"shared_vocab": shared_vocab}
     given = {name: value for name, value in flags.items() if value is not None}
     if "terms" in extra:
@@ -258,8 +252,8 @@ def _learned(extra: dict[str, Any], shared_vocab: int | None, **flags: Any) -> D
         terms = _terms(extra.pop("terms"))
     else:
         kinds = {"loss": Divergence, "features": LayerMap}
-        typed = {name: kinds[name](v) if name in kinds else v for name, v in given.items()}
-        terms = DistillSettings.of(**typed).terms
+        values: dict[str, Any] = {n: kinds[n](v) if n in kinds else v for n, v in given.items()}
+        terms = DistillSettings.of(**values).terms
     return dataclasses.replace(make_settings(DistillSettings, rest, where="loss"), terms=terms)
 
 

@@ -15,6 +15,11 @@ from miudo.compress.method import Method, settings_from_json, settings_to_json
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.sparse import SparsePruning
 from miudo.compress.prune.width import WidthPruning
+from miudo.compress.quantize.awq import AWQ
+from miudo.compress.quantize.gptq import GPTQ
+from miudo.compress.quantize.importance import ImportanceRounding
+from miudo.compress.quantize.learned import LearnedRounding
+from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.trained import TrainedRounding
 from miudo.errors import ConfigError
@@ -29,6 +34,11 @@ METHODS: Mapping[str, type[Any]] = {
         WidthPruning,
         SparsePruning,
         NearestRounding,
+        ImportanceRounding,
+        GPTQ,
+        AWQ,
+        LearnedRounding,
+        MixedTypes,
         TrainedRounding,
     )
 }

@@ -167,21 +167,7 @@ def describe(
         bytes_after=sum(sizes),
         changes=tuple(changes),
         notes=notes,
-        layers=None if renamed is None else _kept_layers(before, after, renamed),
     )
-
-
-def _kept_layers(
-    before: ModelConfig, after: ModelConfig, renamed: Mapping[str, str | None]
-) -> tuple[int, ...]:
-    """Which layer each of `after` was, by the new names of the tensors of `before`."""
-    places = {spec.name: spec.layer for spec in tensor_table(after)}
-    old: dict[int, int] = {}
-    for spec in tensor_table(before):
-        place = places.get(renamed.get(spec.name, spec.name) or "")
-        if place is not None and spec.layer is not None:
-            old[place] = spec.layer
-    return tuple(old[place] for place in sorted(old))
 
 
 def check_finite(decoder: Decoder) -> None:

@@ -1,17 +1,18 @@
-"""`miudo distill`, `prune`, `quantize` as functions: files in, a smaller model's file out.
+"""`miudo distill` and `prune` as functions: files in, a smaller model's folder out.
 
 For: opening, doing, measuring, writing, with a record that holds the whole lineage.
-Not for: parsing a command line (`miudo.cli`), or the methods.
+Not for: parsing a command line (`miudo.cli`), the methods, or `miudo.compress.quantizing`.
 Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
 
     OUT/run.json     what was asked for
     OUT/data/        packed text, unless a data folder was given
     OUT/model/       the smaller model as a Hugging Face folder, with record.json
-    and what `miudo.train.run_folder` draws; `quantize` writes one GGUF file instead
+    and what `miudo.train.run_folder` draws
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
-from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.trained import RoundedStudent, check_engine
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
@@ -35,24 +36,26 @@ from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
-from miudo.formats.zeros import carried, sparse_settings
+from miudo.formats.zeros import sparse_settings
 from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.records import Artefact, Measurement, Record, shared_licence
-from miudo.tensors import DType, Weights, parameter_count
+from miudo.tensors import Weights, parameter_count
 from miudo.train.artefact import Opened, check_same_tokenizer, open_decoder, text_data
 from miudo.train.evaluation import held_out_loss
 from miudo.train.progress import Progress, Silent
 from miudo.train.run_folder import RunFolder, check_order, locked_run_folder
 from miudo.train.settings import FitSettings
 
-__all__ = ["run_distill", "run_prune", "run_quantize", "student_config"]
+__all__ = ["run_distill", "run_prune", "student_config"]
 
 
 def run_distill(
     job: DistillJob, progress: Progress | None = None, *, resume: bool = False
 ) -> Shrunk:
     """Trains a student on the teacher's distributions and writes OUT/model.
+
+    With a `dtype` it is trained to be rounded, and becomes OUT/model.gguf.
 
     Raises ConfigError for vocabularies or tokenizers that differ, ModelFileError for a student
     that no folder could hold, UsageError where OUT holds a run and `resume` is not set, and
@@ -63,10 +66,12 @@ def run_distill(
     teacher = open_decoder(job.teacher, "teacher")
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
-    masks = None
-    if start is not None:
-        record = start.file.record
-        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start)
+    masks, rounding = None, _rounding(job, student)
+    if start is not None or rounding is not None:
+        record = (start or teacher).file.record
+        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start or job.teacher)
+    if rounding is not None and masks is not None:
+        rounding.check_keeps(masks)
     _check_folder(job.teacher, teacher, student, "Give another --student, or --start from a model")
     models = [teacher, *more, *(() if start is None else (start,))]
     settings = {
@@ -74,6 +79,7 @@ def run_distill(
         "student_layers": list(job.student_layers),
         "fit": job.fit.to_json(),
         "config": student.config.to_json(),
+        **({} if rounding is None else rounding.settings),
     }
     with locked_run_folder(job.out) as folder:
         data = _begin(job, folder, models, progress, resume=resume)
@@ -88,6 +94,7 @@ def run_distill(
                 folder,
                 surviving=job.student_layers or None,
                 masks=masks,
+                stand_in=None if rounding is None else rounding.weights,
                 progress=progress,
                 resume=resume,
             )
@@ -99,6 +106,14 @@ def run_distill(
             settings={**record.settings, **sparse_settings(result.zeros)},
             measurements=(*found, *meter.measurements()),
         )
+        if rounding is not None:
+            return _write_rounded(
+                job,
+                teacher,
+                rounding,
+                lesson,
+                Shrunk(job.out / "model.gguf", student.config, record, fit=result),
+            )
         path = _write(job.out / "model", teacher, student, record)
     return Shrunk(path, student.config, record, fit=result)
 
@@ -157,34 +172,6 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
     return Shrunk(path, made.decoder.config, record, made.reports, made.fit)
 
 
-def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk:
-    """Rounds a model's weights and writes one GGUF file, `out`.
-
-    Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that holds NaN,
-    and what `open_model` raises.
-    """
-    if out.suffix != ".gguf":
-        raise UsageError("is no GGUF file's name", where=out, remedy="Write --out NAME.gguf")
-    refuse_inputs(out, model)
-    opened = open_decoder(model, "model")
-    method = NearestRounding(dtype)
-    with Meter() as meter:
-        stored, report = method.store(opened.decoder)
-    record = Record(
-        verb="quantize",
-        name=out.stem,
-        settings={**method_to_json(method), **carried(opened.file.record, stored)},
-        inputs=(opened.artefact,),
-        measurements=(*report_measurements((report,)), *meter.measurements()),
-        parents=opened.parents,
-        licence=shared_licence(opened.parents),
-        notes=report.notes,
-    )
-    made = _model_file(opened, opened.decoder, stored, record)
-    write_gguf(out, made)
-    return Shrunk(out, opened.file.config, record, (report,))
-
-
 def student_config(student: float | str | ModelConfig, teacher: ModelConfig) -> ModelConfig:
     """Returns the student's shape with the teacher's vocabulary and special ids.
 
@@ -215,9 +202,36 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
         start = open_decoder(job.start, "start")
         check_same_tokenizer(teacher, start.tokenizer(), job.start)
         return start, start.decoder
-    student = Decoder(student_config(job.student, teacher.file.config))
+    if job.dtype is not None and job.student is None:
+        return None, copy.deepcopy(teacher.decoder)
+    shape = 0.25 if job.student is None else job.student
+    student = Decoder(student_config(shape, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
+
+
+def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
+    if job.dtype is None:
+        if job.tables is not None:
+            raise ConfigError("tables has a type, the matrices have none", remedy="Give --dtype")
+        return None
+    return RoundedStudent(student, job.dtype, job.tables or job.dtype)
+
+
+def _write_rounded(
+    job: DistillJob, teacher: Opened, rounding: RoundedStudent, lesson: Lesson, made: Shrunk
+) -> Shrunk:
+    """Measures a student that was trained to be rounded, writes its file and runs it once."""
+    done = rounding.finish(teacher.decoder, lesson)
+    bits = Measurement("bits_per_weight", done.bits_per_weight, "bit", "counted")
+    record = dataclasses.replace(
+        made.record,
+        measurements=(*made.record.measurements, *done.measurements(), bits),
+        notes=(*made.record.notes, *rounding.plan.notes, *done.notes()),
+    )
+    write_gguf(made.path, _model_file(teacher, rounding.student, done.stored, record))
+    check_engine(made.path, lesson.data.block(0, lesson.fit.length)[:-1].tolist())
+    return dataclasses.replace(made, record=record)
 
 
 def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:

@@ -107,13 +107,15 @@ class Attention(nn.Module):
         capture: Capture | None,
         segments: Tensor | None,
     ) -> Tensor:
-        k, v = self.repeated(k), self.repeated(v)
+        group = self.layer.n_heads // self.layer.n_kv_heads
+        if group > 1:  # each key-value head serves `group` consecutive query heads
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         shown = capture is not None and capture.want_attention
         whole = self.layer.window is None and segments is None and q.shape[2] == k.shape[2]
         if whole and not (shown or self.alibi or self.cap):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
         if not (shown or self.cap):
-            mask = self._mask(positions, k.shape[2], segments)
+            mask = self._visible(positions, k.shape[2], segments)
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask.to(q.dtype) if self.alibi else mask, scale=self.scale
             )
@@ -123,30 +125,24 @@ class Attention(nn.Module):
         mixed: Tensor = weights @ v
         return mixed
 
-    def repeated(self, x: Tensor) -> Tensor:
-        """Returns keys or values [B, K, S, ...] as one for each query head [B, H, S, ...]."""
-        group = self.layer.n_heads // self.layer.n_kv_heads
-        # Each key-value head serves `group` consecutive query heads.
-        return x if group == 1 else x.repeat_interleave(group, dim=1)
-
     def scores(
         self, q: Tensor, k: Tensor, positions: Tensor, segments: Tensor | None = None
     ) -> Tensor:
         """Returns float32 scores [B, H, T, S] before the softmax, -inf where none may look.
 
-        For q [B, H, T, head_dim] at `positions` [T] and k [B, H, S, head_dim], already repeated.
+        For q [B, H, T, head_dim] at `positions` [T] and k [B, H, S, head_dim], one a query head.
         """
-        mask = self._mask(positions, k.shape[2], segments)
+        mask = self._visible(positions, k.shape[2], segments)
         scores = softcap((q @ k.transpose(-1, -2)).float() * self.scale, self.cap)  # B H T S
         return scores + mask if self.alibi else scores.masked_fill(~mask, float("-inf"))
 
-    def _mask(self, positions: Tensor, n_keys: int, segments: Tensor | None) -> Tensor:
-        """Bool [T, S] or [B, 1, T, S]; under ALiBi float [H, T, S] or [B, H, T, S]."""
+    def _visible(self, positions: Tensor, n_keys: int, segments: Tensor | None) -> Tensor:
+        """Bool [T, S] or [B, 1, T, S]; with ALiBi its bias instead, for H heads."""
         mask = causal_mask(positions, n_keys, self.layer.window, segments)
-        if not self.alibi:
-            return mask
-        bias = alibi_bias(positions, n_keys, self.layer.n_heads)
-        return torch.where(mask, bias, float("-inf"))
+        if self.alibi:
+            bias = alibi_bias(positions, n_keys, self.layer.n_heads)
+            mask = torch.where(mask, bias, float("-inf"))  # H T S, or B H T S
+        return mask
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:

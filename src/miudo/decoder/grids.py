@@ -24,7 +24,7 @@ from miudo.formats.block_codec import Codec
 from miudo.formats.blocks import CODECS
 from miudo.tensors import DType, StoredTensor
 
-__all__ = ["TRAINABLE", "Grid", "Held", "check_trainable"]
+__all__ = ["TRAINABLE", "Grid", "Held", "check_trainable", "holds_zero"]
 
 TRAINABLE = tuple(t for t, codec in CODECS.items() if codec.fit and "d" in codec.fields.fields)
 """Types of blocks that training can round to: those with a float16 scale."""
@@ -39,6 +39,12 @@ def check_trainable(name: str, dtype: DType) -> None:
             f"{name} is {dtype}, which training cannot round to",
             remedy=f"Known are {', '.join(TRAINABLE)}",
         )
+
+
+def holds_zero(dtype: DType) -> bool:
+    """Whether 0 is a value of every block of this type, whatever its scales are."""
+    codec = CODECS[dtype]
+    return 0.0 in codec.levels and "m" not in (codec.fields.names or ())
 
 
 @dataclass(frozen=True, slots=True)

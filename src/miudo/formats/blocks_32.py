@@ -12,6 +12,7 @@ range, ties away from zero or upwards.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from miudo.formats.block_codec import (
     steps_from,
     unpack,
 )
+from miudo.formats.blocks_32_fit import fit_offset, fit_scale
 from miudo.tensors import DType
 
 __all__ = ["CODECS_32"]
@@ -97,30 +99,35 @@ def _steps_from_least(x: FloatArray, top: int) -> tuple[FloatArray, FloatArray, 
     return scale, least, np.clip(steps, 0, top).astype(np.uint8)
 
 
-def _fit_4(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
-    d, q = _steps(x, 8)
-    return {"d": d[:, 0]}, q
+def _fit_steps(
+    x: FloatArray, importance: FloatArray | None, half: int
+) -> tuple[Columns, ByteArray]:
+    """The fit of Q4_0 and Q5_0: the greatest value is -half steps, or what a search finds."""
+    d, codes = _steps(x, half)
+    if importance is not None:
+        d, q = fit_scale(x, importance, -half, half - 1, d)
+        codes = (q + np.float32(half)).astype(np.uint8)
+    return {"d": d[:, 0]}, codes
 
 
-def _fit_4_offset(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
-    d, m, q = _steps_from_least(x, 15)
-    return {"d": d[:, 0], "m": m[:, 0]}, q
-
-
-def _fit_5(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
-    d, q = _steps(x, 16)
-    return {"d": d[:, 0]}, q
-
-
-def _fit_5_offset(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
-    d, m, q = _steps_from_least(x, 31)
-    return {"d": d[:, 0], "m": m[:, 0]}, q
+def _fit_steps_from_least(
+    x: FloatArray, importance: FloatArray | None, top: int
+) -> tuple[Columns, ByteArray]:
+    """The fit of Q4_1 and Q5_1: from the least value to the greatest, or what a search finds."""
+    d, m, codes = _steps_from_least(x, top)
+    if importance is not None:
+        d, m, q = fit_offset(x, importance, top, (d, m))
+        codes = q.astype(np.uint8)
+    return {"d": d[:, 0], "m": m[:, 0]}, codes
 
 
 def _fit_8(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
     # Without the sign bit floats are ordered as whole numbers are, which numpy compares faster.
     largest = (x.view(np.uint32) & np.uint32(0x7FFFFFFF)).max(axis=1, keepdims=True)
     scale = largest.view(np.float32) / np.float32(127)
+    if importance is not None:
+        scale, q = fit_scale(x, importance, -127, 127, scale)
+        return {"d": scale[:, 0]}, q.astype(np.int8).view(np.uint8) ^ np.uint8(128)
     steps = x * reciprocal(scale)
     q = np.rint(steps)  # ties to even: those that go away from zero are put right
     steps -= q
@@ -137,11 +144,25 @@ _D, _M, _H, _Q = ("d", "<f2"), ("m", "<f2"), ("h", "u1", 4), ("q", "u1", 16)
 _FOUR, _FIVE, _EIGHT = (_four_bits, _put_four), (_five_bits, _put_five), (_eight_bits, _put_eight)
 
 CODECS_32: Mapping[DType, Codec] = {
-    DType.Q4_0: Codec(_fields(_D, _Q), steps_from(-8, 16), *_FOUR, _scale, _fit_4),
-    DType.Q4_1: Codec(_fields(_D, _M, _Q), steps_from(0, 16), *_FOUR, _scale_offset, _fit_4_offset),
-    DType.Q5_0: Codec(_fields(_D, _H, _Q), steps_from(-16, 32), *_FIVE, _scale, _fit_5),
+    DType.Q4_0: Codec(
+        _fields(_D, _Q), steps_from(-8, 16), *_FOUR, _scale, partial(_fit_steps, half=8)
+    ),
+    DType.Q4_1: Codec(
+        _fields(_D, _M, _Q),
+        steps_from(0, 16),
+        *_FOUR,
+        _scale_offset,
+        partial(_fit_steps_from_least, top=15),
+    ),
+    DType.Q5_0: Codec(
+        _fields(_D, _H, _Q), steps_from(-16, 32), *_FIVE, _scale, partial(_fit_steps, half=16)
+    ),
     DType.Q5_1: Codec(
-        _fields(_D, _M, _H, _Q), steps_from(0, 32), *_FIVE, _scale_offset, _fit_5_offset
+        _fields(_D, _M, _H, _Q),
+        steps_from(0, 32),
+        *_FIVE,
+        _scale_offset,
+        partial(_fit_steps_from_least, top=31),
     ),
     DType.Q8_0: Codec(_fields(_D, ("q", "i1", 32)), steps_from(-128, 256), *_EIGHT, _scale, _fit_8),
     DType.MXFP4: Codec(_fields(("e", "u1"), _Q), _FP4_VALUES, *_FOUR, _power, finite=_finite_mxfp4),

@@ -19,7 +19,9 @@ from typing import Any, Self
 from miudo.compress.catalogue import METHODS, method_from_json
 from miudo.compress.method import Method, Quantizer
 from miudo.config import ModelConfig
+from miudo.decoder.grids import holds_zero
 from miudo.errors import ConfigError
+from miudo.tensors import DType
 
 __all__ = [
     "LEARN",
@@ -160,8 +162,6 @@ _ROUNDING = ("nearest", "importance", "gptq", "awq", "learned")
 _DTYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K", "TQ2_0")
 _TRAINED_DTYPES = ("Q4_0", "Q3_K", "Q2_K", "TQ2_0")
 _SPARSIFYING = (Step.of(SPARSE, pattern="0.5"), Step.of(SPARSE, pattern="2:4"))
-_EXACT_ZERO = ("Q8_0", "Q6_K", "Q5_0", "Q4_0", "Q3_K", "TQ2_0")
-"""Types in whose blocks a zero stays exactly zero."""
 _KEEP_WIDTH = (1.0, 0.75, 0.5, 0.25)
 _STUDENTS = (0.5, 0.25)
 _LEARN = Step.of(LEARN, loss="teacher")
@@ -182,7 +182,7 @@ def propose(config: ModelConfig, order: Order | None = None) -> list[Candidate]:
         found += [
             candidate
             for candidate in (Candidate(kind, trunk, end) for end in ends)
-            if not sparse or candidate.dtype in _EXACT_ZERO
+            if not sparse or holds_zero(DType(candidate.dtype))
         ]
     return [candidate for candidate in found if order in (None, candidate.order)]
 

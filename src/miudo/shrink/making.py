@@ -30,9 +30,8 @@ from miudo.compress.method import Method, Quantizer, Report
 from miudo.compress.quantize.trained import (
     ROUNDED_FIT,
     ROUNDED_LOSS,
+    RoundedStudent,
     TrainedRounding,
-    plan_of,
-    train_rounded,
 )
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import Masks
@@ -160,22 +159,24 @@ def _trained(
     lesson_steps: int,
     seed: int,
 ) -> Rounded:
-    plan = plan_of(decoder, method.dtype, method.tables)
+    teacher, student = ground.teacher.decoder, copy.deepcopy(decoder)
+    rounded = RoundedStudent(student, method.dtype, method.tables)
     lesson = _lesson(ground, lesson_steps, seed, text=False)
     lesson = dataclasses.replace(
         lesson, fit=dataclasses.replace(lesson.fit, **ROUNDED_FIT), loss=ROUNDED_LOSS
     )
-    made = train_rounded(
-        ground.teacher.decoder,
-        copy.deepcopy(decoder),
-        plan,
+    result = distill(
+        [teacher],
+        student,
         lesson,
         folder / f"round-{method.dtype}",
+        stand_in=rounded.weights,
         progress=ground.progress,
         resume=True,
     )
-    report = plan.report(method, decoder, "trained rounded", made.notes())
-    return Rounded(made.stored, report, made.fit.tokens, made.fit.elapsed_s)
+    made = rounded.finish(teacher, lesson)
+    report = rounded.plan.report(method, decoder, "trained rounded", made.notes())
+    return Rounded(made.stored, report, result.tokens, result.elapsed_s)
 
 
 def _by_text(ground: Ground) -> Calibrate:

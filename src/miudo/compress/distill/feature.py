@@ -133,8 +133,9 @@ def normalised(x: Tensor) -> Tensor:
 
 def grouped_heads(rows: Tensor, groups: int) -> Tensor:
     """Returns the log of the mean over neighbouring heads: [b, H, T, T] to [b, G, T, T]."""
-    split = rows.unflatten(1, (groups, -1))  # b G H/G T T
-    n = split.shape[2]
+    b, h, t, s = rows.shape
+    split = rows.reshape(b, groups, h // groups, t, s)  # b G H/G T T
+    n = h // groups
     if n == 1:
         return split[:, :, 0]
     hidden = torch.isneginf(split)
@@ -181,7 +182,7 @@ def check_feature(
 def _values(view: View, layer: int, term: FeatureTerm) -> Tensor:
     """Log rows [b, H, T, T] of how alike the values of tokens are."""
     _, _, v = view.queries_keys_values(layer, term.rows, rotated=False)
-    v = view.decoder.layers[layer].attn.repeated(v)  # b H T d
+    v = view.repeated(layer, v)  # b H T d
     alike = v @ v.transpose(-1, -2) * v.shape[-1] ** -0.5
     return alike.masked_fill(~view.visible(term.rows), -math.inf).log_softmax(-1)
 

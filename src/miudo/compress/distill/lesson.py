@@ -36,7 +36,7 @@ class Lesson:
     held_out: Tokens | None = None
 
 
-def distill(
+def distill(  # noqa: PLR0913 - who teaches whom what, and who watches
     teachers: Sequence[Decoder],
     student: Decoder,
     lesson: Lesson,

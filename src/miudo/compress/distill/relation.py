@@ -158,7 +158,8 @@ def _head_relations(
     def relations(view: View, layer: int) -> list[Tensor]:
         found = []
         for x in view.queries_keys_values(layer, term.rows, rotated=False):
-            split = x.transpose(1, 2).flatten(2).unflatten(2, (heads, -1)).transpose(1, 2)
+            whole = x.transpose(1, 2).flatten(2)  # b T H*d
+            split = whole.reshape(*whole.shape[:2], heads, -1).transpose(1, 2)  # b A T d
             alike = split @ split.transpose(-1, -2) * split.shape[-1] ** -0.5  # b A T T
             found.append(alike.masked_fill(~seen, -math.inf).log_softmax(-1))
         return found

@@ -12,11 +12,12 @@ Shapes: B batch, T positions, D d_model, H query heads, K key-value heads, b row
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from miudo.decoder.attention import Capture
+from miudo.decoder.attention import Attention, Capture
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.masks import causal_mask, segment_positions
 from miudo.decoder.position import rotations
@@ -41,6 +42,12 @@ class View:
         """Returns the stream [B, T, D] after `layer`, in float32 at least."""
         return _wide(self.stream[layer + 1])
 
+    def attention(self, layer: int) -> Attention:
+        """Returns the layer's attention."""
+        block: Any = self.decoder.layers[layer]
+        found: Attention = block.attn
+        return found
+
     def queries_keys_values(
         self, layer: int, rows: int, *, rotated: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,28 +56,34 @@ class View:
         Of the first `rows` rows (0: all), in float32 at least. Not rotated, q and k say what
         tokens are, whatever their place.
         """
-        block = self.decoder.layers[layer]
+        block: Any = self.decoder.layers[layer]
+        attention = self.attention(layer)
         x = self.stream[layer]
         x = x[:rows] if rows else x
         with torch.autocast(x.device.type, enabled=False):
-            h = block.attn_norm(x.to(block.attn.o.weight.dtype))
+            h = block.attn_norm(x.to(attention.o.weight.dtype))
             turn = None
             if rotated:
                 segments = self._segments(rows)
                 places = self._positions() if segments is None else segment_positions(segments)
                 config = self.decoder.rotating(x.shape[1], cached=False)
                 turn = rotations(places if segments is None else places[:, None], config)[layer]
-            q, k, v = block.attn.queries_keys_values(h, turn)
+            q, k, v = attention.queries_keys_values(h, turn)
         return _wide(q), _wide(k), _wide(v)
+
+    def repeated(self, layer: int, x: Tensor) -> Tensor:
+        """Returns keys or values [b, K, T, ...] as one for each query head [b, H, T, ...]."""
+        shape = self.decoder.config.layers[layer]
+        return x.repeat_interleave(shape.n_heads // x.shape[1], dim=1)
 
     def log_attention(self, layer: int, rows: int) -> Tensor:
         """Returns the log of the attention rows [b, H, T, T]; -inf where none may look."""
-        attention = self.decoder.layers[layer].attn
+        attention = self.attention(layer)
         q, k, _ = self.queries_keys_values(layer, rows, rotated=True)
         with torch.autocast(q.device.type, enabled=False):
-            k = attention.repeated(k)
+            k = self.repeated(layer, k)
             segments = self._segments(rows)
-            scores: Tensor = attention.scores(q, k, self._positions(), segments)
+            scores = attention.scores(q, k, self._positions(), segments)
             return scores.log_softmax(-1)
 
     def visible(self, rows: int) -> Tensor:

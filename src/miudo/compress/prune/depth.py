@@ -108,7 +108,7 @@ class DepthPruning:
                 f"blocks kept, in order: {kept}",
             ),
         )
-        return pruned, report
+        return pruned, dataclasses.replace(report, layers=tuple(kept))
 
 
 def without_layers(decoder: Decoder, removal: Sequence[int]) -> Decoder:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from miudo.compress.method import Report, in_range
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
+    Rule,
     calibrated,
     check_calibrated,
     check_type,
@@ -38,7 +40,7 @@ from miudo.formats.blocks import encode, to_f32
 from miudo.formats.grid import Grid, grid_of, with_codes
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["GPTQ", "Outcome", "gptq", "round_matrix"]
+__all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "round_matrix"]
 
 
 def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray:
@@ -76,7 +78,9 @@ class Outcome:
     damped: list[str] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
-        """Returns what a report says of it."""
+        """Returns what a report says of it, nothing where no matrix was counted."""
+        if not self.matrices:
+            return ()
         removed = 1 - self.after / self.before if self.before > 0 else 0.0
         found = [
             f"outputs' squared error {removed:.1%} below importance rounding's, summed over "
@@ -102,7 +106,7 @@ def round_matrix(
     What each errs is measured on the calibration's inputs, trace((W - Q) H (W - Q)^T). Types
     without blocks are rounded to nearest.
     """
-    plain = encode(weight.numpy(), dtype, None if dtype.block == 1 else importance(gram))
+    plain = encode(weight.numpy(), dtype, importance(gram))
     if dtype.block == 1:
         return plain
     diagonal = gram.outer.diagonal()
@@ -130,6 +134,26 @@ def round_matrix(
         return found
     outcome.kept.append(name)
     return plain
+
+
+class Rounding(StrEnum):
+    """What rounds a matrix once its weights are as a method wants them."""
+
+    IMPORTANCE = "importance"
+    GPTQ = "gptq"
+
+    def rule(self, outcome: Outcome, *, damping: float = DAMPING, act_order: bool = True) -> Rule:
+        """Returns the rule; GPTQ's counts in `outcome` what became of the matrices."""
+
+        def weighed(_: str, weight: Tensor, gram: Gram, dtype: DType) -> StoredTensor:
+            return encode(weight.numpy(), dtype, importance(gram))
+
+        def solved(name: str, weight: Tensor, gram: Gram, dtype: DType) -> StoredTensor:
+            return round_matrix(
+                name, weight, gram, dtype, outcome, damping=damping, act_order=act_order
+            )
+
+        return solved if self is Rounding.GPTQ else weighed
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +202,6 @@ class GPTQ:
         batches = check_calibrated(self, statistics)
         plan, outcome = Plan.of(decoder, self.dtype), Outcome()
 
-        def rule(name: str, weight: Tensor, gram: Gram, dtype: DType) -> StoredTensor:
-            return round_matrix(
-                name,
-                weight,
-                gram,
-                dtype,
-                outcome,
-                damping=self.damping,
-                act_order=self.act_order,
-            )
-
+        rule = Rounding.GPTQ.rule(outcome, damping=self.damping, act_order=self.act_order)
         stored = round_in_order(decoder, batches, plan, rule)
         return stored, plan.report(self, decoder, "rounded by GPTQ", outcome.notes())

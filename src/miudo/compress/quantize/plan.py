@@ -10,8 +10,9 @@ Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 import numpy as np
@@ -34,12 +35,13 @@ __all__ = [
     "Statistics",
     "calibrated",
     "check_calibrated",
+    "check_enum",
     "check_type",
-    "gram_groups",
     "importance",
     "put",
     "round_in_order",
     "rounded_decoder",
+    "squared_error",
 ]
 
 _KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
@@ -93,6 +95,13 @@ def check_type(dtype: DType) -> None:
         raise ConfigError(f"dtype is {dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
 
 
+def check_enum(name: str, value: object, kind: type[Enum]) -> None:
+    """Raises ConfigError for what is no member of `kind`."""
+    if not isinstance(value, kind):
+        known = ", ".join(str(member.value) for member in kind)
+        raise ConfigError(f"{name} is {value!r}", remedy=f"Known are {known}")
+
+
 def calibrated(method: Method, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
     """Returns ids [B, T] as they were given. Raises DataError if there is none.
 
@@ -122,17 +131,24 @@ def rounded_decoder(decoder: Decoder, stored: Weights) -> Decoder:
 
 
 @torch.no_grad()
+def squared_error(
+    station: Station, weights: Mapping[str, Tensor], target: Sequence[Tensor]
+) -> float:
+    """Returns the squared error of a block with these weights, summed over all its inputs.
+
+    `target` are tensors [B, T, D], one an input.
+    """
+    errors = (
+        float((station.run(x, i, weights) - wanted).double().square().sum())
+        for i, (x, wanted) in enumerate(zip(station.inputs, target, strict=True))
+    )
+    return sum(errors)
+
+
+@torch.no_grad()
 def put(weight: Tensor, stored: StoredTensor) -> None:
     """Gives `weight` the values of `stored`, in place."""
     weight.copy_(torch.from_numpy(to_f32(stored)))
-
-
-def gram_groups(grams: Mapping[str, Gram]) -> list[list[str]]:
-    """Returns the matrices' names, those that share their inputs together, in order."""
-    groups: dict[int, list[str]] = {}
-    for name, gram in grams.items():
-        groups.setdefault(id(gram), []).append(name)
-    return list(groups.values())
 
 
 def round_in_order(
@@ -165,13 +181,11 @@ def round_in_order(
             put(parameters[name], stored[name])
     for station in walk(work, batches):
         before(station)
-        left = [name for name in station.weights if name not in stored]
-        while left:
-            grams = station.grams()
-            group = next(g for g in gram_groups(grams) if not set(g).isdisjoint(left))
-            for name in group:
+        for group in station.groups():
+            left = [name for name in group if name not in stored]
+            grams = station.grams(left)
+            for name in left:
                 settle(name, station.weights[name], grams[name])
-            left = [name for name in left if name not in group]
     values = work.to_weights()
     for name, dtype in plan.dtypes.items():
         if name not in stored:

@@ -13,8 +13,9 @@ Shapes: B batch, T positions.
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,63 +25,70 @@ import torch
 from torch import Tensor
 
 from miudo.compress.distill.lesson import Lesson, distill
+from miudo.compress.distill.loss import DistillLoss
 from miudo.compress.distill.method import HeldText, held_text
-from miudo.compress.distill.response import ResponseLoss, ResponseSettings
+from miudo.compress.distill.terms import DistillSettings, ResponseTerm
 from miudo.compress.method import Report, check_finite, check_seen, in_range
 from miudo.compress.quantize.plan import Plan, rounded_decoder
 from miudo.decoder.decoder import Decoder
-from miudo.decoder.grids import check_trainable
+from miudo.decoder.grids import check_trainable, holds_zero
 from miudo.decoder.rounded import RoundedWeights
-from miudo.errors import DataError
-from miudo.formats.blocks import encode, to_f32
+from miudo.decoder.sparsity import Masks
+from miudo.engine.native import NativeEngine
+from miudo.errors import CheckFailedError, ConfigError, DataError
+from miudo.formats import open_model
+from miudo.formats.blocks import CODECS, encode, to_f32
+from miudo.protocol import SeqWork, Want
 from miudo.records import Measurement
 from miudo.tensors import DType, Role, Weights, tensor_table
-from miudo.train.loop import FitResult
-from miudo.train.progress import Progress
-from miudo.train.run_folder import RunFolder
-from miudo.train.settings import FitSettings, Optimizer
+from miudo.train.settings import FitSettings
 from miudo.train.stepper import Tokens
 
 __all__ = [
     "ROUNDED_FIT",
-    "ROUNDED_RESPONSE",
+    "ROUNDED_LOSS",
+    "RoundedStudent",
     "Trained",
     "TrainedRounding",
+    "check_engine",
     "mean_kl",
-    "plan_of",
-    "train_rounded",
 ]
 
 ROUNDED_FIT: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.0}
-"""Training settings that weights which are only to be rounded better are trained with.
+"""Training settings for weights that are only to be rounded better.
 
 Decay would pull weights to 0 that are as large as they should be.
 """
-ROUNDED_RESPONSE = ResponseSettings(temperature=1.0, alpha=1.0)
-"""The loss: the KL to the unrounded model, nothing else."""
+ROUNDED_LOSS = DistillSettings((ResponseTerm(),))
+"""The loss: the KL to the unrounded model at temperature 1, nothing else."""
 
+_SAME_LOGITS = 1e-4
 _MEASURED_TOKENS = 16_384
 _ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The file's tensors, what they cost, and how the training ended.
+    """The file's tensors, and what they cost.
 
     `kl_before` is that of rounding alone, `kl_after` that of what was trained, both in nats a
-    token against the unrounded model. `kept` is False where rounding alone was the better.
+    token against the unrounded model.
     """
 
     stored: Weights
-    plan: Plan
-    fit: FitResult
     kl_before: float
     kl_after: float
 
     @property
     def kept(self) -> bool:
-        """Whether `stored` is what was trained."""
+        """Whether `stored` is what was trained: it is no worse than rounding alone."""
         return self.kl_after < self.kl_before
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of a parameter, scales included."""
+        size = sum(tensor.data.nbytes for tensor in self.stored.values())
+        return 8.0 * size / sum(math.prod(tensor.shape) for tensor in self.stored.values())
 
     def notes(self) -> tuple[str, ...]:
         """Returns what a report says of it."""
@@ -96,59 +104,90 @@ class Trained:
         ]
 
 
-def plan_of(decoder: Decoder, dtype: DType, tables: DType) -> Plan:
-    """Returns the types of a file: `tables` for the token table and the head, else `dtype`."""
-    wanted = {
-        spec.name: tables if spec.role in (Role.EMBED, Role.HEAD) else dtype
-        for spec in tensor_table(decoder.config)
-    }
-    return Plan.of(decoder, wanted)
+class RoundedStudent:
+    """A student that is trained in place, its matrices shown as `dtype`, its tables as `tables`.
 
-
-def train_rounded(
-    teacher: Decoder,
-    student: Decoder,
-    plan: Plan,
-    lesson: Lesson,
-    out: Path | RunFolder,
-    *,
-    progress: Progress | None = None,
-    resume: bool = False,
-) -> Trained:
-    """Trains `student` in place to give `teacher`'s distributions when rounded as `plan` says.
-
-    Scales begin as `formats.blocks.encode` finds them. The divergences are measured on held-out
-    text, where the lesson has some, else on the text itself; rounding alone is kept where it is
-    no worse. Raises CheckFailedError if the file's values are not, to the bit, those that the
-    training saw, and what `distill` raises.
+    Tables are the token table and the head. Scales begin as `formats.blocks.encode` finds them.
+    Raises ConfigError for a type that training cannot round to.
     """
-    begun = {name: encode(to_f32(t), plan.dtypes[name]) for name, t in student.to_weights().items()}
-    rounded = RoundedWeights(student, begun)
-    fit = distill(
-        teacher, student, lesson, out, progress=progress, resume=resume, stand_in=rounded
-    )
-    student.to("cpu")
-    rounded.to("cpu")
-    teacher.to("cpu")
-    trained = rounded.store()
-    text = lesson.held_out or lesson.data
-    before, after = (
-        mean_kl(teacher, rounded_decoder(student, stored), text, lesson.fit.length)
-        for stored in (begun, trained)
-    )
-    return Trained(trained if after < before else begun, plan, fit, before, after)
+
+    def __init__(self, student: Decoder, dtype: DType, tables: DType) -> None:
+        check_trainable("dtype", dtype)
+        check_trainable("tables", tables)
+        self.student = student
+        self.settings = {"dtype": dtype.value, "tables": tables.value}
+        wanted = {
+            spec.name: tables if spec.role in (Role.EMBED, Role.HEAD) else dtype
+            for spec in tensor_table(student.config)
+        }
+        self.plan = Plan.of(student, wanted)
+        weights = student.to_weights()
+        self.begun = {n: encode(to_f32(t), self.plan.dtypes[n]) for n, t in weights.items()}
+        """What the file would hold without training."""
+        self.weights = RoundedWeights(student, self.begun)
+
+    def check_keeps(self, masks: Masks) -> None:
+        """Raises ConfigError naming a sparse matrix whose type has no exact zero."""
+        for name in masks.live:
+            dtype = self.plan.dtypes[name]
+            if dtype in CODECS and not holds_zero(dtype):
+                raise ConfigError(
+                    f"{name} is sparse, and {dtype} has no exact zero",
+                    remedy="Give a type without offsets (Q4_0, Q3_K, TQ2_0), or --free-zeros",
+                )
+
+    def finish(self, teacher: Decoder, lesson: Lesson) -> Trained:
+        """Returns what a file gets once the student is trained.
+
+        Both divergences are measured on held-out text, where the lesson has some, else on the
+        text itself; rounding alone is kept where it is no worse. Raises CheckFailedError if the
+        file's values are not, to the bit, those that the training saw.
+        """
+        self.student.to("cpu")
+        self.weights.to("cpu")
+        teacher.to("cpu")
+        trained = self.weights.store()
+        text = lesson.data if lesson.held_out is None else lesson.held_out
+        before, after = (
+            mean_kl(teacher, rounded_decoder(self.student, stored), text, lesson.fit.length)
+            for stored in (self.begun, trained)
+        )
+        return Trained(trained if after < before else self.begun, before, after)
 
 
 @torch.no_grad()
 def mean_kl(teacher: Decoder, student: Decoder, text: Tokens, length: int) -> float:
     """Returns the mean KL of student to teacher in nats a token, over blocks spread over `text`."""
-    loss = ResponseLoss(teacher, ROUNDED_RESPONSE)
+    loss = DistillLoss([teacher], student.config, ROUNDED_LOSS)
     there = text.n_blocks(length)
     count = max(1, min(there, _MEASURED_TOKENS // length))
     blocks = np.stack([text.block(i * there // count, length) for i in range(count)])
     parts = torch.from_numpy(blocks).split(_ROWS)
     sums = [float(loss(student, ids)[0]) * len(ids) for ids in parts]
     return sum(sums) / count
+
+
+@torch.no_grad()
+def check_engine(path: Path, ids: Sequence[int]) -> float:
+    """Returns by how much the engine's logits for `ids` differ from the decoder's, at most.
+
+    Both read the file at `path`; the engine's activations are float. Raises CheckFailedError
+    beyond 1e-4.
+    """
+    file = open_model(path)
+    decoder = Decoder.from_weights(file.config, file.weights)
+    expected = decoder.logits(decoder(torch.tensor([list(ids)])))[0].numpy()  # T V
+    engine = NativeEngine(file, activations="float")
+    work = SeqWork(conversation=engine.open(), ids=list(ids), want=Want.ALL_LOGITS)
+    logits = engine.step([work])[0].logits
+    worst = float("inf") if logits is None else float(np.abs(logits - expected).max())
+    if not worst <= _SAME_LOGITS:
+        raise CheckFailedError(
+            f"the engine's logits differ from the trained decoder's by {worst:.2g}",
+            where=path,
+            remedy=f"Report this: {_SAME_LOGITS:g} is the most that sums in another order make",
+        )
+    return worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,19 +234,29 @@ class TrainedRounding:
             raise DataError("needs calibration", where=self.name, remedy="Call calibrate first")
         check_seen(self.name, statistics.rows.size)
         check_finite(decoder)
-        plan = plan_of(decoder, self.dtype, self.tables)
+        student = copy.deepcopy(decoder)
+        rounded = RoundedStudent(student, self.dtype, self.tables)
         fit = FitSettings(
             steps=self.steps,
             batch_size=min(self.batch_size, len(statistics.rows)),
             length=statistics.length,
-            optimizer=Optimizer.ADAMW,
-            lr=self.lr,
-            weight_decay=0.0,
             seed=self.seed,
             save_every=0,
+            **{**ROUNDED_FIT, "lr": self.lr},
         )
-        lesson = Lesson(statistics, fit, ROUNDED_RESPONSE)
+        lesson = Lesson(statistics, fit, ROUNDED_LOSS)
+        masks = Masks.of(student)
         with tempfile.TemporaryDirectory(prefix="miudo-") as folder:
-            made = train_rounded(decoder, copy.deepcopy(decoder), plan, lesson, Path(folder))
-        notes = (f"{made.fit.tokens} tokens learned from {statistics.rows.size} given",)
-        return made.stored, plan.report(self, decoder, "trained rounded", (*notes, *made.notes()))
+            result = distill(
+                [decoder],
+                student,
+                lesson,
+                Path(folder),
+                masks=masks if masks.live else None,
+                stand_in=rounded.weights,
+            )
+        made = rounded.finish(decoder, lesson)
+        notes = (f"{result.tokens} tokens learned from {statistics.rows.size} given",)
+        return made.stored, rounded.plan.report(
+            self, decoder, "trained rounded", (*notes, *made.notes())
+        )
