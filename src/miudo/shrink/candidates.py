@@ -44,6 +44,9 @@ STUDENT = "student"
 SPARSE = "sparse"
 """The catalogue's pruning to zeros, which learning keeps and only some types store."""
 
+NEAREST = "nearest"
+"""The catalogue's plainest rounding, which every other one is held against."""
+
 TRAINED = "trained"
 """The catalogue's rounding that takes training: its steps count like those of learning."""
 
@@ -90,7 +93,7 @@ class Step:
         if self.method == LEARN:
             return LEARN
         # Settings are part of folder names: no separators of paths or drives.
-        values = values if self.method == "nearest" else [self.method, *values]
+        values = values if self.method == NEAREST else [self.method, *values]
         return "-".join(values).replace(":", "of").replace("/", "-")
 
     def to_json(self) -> dict[str, Any]:
@@ -158,8 +161,11 @@ class Candidate:
 
 # What is tried, by the catalogue's names. A name that this build has not, or a setting that the
 # method refuses (a type that it cannot round to), is left out; all else follows from these rows.
-_ROUNDING = ("nearest", "importance", "gptq", "awq", "learned")
+_ROUNDING = (NEAREST, "importance", "gptq", "awq", "learned")
 _DTYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K", "TQ2_0")
+_CALIBRATED_DTYPES = ("Q4_K", "Q4_0", "Q3_K", "Q2_K")
+"""More bits leave nothing to calibrate for."""
+
 _TRAINED_DTYPES = ("Q4_0", "Q3_K", "Q2_K", "TQ2_0")
 _SPARSIFYING = (Step.of(SPARSE, pattern="0.5"), Step.of(SPARSE, pattern="2:4"))
 _KEEP_WIDTH = (1.0, 0.75, 0.5, 0.25)
@@ -195,7 +201,7 @@ def absent() -> list[str]:
 
 def _roundings() -> Iterator[Step]:
     for name in _ROUNDING:
-        for dtype in _DTYPES:
+        for dtype in _DTYPES if name == NEAREST else _CALIBRATED_DTYPES:
             step = Step.of(name, dtype=dtype)
             if _is_there(step) and isinstance(step.build(), Quantizer):
                 yield step

@@ -24,7 +24,7 @@ from miudo.compress.method import Method
 from miudo.compress.prune.depth import DepthPruning, DepthStatistics
 from miudo.compress.prune.width import WidthPruning, WidthStatistics
 from miudo.decoder.decoder import Block, Decoder
-from miudo.shrink.candidates import LEARN, SPARSE, STUDENT, TRAINED, Step
+from miudo.shrink.candidates import LEARN, NEAREST, SPARSE, STUDENT, TRAINED, Step
 from miudo.shrink.ground import Ground
 from miudo.shrink.making import Rounded, Trunk, cut, make_trunk, round_trunk
 from miudo.shrink.scoring import Scored, trunk_folder
@@ -89,7 +89,7 @@ def controls_of(ground: Ground, chosen: Scored) -> tuple[list[Control], list[str
     # Trained rounding learns from the teacher: where that is to be left out, nearest stands in.
     plain = candidate.rounding
     if plain.method == TRAINED:
-        plain = Step.of("nearest", dtype=candidate.dtype)
+        plain = Step.of(NEAREST, dtype=candidate.dtype)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     found: list[Control] = []
     notes: list[str] = []
@@ -111,10 +111,10 @@ def controls_of(ground: Ground, chosen: Scored) -> tuple[list[Control], list[str
     else:
         names = ", ".join(step.method for step in cuts if step.method not in _CUTS)
         notes.append(f"by magnitude: {f'{names} has no such rule' if cuts else 'nothing was cut'}")
-    if candidate.rounding.method == "nearest":
+    if candidate.rounding.method == NEAREST:
         notes.append("nearest: the chosen one is rounded to nearest itself")
     else:
-        nearest = Step.of("nearest", dtype=candidate.dtype)
+        nearest = Step.of(NEAREST, dtype=candidate.dtype)
         found.append(replace(first, kind="nearest", rounding=nearest))
     return found, notes
 

@@ -28,7 +28,7 @@ from miudo.errors import CheckFailedError, UsageError
 from miudo.evaluate.roofline import Numbers, bounds, step_work
 from miudo.formats.precision import stored_dtype
 from miudo.shrink.budget import Figures
-from miudo.shrink.candidates import LEARN, TRAINED, Candidate, Step, propose
+from miudo.shrink.candidates import LEARN, NEAREST, TRAINED, Candidate, Step, propose
 from miudo.shrink.ground import Baseline, Ground
 from miudo.shrink.halving import Round, plan_rounds, rounds_of_steps
 from miudo.shrink.jobs import ShrinkSettings
@@ -44,6 +44,9 @@ __all__ = [
     "predicted_speed",
     "stored_types",
 ]
+
+_SLOW = 0.02
+"""Of the time: a rounding that takes longer for the teacher alone is not tried."""
 
 _PROBED = ("Q4_0", "Q3_K", "Q4_K")
 """Types for which methods that calibrate are tried on the teacher: the first that there is."""
@@ -126,8 +129,8 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
             where="--order",
             remedy="Leave --order out: all are tried",
         )
-    damage = _rounding_damage(ground, baseline, candidates)
     started = time.perf_counter()
+    damage, slow = _rounding_damage(ground, baseline, candidates)
     guesses: list[Guess] = []
     trunks: dict[str, list[Candidate]] = {}
     for candidate in candidates:
@@ -139,7 +142,10 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
         guesses += [
             _guess(ground, baseline, candidate, decoder, loss + damage[candidate.rounding])
             for candidate in members
+            if candidate.rounding.method not in slow
         ]
+    for why in slow.values():
+        ground.progress.note(f"not tried: {why}")
     guesses = _without_doubles(guesses)
     _check_possible(ground, guesses)
     tried = _ranked_trunks(ground, baseline, guesses)
@@ -206,25 +212,31 @@ class _Cuts:
 
 def _rounding_damage(
     ground: Ground, baseline: Baseline, candidates: Iterable[Candidate]
-) -> dict[Step, float]:
-    """Returns what each rounding adds to the teacher's loss.
+) -> tuple[dict[Step, float], dict[str, str]]:
+    """Returns what each rounding adds to the teacher's loss, and why some methods are not tried.
 
     Rounding to nearest is measured for every type. A method that calibrates is measured for one
     type, and for the others taken to do as much better than nearest as there; one that trains,
     to do as nearest does.
     """
+    settings = ground.job.settings
     steps = list(dict.fromkeys(candidate.rounding for candidate in candidates))
     nearest: dict[Any, float] = {}
     for dtype in dict.fromkeys(step.values["dtype"] for step in steps):
-        nearest[dtype] = _damage(ground, baseline, Step.of("nearest", dtype=dtype))
-    ratios: dict[str, float] = {"nearest": 1.0, TRAINED: 1.0}
+        nearest[dtype] = _damage(ground, baseline, Step.of(NEAREST, dtype=dtype))
+    ratios: dict[str, float] = {NEAREST: 1.0, TRAINED: 1.0}
+    slow: dict[str, str] = {}
     for step in steps:
         if step.method not in ratios:
             own = {s.values["dtype"]: s for s in steps if s.method == step.method}
             dtype = next((t for t in _PROBED if t in own), step.values["dtype"])
+            begun = time.perf_counter()
             ratio = _damage(ground, baseline, own[dtype]) / max(nearest[dtype], 1e-6)
+            took = time.perf_counter() - begun
             ratios[step.method] = min(1.0, max(0.0, ratio))
-    return {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}
+            if settings.steps is None and took > _SLOW * 60.0 * settings.minutes:
+                slow[step.method] = f"{step.method} took {took:.0f} s for the teacher"
+    return {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}, slow
 
 
 def _damage(ground: Ground, baseline: Baseline, step: Step) -> float:

@@ -29,6 +29,8 @@ __all__ = [
     "seeds_table",
 ]
 
+_SHOWN = 250
+
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Two-sided 95% of Student's t by the number of values; 1.96 beyond."""
 
@@ -145,7 +147,9 @@ def predictions_table(result: ShrinkResult) -> Table:
     """Returns all proposals with what was predicted, and the last loss of those that were tried."""
     newest = {s.candidate.name: s for s in result.scored}
     rows = []
-    for g in sorted(result.forecast.guesses, key=lambda g: g.size_bytes):
+    shown = [g for g in result.forecast.guesses if not g.out or g.candidate.name in newest]
+    shown = [g for g in shown if g.candidate.group in result.forecast.trunks][:_SHOWN]
+    for g in sorted(shown, key=lambda g: g.size_bytes):
         s = newest.get(g.candidate.name)
         tried = g.out or ("not tried" if s is None else f"round {s.round}")
         rows.append(
@@ -153,7 +157,9 @@ def predictions_table(result: ShrinkResult) -> Table:
              f"{g.tokens_per_s:,.0f}", f"{g.loss:.3f}", "" if s is None else f"{s.loss:.3f}", tried]
         )  # fmt: skip
     headers = ["candidate", "order", "size", "tok/s", "loss before learning", "last loss", "tried"]
-    return Table(headers, rows, text_columns=frozenset({0, 1, 6}))
+    rest = len(result.forecast.guesses) - len(rows)
+    caption = f"{rest:,} more that were not tried, or too large, are in report.json."
+    return Table(headers, rows, caption=caption, text_columns=frozenset({0, 1, 6}))
 
 
 def seeds_table(result: ShrinkResult) -> Table:
