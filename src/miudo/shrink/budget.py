@@ -46,11 +46,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """One limit that was not kept; `share` is by how much of the limit."""
+    """One limit that was not kept; `share` is by how much of the limit, `found` None if unknown."""
 
     limit: str
     allowed: float
-    found: float
+    found: float | None
     share: float
     text: str
 
@@ -110,8 +110,11 @@ class Budget:
             )
             share = (1.0 + figures.ppl_increase) / (1.0 + worse) - 1.0
             found.append(Shortfall("--max-ppl-increase", worse, figures.ppl_increase, share, text))
-        if energy is not None and not (figures.energy_j or math.inf) <= energy:
-            used = math.inf if figures.energy_j is None else figures.energy_j
+        used = figures.energy_j
+        if energy is not None and used is None:
+            text = "energy was not measured, and --energy sets a limit"
+            found.append(Shortfall("--energy", energy, None, 1.0, text))
+        elif energy is not None and used is not None and used > energy:
             text = f"{used * 1e3:.2f} mJ a token, --energy allows {energy * 1e3:.2f} mJ"
             found.append(Shortfall("--energy", energy, used, used / energy - 1.0, text))
         return tuple(found)

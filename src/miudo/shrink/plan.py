@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ _SHOWN = 30
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The baseline and the forecast that a search would begin with."""
+    """The baseline and the forecast that a search would begin with, and what they took."""
 
     job: ShrinkJob
     baseline: Baseline
     forecast: Forecast
+    forecast_s: float
 
     def seconds(self) -> dict[str, tuple[float, str]]:
         """Returns the time of each part in seconds, an estimate, and its basis."""
@@ -54,11 +56,6 @@ class Plan:
                 f"{files} files x {self.baseline.measure_s:.1f} s of the rounded teacher",
             ),
         }
-
-    @property
-    def forecast_s(self) -> float:
-        """Seconds that the baseline took."""
-        return self.baseline.elapsed_s
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
@@ -153,5 +150,7 @@ def plan_shrink(job: ShrinkJob, progress: Progress | None = None) -> Plan:
     check_energy(job)
     with tempfile.TemporaryDirectory(prefix="miudo-") as folder:
         ground = open_ground(job, Path(folder), progress or Silent())
+        begun = time.perf_counter()
         baseline = measure_baseline(ground)
-        return Plan(job, baseline, forecast(ground, baseline))
+        found = forecast(ground, baseline)
+        return Plan(job, baseline, found, time.perf_counter() - begun)

@@ -30,6 +30,7 @@ from miudo.shrink.result import Outcome, Row, ShrinkResult, file_rows, outcome_o
 from miudo.shrink.scoring import Scored, run_rounds, trunk_folder
 from miudo.shrink.stages import Stage, run_stages
 from miudo.shrink.stored import write_candidate
+from miudo.tensors import parameter_count
 from miudo.train.progress import Progress, Silent
 from miudo.train.run_folder import locked_run_folder
 
@@ -47,8 +48,11 @@ def run_shrink(job: ShrinkJob, progress: Progress | None = None) -> ShrinkResult
     check_energy(job)
     refuse_inputs(job.out / "model.gguf", job.teacher)
     refuse_inputs(job.out / "work", job.teacher)
-    with locked_run_folder(job.out):
+    with locked_run_folder(job.out) as folder:
         ground = open_ground(job, job.out, progress)
+        if not (job.out / "forecast.json").exists():
+            whole = 4 * parameter_count(ground.teacher.decoder.config)
+            folder.check_room(whole, job.settings.trunks + job.settings.measured)
         way = _Way(ground)
         settings = {**job.to_json(), "teacher": ground.teacher.artefact.sha256, "text": way.text}
         run_stages(way.stages(), job.out, settings, progress.note)
