@@ -54,6 +54,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "Models side by side: size, quality, speed, energy",
     ),
     "bench": ("miudo.cli.benching:bench", "How fast a model runs here, and how near the limit"),
+    "shrink": ("miudo.cli.planning:shrink", "A model within a budget, and the proof of it"),
     "demo": ("miudo.cli.demo:demo", "The whole way, small: from text to a model that runs"),
     "version": ("miudo.cli.showing:version", "Versions of miudo and of what it stands on"),
 }
