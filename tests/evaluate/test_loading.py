@@ -59,8 +59,8 @@ def test_matrices_are_held_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert kinds["norm.weight"] is DType.F32
     ids = [1, 2, 3, 4]
     assert as_is.engine.score(ids).logprobs == pytest.approx(held.engine.score(ids).logprobs, 0.2)
-    with pytest.raises(ConfigError, match="Q2_K is only read"):
-        load_model(Path("model"), dtype=DType.Q2_K)
+    with pytest.raises(ConfigError, match="MXFP4 is only read"):
+        load_model(Path("model"), dtype=DType.MXFP4)
 
 
 def test_no_engine_is_left_at_work_when_the_tokenizer_is_refused(

@@ -74,8 +74,12 @@ class Codec:
         blocks = data.view(self.fields)
         codes = self.codes(blocks)
         scales, offsets = self.grid(blocks)
-        # Spare codes lie past the levels of a uniform type, and mean what arithmetic says.
-        steps = codes + self.levels[0] if self.uniform else self.levels[codes]
+        if self.uniform:  # spare codes lie past the levels, and mean what arithmetic says
+            steps = codes.astype(np.float32)
+            if first := self.levels[0]:
+                steps += first
+        else:
+            steps = self.levels[codes]
         values = steps.reshape(*scales.shape, -1)
         values *= scales[:, :, None]
         if offsets is not None:
