@@ -23,6 +23,7 @@ WRITERS: dict[str, str] = {
     "formats/hf.py": "fills a folder that miudo.files makes whole or not at all",
     "formats/hf_text.py": "fills a folder that miudo.files makes whole or not at all",
     "formats/peft.py": "fills a folder that miudo.files makes whole or not at all",
+    "data/ledger.py": "appends a line a result, synced; a torn last line is cut off on resume",
     "hub/download.py": "appends to what came so far; it takes its name only with the right hash",
     "train/metrics.py": "appends a line a step; a torn last line is cut off on resume",
     "train/run_folder.py": "holds the lock file of a run open",

@@ -74,13 +74,17 @@ class Quantizer(Method, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """One tensor that is not what it was; shape None: it is not there on that side."""
+    """One tensor that is not what it was; shape None: it is not there on that side.
+
+    `sparse_bytes` are those of a sparse one, which its shape does not tell.
+    """
 
     name: str
     shape_before: tuple[int, ...] | None
     shape_after: tuple[int, ...] | None
     dtype_after: DType
     reason: str
+    sparse_bytes: int | None = None
 
     @property
     def bytes_before(self) -> int:
@@ -90,7 +94,11 @@ class TensorChange:
     @property
     def bytes_after(self) -> int:
         """Bytes it takes as `dtype_after`."""
-        return 0 if self.shape_after is None else self.dtype_after.size_bytes(self.shape_after)
+        if self.shape_after is None:
+            return 0
+        if self.sparse_bytes is not None:
+            return self.sparse_bytes
+        return self.dtype_after.size_bytes(self.shape_after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,183 @@
+"""The ways in which a teacher is asked, other than over the text, beside the student.
+
+For: which loss and which batches a distillation takes when answers come from a cache, the text
+is the student's own, or the tokenizers differ.
+Not for: the losses themselves, or the plain way (`miudo.compress.distill.lesson`).
+Read next: `miudo.compress.distill.cached`, `miudo.compress.distill.onpolicy`,
+`miudo.compress.distill.cross`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miudo.compress.distill.cached import CachePlan, make_cache
+from miudo.compress.distill.cached_loss import CachedLoss, CachedSettings, FixedBlocks
+from miudo.compress.distill.codes import DrawCodes, TopCodes
+from miudo.compress.distill.cross import CrossLoss, CrossSettings
+from miudo.compress.distill.divergence import Divergence
+from miudo.compress.distill.lesson import check_positions
+from miudo.compress.distill.loss import DistillLoss
+from miudo.compress.distill.onpolicy import OnPolicyLoss, OnPolicySettings
+from miudo.compress.distill.spans import Aligner
+from miudo.compress.distill.terms import DistillSettings, ResponseTerm, Schedule, TextTerm
+from miudo.compress.method import in_range, settings_to_json
+from miudo.data.packed import DataSet
+from miudo.decoder.decoder import Decoder
+from miudo.errors import ConfigError, DataError
+from miudo.text.tokenizer import TextTokenizer
+from miudo.train.artefact import Opened
+from miudo.train.loss import Loss
+from miudo.train.progress import Progress
+from miudo.train.settings import FitSettings
+from miudo.train.stepper import Tokens
+
+__all__ = ["Cached", "Way", "cached_lesson", "crossing_loss", "own_text_loss", "way_to_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """The teacher's answers lie in `folder`; what is missing there is asked first.
+
+    `draws` 0 keeps the `k` most probable ids of each token, else so many drawn ones.
+    `shard_blocks` blocks go into one file. Raises ConfigError for a value out of range.
+    """
+
+    folder: Path
+    k: int = 16
+    draws: int = 0
+    seed: int = 0
+    shard_blocks: int = 1024
+
+    def __post_init__(self) -> None:
+        in_range("draws", self.draws, 0, 4096, whole=True)
+        in_range("shard_blocks", self.shard_blocks, 1, 1 << 24, whole=True)
+        self.codes(1.0)
+
+    def codes(self, temperature: float) -> TopCodes | DrawCodes:
+        """Returns what is kept of a token, for a loss at `temperature`."""
+        if self.draws:
+            return DrawCodes(self.draws, temperature, self.seed)
+        return TopCodes(self.k, temperature)
+
+
+Way = Cached | OnPolicySettings | CrossSettings
+
+
+def way_to_json(way: Way | None) -> dict[str, Any] | None:
+    """Returns what a record says of a way; where a cache lies is no part of it."""
+    if way is None:
+        return None
+    values = {k: v for k, v in settings_to_json(way).items() if k != "folder"}
+    return {"kind": type(way).__name__, **values}
+
+
+def cached_lesson(
+    way: Cached,
+    teacher: Opened,
+    settings: DistillSettings,
+    data: DataSet,
+    fit: FitSettings,
+    progress: Progress,
+) -> tuple[Loss, Tokens]:
+    """Returns the loss over cached answers and the blocks that they are of, making the cache.
+
+    Raises ConfigError for terms that a cache cannot give and for a mixture of unequal weights,
+    and what `make_cache` raises.
+    """
+    learned = _cached_settings(settings)
+    weights = {part.weight for part in data.parts("train")}
+    if weights != {1.0}:
+        raise ConfigError(
+            f"the sources of the text weigh {sorted(weights)}; a cache is passed over evenly",
+            where="--cache",
+            remedy="Prepare the text with equal weights, or distil without --cache",
+        )
+    check_positions([teacher.decoder], fit)
+    tokens = data.open_split("train")
+    plan = CachePlan(
+        teacher=teacher.artefact.sha256,
+        tokenizer=teacher.tokenizer().fingerprint,
+        data=tokens.sha256,
+        vocab_size=teacher.decoder.config.vocab_size,
+        length=fit.length,
+        n_blocks=tokens.n_blocks(fit.length),
+        codes=way.codes(learned.temperature),
+        shard_blocks=way.shard_blocks,
+    )
+    size = f"{plan.bytes_per_token} bytes a token, {plan.size_bytes / 1e6:,.1f} MB"
+    progress.note(f"the teacher's answers take {size}")
+    cache = make_cache(way.folder, plan, teacher.decoder, tokens, progress.note)
+    return CachedLoss(cache, learned), FixedBlocks(tokens)
+
+
+def own_text_loss(
+    way: OnPolicySettings,
+    teachers: Sequence[Decoder],
+    student: Decoder,
+    settings: DistillSettings,
+    fit: FitSettings,
+    *,
+    n_ids: int,
+    surviving: Sequence[int] | None = None,
+) -> Loss:
+    """Returns the loss of `settings`, which in `way.share` of the batches sees the student's text.
+
+    There the response terms alone count, of weights that sum to 1: a student that learns its
+    own text by heart grows sure of its mistakes. Ids from `n_ids` on are not drawn. Raises
+    ConfigError where there are no response terms.
+    """
+    terms = [term for term in settings.terms if isinstance(term, ResponseTerm)]
+    total = sum(term.weight for term in terms)
+    if total <= 0.0:
+        raise ConfigError("no term asks the teacher", where="--on-policy", remedy="Give alpha > 0")
+    scored = dataclasses.replace(
+        settings,
+        terms=tuple(dataclasses.replace(t, weight=t.weight / total) for t in terms),
+    )
+    check_positions(teachers, fit)
+    on_samples = DistillLoss(teachers, student.config, scored, seed=fit.seed)
+    on_text = DistillLoss(teachers, student.config, settings, seed=fit.seed, surviving=surviving)
+    return OnPolicyLoss(on_samples, on_text, way, n_ids=n_ids)
+
+
+def crossing_loss(
+    way: CrossSettings, teacher: Opened, tokenizer: TextTokenizer, end_id: int
+) -> Loss:
+    """Returns the loss across tokenizers; `tokenizer` and `end_id` are the student's data's.
+
+    Raises ConfigError where the tokenizers are one, DataError for a teacher without an end.
+    """
+    theirs = teacher.tokenizer()
+    if theirs.fingerprint == tokenizer.fingerprint:
+        raise ConfigError(
+            "teacher and student have one tokenizer",
+            where="--cross",
+            remedy="Leave --cross out: the plain loss is exact",
+        )
+    if not teacher.file.config.eos_ids:
+        raise DataError("the teacher has no token that ends a text", where=teacher.file.path)
+    aligner = Aligner(tokenizer, theirs, (end_id, teacher.file.config.eos_ids[0]))
+    return CrossLoss(teacher.decoder, aligner, way)
+
+
+def _cached_settings(settings: DistillSettings) -> CachedSettings:
+    """The two terms that a cache can give. Raises ConfigError for any other."""
+    taught = [t for t in settings.terms if isinstance(t, ResponseTerm)]
+    text = [t for t in settings.terms if isinstance(t, TextTerm)]
+    plain = all(t.schedule is Schedule.CONSTANT and not t.normalise for t in settings.terms)
+    weights = sum(term.weight for term in settings.terms)
+    known = len(taught) == 1 and len(text) <= 1 and len(taught) + len(text) == len(settings.terms)
+    if not (known and plain and abs(weights - 1.0) < 1e-9) or (
+        taught[0].kind is not Divergence.FORWARD_KL
+    ):
+        raise ConfigError(
+            "a cache gives forward-kl and cross-entropy alone, of constant weights that sum to 1",
+            where="--cache",
+            remedy="Set --temperature and --alpha, and no other term",
+        )
+    return CachedSettings(taught[0].temperature, taught[0].weight)
