@@ -314,7 +314,7 @@ def test_later_verbs_know_of_the_zeros(work: Path, tmp_path: Path) -> None:
     assert kept["layers.0.attn.q.weight"] == before["layers.0.attn.q.weight"]
     job = replace(distill_job(work, tmp_path / "taught"), start=sparse)
     assert zeros_of(run_distill(job).path) == before
-    rounded = run_quantize(sparse, tmp_path / "q8.gguf", dtype=DType.Q8_0)
+    rounded = run_quantize(QuantizeJob(sparse, tmp_path / "q8.gguf"))
     found = declared(rounded.record)
     assert all(found[name] >= zeros for name, zeros in before.items())
 

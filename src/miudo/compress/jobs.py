@@ -16,12 +16,12 @@ from miudo.compress.method import Method, Quantizer, Report, in_range
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.pipeline import PrepareSettings
-from miudo.records import Record
+from miudo.records import Measurement, Record
 from miudo.tensors import DType
 from miudo.train.loop import FitResult
 from miudo.train.settings import FitSettings
 
-__all__ = ["DistillJob", "PruneJob", "QuantizeJob", "Shrunk"]
+__all__ = ["DistillJob", "PruneJob", "QuantizeJob", "Shrunk", "report_measurements"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +110,16 @@ class Shrunk:
     record: Record
     reports: tuple[Report, ...] = ()
     fit: FitResult | None = None
+
+
+def report_measurements(reports: tuple[Report, ...]) -> list[Measurement]:
+    """Returns the counts of a chain of methods: from the first one's start to the last's end."""
+    first, last = reports[0], reports[-1]
+    counted = [
+        ("parameters_before", first.parameters_before, "1"),
+        ("parameters", last.parameters_after, "1"),
+        ("weights_before", first.bytes_before, "B"),
+        ("weights", last.bytes_after, "B"),
+        ("bits_per_weight", last.bits_per_weight, "bit"),
+    ]
+    return [Measurement(name, value, unit, "counted") for name, value, unit in counted]

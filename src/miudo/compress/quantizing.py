@@ -14,8 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from miudo.compress.catalogue import method_to_json
-from miudo.compress.jobs import QuantizeJob, Shrunk
-from miudo.compress.method import Quantizer, report_measurements
+from miudo.compress.jobs import QuantizeJob, Shrunk, report_measurements
+from miudo.compress.method import Quantizer
 from miudo.compress.prune.recover import calibration_batches
 from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding

@@ -31,8 +31,7 @@ from miudo.compress.distill.ways import (
     own_text_loss,
     way_to_json,
 )
-from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
-from miudo.compress.method import report_measurements
+from miudo.compress.jobs import DistillJob, PruneJob, Shrunk, report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
 from miudo.compress.quantize.trained import RoundedStudent, check_engine
