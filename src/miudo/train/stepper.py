@@ -21,13 +21,13 @@ from torch import Tensor
 
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import Masks
-from miudo.errors import DataError, ResourceError, TrainingError
+from miudo.errors import ConfigError, DataError, ResourceError, TrainingError
 from miudo.train.loss import Loss, Marks, compiled
 from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
 from miudo.train.settings import FitSettings, Precision
 
-__all__ = ["MarkedTokens", "StepResult", "Stepper", "Tokens", "loss_of"]
+__all__ = ["MarkedTokens", "StepResult", "Stepper", "Tokens", "check_trainable", "loss_of"]
 
 
 _MarkArrays = tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]
@@ -96,6 +96,11 @@ class Stepper:
         self.optimizers = Optimizers(decoder, settings)
         self.device = decoder.embed.weight.device
         self.masks = None if masks is None else masks.to(self.device)
+
+    @property
+    def zeros(self) -> dict[str, int]:
+        """How many weights of each sparse matrix are kept at zero."""
+        return {} if self.masks is None else self.masks.zeros()
 
     def take(self, step: int, plan: Plan) -> StepResult:
         """Takes `step` (from 0). Raises TrainingError where weights are no longer finite."""
@@ -177,6 +182,23 @@ class Stepper:
                 remedy="Pack the text with the model's own tokenizer",
             )
         return torch.from_numpy(ids).to(self.device)
+
+
+def check_trainable(decoder: Decoder, data: Tokens, settings: FitSettings) -> None:
+    """Raises ConfigError for rows longer than the model, DataError for less than one batch."""
+    positions = decoder.config.max_positions
+    if settings.length > positions:
+        raise ConfigError(
+            f"length is {settings.length}, the model has {positions} positions",
+            remedy=f"Give --length {positions} or less",
+        )
+    blocks = data.n_blocks(settings.length)
+    if blocks < settings.batch_size:
+        raise DataError(
+            f"{blocks} blocks of {settings.length} tokens are fewer than one batch of "
+            f"{settings.batch_size}",
+            remedy="Give more text, or a smaller --batch-size or --length",
+        )
 
 
 def loss_of(
