@@ -28,7 +28,7 @@ from miudo.compress.quantize.nearest import NearestRounding
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
-from miudo.decoder.sparsity import masks_to_keep
+from miudo.decoder.sparsity import Masks, masks_to_keep
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
@@ -63,8 +63,7 @@ def run_distill(
     start, student = _student(job, teacher)
     masks = None
     if start is not None:
-        record = start.file.record
-        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start)
+        masks = _zeros(start, job)
     _check_folder(job.teacher, teacher, student, "Give another --student, or --start from a model")
     models = [teacher] if start is None else [teacher, start]
     settings = {
@@ -113,7 +112,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         )
     refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
-    zeros = masks_to_keep(model.decoder, model.file.record, keep=job.keep_zeros, where=job.model)
+    zeros = _zeros(model, job)
     settings = {
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
@@ -211,6 +210,14 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
     student = Decoder(student_config(job.student, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
+
+
+def _zeros(model: Opened, job: DistillJob | PruneJob) -> Masks | None:
+    """The zeros to keep of the model whose weights are the start."""
+    file = model.file
+    return masks_to_keep(
+        model.decoder, file.record, weights=file.weights, keep=job.keep_zeros, where=file.path
+    )
 
 
 def _begin(
