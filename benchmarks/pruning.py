@@ -59,6 +59,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, "table"), default=list(PARTS))
     parser.add_argument("--patterns", nargs="+", default=["0.5", "0.7", "2:4"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--ridges", nargs="+", type=float, default=[0.0, 0.01], help="0: no repair")
     parser.add_argument("--calibration", type=int, default=65_536, help="tokens")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens of a recovery")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -206,15 +208,14 @@ def oneshot(bench: Bench) -> None:
     """Every method at every pattern, without training, plain and repaired."""
     bench.cell("dense", lambda: bench.measured(bench.parent))
     for pattern in bench.options.patterns:
-        for method in METHODS:
-            for ridge in (None, 0.01):
+        for method in bench.options.methods:
+            for ridge in bench.options.ridges:
 
-                def make(p: str = pattern, m: str = method, r: float | None = ridge) -> Cell:
-                    return bench.measured(bench.pruned(sparse(p, m), r).decoder)
+                def make(p: str = pattern, m: str = method, r: float = ridge) -> Cell:
+                    return bench.measured(bench.pruned(sparse(p, m), r or None).decoder)
 
-                bench.cell(
-                    f"oneshot {name_of(pattern)} {method}{' repaired' if ridge else ''}", make
-                )
+                repaired = f" ridge {ridge:g}" if ridge else ""
+                bench.cell(f"oneshot {name_of(pattern)} {method}{repaired}", make)
 
 
 def recovery(bench: Bench) -> None:
@@ -248,9 +249,9 @@ def structured(bench: Bench) -> None:
     from miudo.decoder.decoder import Decoder
 
     o, methods = bench.options, (HeadPruning(groups=0.5), WidthPruning(keep=0.5))
-    for ridge in (None, 0.01):
-        name = f"structured{' repaired' if ridge else ''}"
-        bench.cell(name, lambda r=ridge: bench.measured(bench.pruned(methods, r).decoder))
+    for ridge in o.ridges:
+        name = f"structured{f' ridge {ridge:g}' if ridge else ''}"
+        bench.cell(name, lambda r=ridge: bench.measured(bench.pruned(methods, r or None).decoder))
     shape = bench.pruned(methods).decoder.config
 
     def fresh(seed: int) -> Recovered:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from miudo.config import ModelConfig, Norm, Position, QkNorm
 from miudo.decoder.decoder import Decoder
+from miudo.formats import ModelFile, open_model
+from miudo.formats.gguf import write_gguf
+from miudo.formats.hf import write_folder
 from miudo.formats.padding import paddings
 
 IDS = torch.arange(12)[None] % 50
@@ -66,3 +70,24 @@ def test_what_would_not_be_exact_is_not_padded() -> None:
     decoder = uneven(qk_norm=QkNorm.FULL)
     forms = list(paddings(decoder.config, decoder.to_weights()))
     assert {c.n_heads for c in forms[-1][0].layers} == {4, 3, 2}
+
+
+@pytest.mark.parametrize("form", ["model.gguf", "model"])
+def test_uneven_layers_go_out_as_a_family_and_come_back(form: str, tmp_path: Path) -> None:
+    decoder = uneven()
+    model = ModelFile(
+        config=decoder.config, weights=decoder.to_weights(), tokenizer=None, chat_template=None,
+        record=None, architecture="llama", path=None,
+    )  # fmt: skip
+    if form == "model":
+        notes = write_folder(tmp_path / form, model)
+    else:
+        report = write_gguf(tmp_path / form, model)
+        assert report.architecture == "llama"
+        notes = report.notes
+    assert any("6 heads" in note for note in notes)
+    opened = open_model(tmp_path / form)
+    back = Decoder.from_weights(opened.config, opened.weights)
+    with torch.no_grad():
+        expected = decoder.logits(decoder(IDS))
+        torch.testing.assert_close(back.logits(back(IDS)), expected, rtol=1e-5, atol=1e-5)

@@ -16,7 +16,9 @@ from miudo.decoder.lora import LoraSettings
 from miudo.decoder.sparsity import Masks, masks_to_keep
 from miudo.errors import CheckFailedError, ModelFileError, UsageError
 from miudo.formats import open_model
+from miudo.formats.blocks import encode, to_f32
 from miudo.formats.export import export
+from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import write_folder
 from miudo.formats.precision import held_as
 from miudo.formats.zeros import carried, declared, sparse_settings
@@ -151,6 +153,28 @@ def test_a_record_and_weights_that_disagree_are_refused(small: SimpleNamespace) 
     broken = Record(verb="prune", name="x", settings={"sparse": ["layers.0"]})
     with pytest.raises(ModelFileError, match="no table"):
         declared(broken)
+
+
+@pytest.mark.parametrize("dtype", [DType.Q4_0, DType.Q8_0])
+def test_rounding_makes_no_mask(dtype: DType, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "t.gguf", open_model(TINY), dtype=dtype)
+    file = open_model(tmp_path / "t.gguf")
+    decoder = Decoder.from_weights(file.config, file.weights)
+    assert sum(zeros(decoder).values()) > 0
+    assert masks_to_keep(decoder, None, weights=file.weights) is None
+    assert masks_to_keep(decoder, None) is None  # as numbers again
+
+
+def test_what_lies_in_blocks_may_be_sparse_by_its_record(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
+    decoder = thinned(small.decoder())
+    held = {n: encode(to_f32(t), DType.Q8_0) for n, t in decoder.to_weights().items() if "mlp" in n}
+    weights = {**decoder.to_weights(), **held}
+    named = {n: z for n, z in zeros(decoder).items() if "mlp" in n}
+    found = masks_to_keep(decoder, record(named), weights=weights)
+    assert found is not None
+    assert found.zeros() == named
 
 
 def test_padding_is_no_mask(small: SimpleNamespace) -> None:

@@ -38,7 +38,7 @@ from miudo.compress.quantize.trained import RoundedStudent, check_engine
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
-from miudo.decoder.sparsity import masks_to_keep
+from miudo.decoder.sparsity import Masks, masks_to_keep
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
@@ -77,9 +77,10 @@ def run_distill(
     start, student = _student(job, teacher)
     models = [teacher, *more, *(() if start is None else (start,))]
     masks, rounding = None, _rounding(job, student)
-    if start is not None or rounding is not None:
-        record = (start or teacher).file.record
-        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start or job.teacher)
+    # A student that is neither the start nor the teacher itself has weights of its own.
+    itself = rounding is not None and job.student is None and not job.student_layers
+    if start is not None or itself:
+        masks = _zeros(start or teacher, job)
     if rounding is not None and masks is not None:
         rounding.check_keeps(masks)
     # The model whose tokenizer, template and family the student's folder has.
@@ -145,7 +146,7 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
         )
     refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
-    zeros = masks_to_keep(model.decoder, model.file.record, keep=job.keep_zeros, where=job.model)
+    zeros = _zeros(model, job)
     settings = {
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
@@ -301,6 +302,14 @@ def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:
     for path, opened in zip(job.more_teachers, found, strict=True):
         check_same_tokenizer(teacher, opened.tokenizer(), path)
     return found
+
+
+def _zeros(model: Opened, job: DistillJob | PruneJob) -> Masks | None:
+    """The zeros to keep of the model whose weights are the start."""
+    file = model.file
+    return masks_to_keep(
+        model.decoder, file.record, weights=file.weights, keep=job.keep_zeros, where=file.path
+    )
 
 
 def _begin(

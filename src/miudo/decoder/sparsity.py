@@ -22,11 +22,12 @@ from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ModelFileError
 from miudo.formats.zeros import declared
 from miudo.records import Record
+from miudo.tensors import Weights
 
 __all__ = ["Masks", "masks_to_keep"]
 
-_CLEARLY = 0.05
-"""A share of zeros that no training leaves by itself."""
+_CLEARLY = 0.25
+"""A share of zeros that no training leaves, nor 4 bits once they are numbers again (about 0.1)."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,19 @@ class Masks:
 
 
 def masks_to_keep(
-    decoder: Decoder, record: Record | None, *, keep: bool | None = None, where: object = None
+    decoder: Decoder,
+    record: Record | None,
+    *,
+    weights: Weights | None = None,
+    keep: bool | None = None,
+    where: object = None,
 ) -> Masks | None:
     """Returns the zeros that whoever trains on must keep, None where there are none.
 
     `keep` None goes by the record, and raises CheckFailedError where it and the weights disagree:
     fewer zeros than it names, or a sparse model that it does not know as one. True takes the
-    weights' zeros as they are; False keeps none.
+    weights' zeros as they are; False keeps none. `weights` are those of the file: what lies in
+    blocks there has zeros by rounding, which make no model sparse.
     """
     if keep is False:
         return None
@@ -108,11 +115,12 @@ def masks_to_keep(
                     remedy="Say whether the zeros that are left stay: --keep-zeros, --free-zeros",
                 )
         return masks
-    scattered = sum(_scattered(weight == 0) for _, weight in _matrices(decoder))
-    weights = sum(weight.numel() for _, weight in _matrices(decoder))
-    if scattered > _CLEARLY * weights:
+    plain = [w for n, w in _matrices(decoder) if weights is None or weights[n].dtype.block == 1]
+    scattered = sum(_scattered(weight == 0) for weight in plain)
+    size = sum(weight.numel() for weight in plain)
+    if scattered > _CLEARLY * size:
         raise CheckFailedError(
-            f"{scattered} of {weights} weights are zero, and no record says that it was pruned",
+            f"{scattered} of {size} weights are zero, and no record says that it was pruned",
             where=where,
             remedy="Say whether the zeros are to stay: --keep-zeros, --free-zeros",
         )

@@ -22,10 +22,10 @@ from miudo.tensors import StoredTensor, Weights, tensor_table
 __all__ = ["paddings"]
 
 _Bytes = npt.NDArray[np.uint8]
-Padded = tuple[ModelConfig, Weights, tuple[str, ...]]
+_Padded = tuple[ModelConfig, Weights, tuple[str, ...]]
 
 
-def paddings(config: ModelConfig, weights: Weights) -> Iterator[Padded]:
+def paddings(config: ModelConfig, weights: Weights) -> Iterator[_Padded]:
     """Yields forms of a model, each with its notes, from itself to the most padded one.
 
     Wider d_ff: the added columns of `down` are zero. More heads: the added columns of `o` are. So
@@ -33,7 +33,7 @@ def paddings(config: ModelConfig, weights: Weights) -> Iterator[Padded]:
     the layer with most has, then as many as make d_model together, which some families want.
     """
     yield config, weights, ()
-    form: Padded = config, weights, ()
+    form: _Padded = config, weights, ()
     for wider in (_even_widths, _even_heads, _heads_of_d_model):
         found = wider(form[0], form[1])
         if found is not None:
@@ -41,7 +41,7 @@ def paddings(config: ModelConfig, weights: Weights) -> Iterator[Padded]:
             yield form
 
 
-def _even_widths(config: ModelConfig, weights: Weights) -> Padded | None:
+def _even_widths(config: ModelConfig, weights: Weights) -> _Padded | None:
     widths = [layer.d_ff for layer in config.layers]
     if len(set(widths)) == 1:
         return None
@@ -55,18 +55,18 @@ def _even_widths(config: ModelConfig, weights: Weights) -> Padded | None:
     return wide, padded, (f"{narrow} layers padded with zeros to d_ff {widest}",)
 
 
-def _even_heads(config: ModelConfig, weights: Weights) -> Padded | None:
+def _even_heads(config: ModelConfig, weights: Weights) -> _Padded | None:
     groups = max(layer.n_kv_heads for layer in config.layers)
     return _with_heads(config, weights, groups)
 
 
-def _heads_of_d_model(config: ModelConfig, weights: Weights) -> Padded | None:
+def _heads_of_d_model(config: ModelConfig, weights: Weights) -> _Padded | None:
     if any(c.n_heads != c.n_kv_heads or config.d_model % c.head_dim for c in config.layers):
         return None
     return _with_heads(config, weights, config.d_model // config.layers[0].head_dim)
 
 
-def _with_heads(config: ModelConfig, weights: Weights, groups: int) -> Padded | None:
+def _with_heads(config: ModelConfig, weights: Weights, groups: int) -> _Padded | None:
     """Every layer with `groups` key-value heads of as many query heads as the most has."""
     size = max(c.n_heads // c.n_kv_heads for c in config.layers)
     short = [c for c in config.layers if (c.n_kv_heads, c.n_heads) != (groups, groups * size)]

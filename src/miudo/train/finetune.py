@@ -118,7 +118,10 @@ def _masks(job: FinetuneJob, base: Opened) -> Masks | None:
     """The zeros to keep; beside side paths the weights do not move, and nothing is to be kept."""
     if job.lora is not None:
         return None
-    return masks_to_keep(base.decoder, base.file.record, keep=job.keep_zeros, where=job.model)
+    file = base.file
+    return masks_to_keep(
+        base.decoder, file.record, weights=file.weights, keep=job.keep_zeros, where=job.model
+    )
 
 
 def _record(job: FinetuneJob, base: Opened, lesson: Lesson) -> Record:

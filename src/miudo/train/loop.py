@@ -20,7 +20,7 @@ import torch
 
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import Masks
-from miudo.errors import ConfigError, DataError, TrainingError
+from miudo.errors import TrainingError
 from miudo.records import Measurement
 from miudo.report import loss_plot
 from miudo.train.checkpoint import load_checkpoint, prune, save_checkpoint
@@ -34,7 +34,7 @@ from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
 from miudo.train.speed import kept_threads, planned_steps, run_conditions
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
-from miudo.train.stepper import StandIn, Stepper, StepResult, Tokens
+from miudo.train.stepper import StandIn, Stepper, StepResult, Tokens, check_trainable
 from miudo.train.timing import decide
 
 __all__ = ["FitResult", "Sampler", "fit"]
@@ -113,7 +113,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     checkpoint, ResourceError for too little memory or disk, StoppedError (a
     KeyboardInterrupt) after SIGINT or SIGTERM, with the state saved.
     """
-    _check(decoder, data, settings)
+    check_trainable(decoder, data, settings)
     decoder.to(device_of(settings))
     with ExitStack() as stack:
         folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
@@ -220,7 +220,7 @@ class _Run:
             elapsed_s=self.counters.elapsed_s,
             bad_steps=self.counters.bad_steps,
             plan=plan,
-            zeros={} if self.stepper.masks is None else self.stepper.masks.zeros(),
+            zeros=self.stepper.zeros,
         )
 
     def _count(self, result: StepResult) -> None:
@@ -285,9 +285,6 @@ class _Run:
         return found
 
     def _save(self, plan: Plan) -> None:
-        if self.stepper.masks is not None:
-            at = f"step {self.counters.step}"
-            self.stepper.masks.check(self.stepper.optimizers.named, where=at)
         self.counters.elapsed_s = self._elapsed()
         state = capture_state(self.stepper, plan, self.counters)
         save_checkpoint(self.folder.checkpoints, self.counters.step, state)
@@ -295,19 +292,3 @@ class _Run:
 
     def _elapsed(self) -> float:
         return self._before_s + time.perf_counter() - self._started
-
-
-def _check(decoder: Decoder, data: Tokens, settings: FitSettings) -> None:
-    positions = decoder.config.max_positions
-    if settings.length > positions:
-        raise ConfigError(
-            f"length is {settings.length}, the model has {positions} positions",
-            remedy=f"Give --length {positions} or less",
-        )
-    blocks = data.n_blocks(settings.length)
-    if blocks < settings.batch_size:
-        raise DataError(
-            f"{blocks} blocks of {settings.length} tokens are fewer than one batch of "
-            f"{settings.batch_size}",
-            remedy="Give more text, or a smaller --batch-size or --length",
-        )

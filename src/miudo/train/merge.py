@@ -67,7 +67,9 @@ def merge_adapter(
         where=adapter,
     )
     learned = adapter_record(adapter)
-    masks = masks_to_keep(base.decoder, base.file.record, keep=keep_zeros, where=model)
+    masks = masks_to_keep(
+        base.decoder, base.file.record, weights=base.file.weights, keep=keep_zeros, where=model
+    )
     decoder = merge(apply_adapter(base.decoder, found, where=adapter), keep_zeros=masks is not None)
     if masks is not None:
         masks.check(dict(decoder.named_parameters()), where=out)

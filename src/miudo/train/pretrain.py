@@ -30,6 +30,7 @@ from miudo.errors import CheckpointError, ConfigError, MissingError
 from miudo.families import for_config
 from miudo.families.family import Family
 from miudo.files import open_regular, sha256_file, write_json
+from miudo.formats import open_model
 from miudo.formats.hf import write_folder
 from miudo.formats.model_file import ModelFile
 from miudo.formats.zeros import sparse_settings
@@ -256,7 +257,11 @@ def _run(
     if order.start is not None and not (going_on and checkpoint_steps(folder.checkpoints)):
         decoder = order.start.decoder()
         masks = masks_to_keep(
-            decoder, order.start.record, keep=order.keep_zeros, where=order.start.path
+            decoder,
+            order.start.record,
+            weights=open_model(order.start.path).weights,
+            keep=order.keep_zeros,
+            where=order.start.path,
         )
     else:
         decoder = Decoder(config)

@@ -49,8 +49,11 @@ class Counters:
 def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoint:
     """Returns all that the next step hangs on; tensors are shared, not copied.
 
-    Frozen weights are not in it: whoever resumes brings them.
+    Frozen weights are not in it: whoever resumes brings them. Raises CheckFailedError where a
+    pruned weight is no longer zero.
     """
+    if stepper.masks is not None:
+        stepper.masks.check(stepper.optimizers.named, where=f"step {counters.step}")
     return Checkpoint(
         weights=stepper.weights(),
         optimizer=stepper.optimizers.tensors(),
@@ -61,7 +64,7 @@ def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoin
             "settings": stepper.settings.to_json(),
             "config": stepper.decoder.config.to_json(),
             "data": stepper.data.sha256,
-            "sparse": {} if stepper.masks is None else stepper.masks.zeros(),
+            "sparse": stepper.zeros,
         },
     )
 
@@ -100,8 +103,7 @@ def _restore_masks(stepper: Stepper, sparse: Mapping[str, int], where: object) -
     for name, zeros in sparse.items():
         if found[name] < zeros:
             raise CheckpointError(f"{name} has {found[name]} zeros, not {zeros}", where=where)
-    given = {} if stepper.masks is None else stepper.masks.zeros()
-    if given and set(given) != set(sparse):
+    if stepper.masks is not None and set(stepper.zeros) != set(sparse):
         raise UsageError(
             "the run keeps other zeros than those asked for",
             where=where,

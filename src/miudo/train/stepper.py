@@ -22,13 +22,21 @@ from torch import Tensor, nn
 
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import Masks
-from miudo.errors import DataError, ResourceError, TrainingError
+from miudo.errors import ConfigError, DataError, ResourceError, TrainingError
 from miudo.train.loss import Learning, Loss, Marks, Scheduled, compiled
 from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
 from miudo.train.settings import FitSettings, Precision
 
-__all__ = ["MarkedTokens", "StandIn", "StepResult", "Stepper", "Tokens", "loss_of"]
+__all__ = [
+    "MarkedTokens",
+    "StandIn",
+    "StepResult",
+    "Stepper",
+    "Tokens",
+    "check_trainable",
+    "loss_of",
+]
 
 
 _MarkArrays = tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]
@@ -143,6 +151,11 @@ class Stepper:
         kept = {f"loss.{name}": buffer for name, buffer in self.beside.named_buffers()}
         return {**self.optimizers.named, **kept}
 
+    @property
+    def zeros(self) -> dict[str, int]:
+        """How many weights of each sparse matrix are kept at zero."""
+        return {} if self.masks is None else self.masks.zeros()
+
     def take(self, step: int, plan: Plan) -> StepResult:
         """Takes `step` (from 0). Raises TrainingError where weights are no longer finite."""
         try:
@@ -232,6 +245,23 @@ class Stepper:
                 remedy="Pack the text with the model's own tokenizer",
             )
         return torch.from_numpy(ids).to(self.device)
+
+
+def check_trainable(decoder: Decoder, data: Tokens, settings: FitSettings) -> None:
+    """Raises ConfigError for rows longer than the model, DataError for less than one batch."""
+    positions = decoder.config.max_positions
+    if settings.length > positions:
+        raise ConfigError(
+            f"length is {settings.length}, the model has {positions} positions",
+            remedy=f"Give --length {positions} or less",
+        )
+    blocks = data.n_blocks(settings.length)
+    if blocks < settings.batch_size:
+        raise DataError(
+            f"{blocks} blocks of {settings.length} tokens are fewer than one batch of "
+            f"{settings.batch_size}",
+            remedy="Give more text, or a smaller --batch-size or --length",
+        )
 
 
 def loss_of(

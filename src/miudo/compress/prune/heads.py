@@ -102,7 +102,7 @@ class HeadPruning:
                     where=f"layers.{i}.attn.o",
                     remedy="Check that the model is trained and the text is its kind of text",
                 )
-        scores = tuple(meter.energy.sqrt().numpy() for meter in meters)
+        scores = tuple(meter.energy.clamp(min=0.0).sqrt().numpy() for meter in meters)
         return HeadStatistics(scores, tuple(meter.normed() for meter in meters), tokens)
 
     def apply(
@@ -163,8 +163,10 @@ class _Meter:
 
     def __init__(self, block: Block, score: HeadScore) -> None:
         self.layer, self.o, self.score = block.attn.layer, block.attn.o, score
-        self.energy = torch.zeros(self.layer.n_heads, dtype=torch.float64)  # H
+        heads, size = self.layer.n_heads, self.layer.v_head_dim
         self.tokens = 0
+        self._means = torch.zeros(heads, dtype=torch.float64)  # H
+        self._outer = torch.zeros(heads, size, size, dtype=torch.float64)  # H V V
         self._sums: dict[str, Tensor] = {}
         self._handles = [self.o.register_forward_pre_hook(self._see)]
         if getattr(block.attn, "whole", False):
@@ -174,17 +176,21 @@ class _Meter:
                     norm.register_forward_pre_hook(lambda _, a, n=name: self._see_normed(n, a[0]))
                 )
 
-    def _see(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        mixed = arguments[0].detach()  # B T H*V
-        shape = (self.layer.n_heads, self.layer.v_head_dim)
-        heads = mixed.double().reshape(*mixed.shape[:-1], *shape)  # B T H V
+    @property
+    def energy(self) -> Tensor:
+        """The squares of the heads' scores [H]."""
         if self.score is HeadScore.ACTIVATION:
-            self.energy += heads.norm(dim=-1).mean(dim=1).square().sum(dim=0)
-        else:
-            columns = self.o.weight.detach().double()  # D H*V
-            columns = columns.reshape(len(columns), *shape)  # D H V
-            added = torch.einsum("bthv,dhv->bthd", heads, columns)
-            self.energy += added.square().sum(dim=(0, 1, 3))
+            return self._means
+        columns = self.o.weight.detach().double()
+        columns = columns.reshape(len(columns), *self._outer.shape[:2]).transpose(0, 1)  # H D V
+        return ((columns @ self._outer) * columns).sum(dim=(1, 2))
+
+    def _see(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        mixed = arguments[0].detach().double()  # B T H*V
+        heads = mixed.reshape(*mixed.shape[:-1], *self._outer.shape[:2])  # B T H V
+        self._means += heads.norm(dim=-1).mean(dim=1).square().sum(dim=0)
+        rows = heads.flatten(0, 1).transpose(0, 1)  # H N V
+        self._outer += rows.transpose(1, 2) @ rows
         self.tokens += mixed.shape[0] * mixed.shape[1]
 
     def _see_normed(self, name: str, x: Tensor) -> None:
