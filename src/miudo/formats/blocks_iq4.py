@@ -1,7 +1,7 @@
 """Blocks of 4-bit numbers that are places in a table: IQ4_NL in 32 values, IQ4_XS in 256.
 
 For: weights as trained models have them, many small and few large: the table is finer about 0.
-Not for: evenly spread numbers (Q4_0 and Q4_K are as good and read faster).
+Not for: pruned weights: no level is 0 (Q4_0 has one).
 Read next: `miudo.formats.blocks`.
 
 Table and layout are llama.cpp's; scales are searched as for blocks of 256.

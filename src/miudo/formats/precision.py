@@ -16,16 +16,16 @@ from miudo.formats.blocks import check_writable, is_finite, largest, recode
 from miudo.formats.derived import DerivedTensor, drop_pages
 from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
 
-__all__ = ["converted", "held_as", "stored_dtype", "type_notes"]
+__all__ = ["SHORTER_BLOCKS", "converted", "held_as", "stored_dtype", "type_notes"]
 
 _LARGEST_F16 = 65504.0
 _LAYER = re.compile(r"layers\.(\d+)\.")
-# Where rows are no whole blocks of 256: a larger type of 32, as llama.cpp chooses.
-_SHORTER_BLOCKS = {
+SHORTER_BLOCKS = {
     DType.Q2_K: DType.IQ4_NL, DType.Q3_K: DType.IQ4_NL, DType.Q4_K: DType.Q5_0,
     DType.Q5_K: DType.Q5_1, DType.Q6_K: DType.Q8_0, DType.IQ4_XS: DType.IQ4_NL,
     DType.TQ1_0: DType.Q4_0, DType.TQ2_0: DType.Q4_0,
 }  # fmt: skip
+"""Where rows are no whole blocks of 256: a larger type of 32, as llama.cpp chooses."""
 
 
 def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple[DType, str]:
@@ -41,7 +41,7 @@ def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple
     if wanted.block > 1 and spec.lowest.block == 1:
         dtype, why = DType.F16, f"a {spec.role} table does not tolerate {wanted}"
     elif not wanted.fits(spec.shape):
-        shorter = _SHORTER_BLOCKS.get(wanted, DType.F16)
+        shorter = SHORTER_BLOCKS.get(wanted, DType.F16)
         dtype = shorter if shorter.fits(spec.shape) else DType.F16
         why = f"rows of {spec.shape[-1]} are no whole blocks of {wanted.block}"
     # An F16 tensor would become infinite, and one such value leaves nothing of the rest of its

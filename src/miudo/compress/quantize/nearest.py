@@ -1,4 +1,4 @@
-"""Round-to-nearest weights: 4 to 8 bits in the blocks of GGUF, without calibration data.
+"""Round-to-nearest weights: 2 to 8 bits in the blocks of GGUF, without calibration data.
 
 For: a file a little over a quarter (Q8_0) or an eighth (Q4_0, Q4_K) of float32's size.
 Not for: keeping more of the quality at few bits, which takes data or training.
@@ -26,9 +26,9 @@ __all__ = ["NearestRounding"]
 class NearestRounding:
     """Stores matrices as `dtype`, those that do not fit as `precision.stored_dtype` says.
 
-    The rounding is llama.cpp's: Q8_0 holds per 32 values of a row one float16 scale and 32
-    signed bytes, 8.5 bits a weight; Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6, and in blocks of 256
-    Q4_K 4.5 and Q6_K 6.56. Q4_1, Q5_1 and Q4_K have offsets: zeros do not stay exactly zero.
+    Q8_0 holds per 32 values of a row one float16 scale and 32 signed bytes, 8.5 bits a weight;
+    docs/block-types.md has the others' bits, errors, and which keep zeros exactly zero. Scales
+    are llama.cpp's or, where they are searched for, of no larger error.
     Raises ConfigError for a type without a rounding rule.
     """
 
