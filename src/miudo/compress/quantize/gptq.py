@@ -57,11 +57,11 @@ def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray
 
     def fix(j: int, columns: Tensor) -> Tensor:
         at = int(order[j])
-        column = grid[:, at]
-        chosen = column.nearest(columns[:, 0].numpy().astype(np.float32))
+        column = grid[:, at : at + 1]  # O 1
+        chosen = column.nearest(columns[:, :1].numpy().astype(np.float32))[:, 0]
         chosen[held[:, j]] = zero
         codes[:, at] = chosen
-        return torch.from_numpy(column.values(chosen)).double()
+        return torch.from_numpy(column.values(chosen[:, None])[:, 0]).double()
 
     compensate(weight.double()[:, order], factor, fix)
     return codes

@@ -130,7 +130,8 @@ def learn_block(
         i = step % len(station.inputs)
         with torch.enable_grad():
             out = station.run(station.inputs[i], i, weights())
-            (out - target[i]).square().mean().backward()
+            loss = (out - target[i]).square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
         for matrix in learned.values():
             matrix.move((1 - step / steps) / steps)
         if (step + 1) % max(1, steps // _LOOKS) == 0 or step + 1 == steps:
