@@ -29,7 +29,7 @@ from miudo.formats.model_file import ModelFile
 from miudo.formats.zeros import carried
 from miudo.meter import Meter
 from miudo.records import Artefact, Record, shared_licence
-from miudo.tensors import DType, StoredTensor
+from miudo.tensors import DType, Weights
 from miudo.train.artefact import Opened, open_decoder, text_data
 from miudo.train.progress import Progress, Silent
 
@@ -52,7 +52,7 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
     refuse_inputs(job.out, job.model)
     opened = open_decoder(job.model, "model")
     batches, artefacts, parents = _calibration(job, opened, progress or Silent())
-    decoder, notes = opened.decoder, ()
+    decoder, notes = opened.decoder, tuple[str, ...]()
     with Meter() as meter:
         if job.rotation_seed is not None:
             turned = rotate(decoder, job.rotation_seed)
@@ -151,6 +151,6 @@ def _description_bytes(opened: Opened) -> int:
     return size - sum(t.dtype.size_bytes(t.shape) for t in stored.values()) + 32 * len(stored)
 
 
-def _trial(opened: Opened, stored: dict[str, StoredTensor]) -> ModelFile:
+def _trial(opened: Opened, stored: Weights) -> ModelFile:
     record = Record(verb="quantize", name="trial", parents=opened.parents)
     return dataclasses.replace(opened.file, weights=stored, record=record, path=None)

@@ -32,7 +32,7 @@ from miudo.formats.block_codec import FloatArray
 from miudo.formats.blocks import encode, to_f32
 from miudo.tensors import DType, Weights
 
-__all__ = ["ImportanceRounding"]
+__all__ = ["Importance", "ImportanceRounding"]
 
 Importance = Mapping[str, FloatArray]
 """A matrix's name to the mean square of each of its inputs [I], a table's to its like."""

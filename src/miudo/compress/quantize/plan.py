@@ -33,7 +33,6 @@ __all__ = [
     "Calibration",
     "Plan",
     "Rule",
-    "Statistics",
     "calibrated",
     "check_calibrated",
     "check_enum",

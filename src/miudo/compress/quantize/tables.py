@@ -37,7 +37,7 @@ def table_gram(decoder: Decoder, batches: Iterable[Tensor], seed: int = 0) -> Gr
     generator = torch.Generator().manual_seed(seed)
     tokens = 0
     for ids in batches:
-        for row in ids.split(1):  # logits [T, V] of one row at a time
+        for row in ids[:, None]:  # logits [T, V] of one row at a time
             tokens += row.numel()
             gradient, hidden, spread = _uses(decoder, row, generator)
             gram.add(gradient)
@@ -66,11 +66,9 @@ def _uses(
             log_p = decoder.logits(hidden).log_softmax(-1)  # T V
             p = log_p.detach().exp()
             drawn = torch.multinomial(p, 1, generator=generator)  # T 1
-            log_p.gather(-1, drawn).sum().neg().backward(inputs=embedded)
+            (gradient,) = torch.autograd.grad(log_p.gather(-1, drawn).sum(), embedded)
     finally:
         handle.remove()
-    gradient = embedded[0].grad
-    assert gradient is not None  # noqa: S101 - backward was told to leave it
     return gradient[0], hidden.detach(), 1 - p.square().sum(-1)
 
 
