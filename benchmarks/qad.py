@@ -213,7 +213,7 @@ def measured(parent: Decoder, made: Decoder, options: argparse.Namespace) -> dic
     teacher = Decoder.from_weights(parent.config, parent.to_weights())
     loss = DistillLoss([teacher], made.config, DistillSettings((ResponseTerm(), TextTerm())))
     sums = np.zeros(2)
-    for ids in torch.from_numpy(blocks).split(ROWS):
+    for ids in torch.split(torch.from_numpy(blocks), ROWS):
         parts = loss(made, ids)[1]
         sums += np.array([parts["forward_kl"], parts["cross_entropy"]]) * len(ids)
     kl, cross_entropy = (sums / count).tolist()

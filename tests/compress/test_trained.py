@@ -143,10 +143,11 @@ def test_a_sparse_model_gets_no_type_without_a_zero(dtype: DType) -> None:
         rounded.check_keeps(Masks.of(decoder))
 
 
-@pytest.mark.parametrize("where", ["dtype", "tables"])
-def test_a_type_that_training_cannot_round_to_is_refused(where: str) -> None:
-    with pytest.raises(ConfigError, match=f"{where} is MXFP4.*Known are"):
-        TrainedRounding(**{where: DType.MXFP4})
+def test_a_type_that_training_cannot_round_to_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dtype is MXFP4.*Known are"):
+        TrainedRounding(DType.MXFP4)
+    with pytest.raises(ConfigError, match=r"tables is MXFP4.*Known are"):
+        TrainedRounding(tables=DType.MXFP4)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +192,7 @@ def test_distill_writes_a_file_that_runs_as_it_was_trained(work: Path, tmp_path:
     engine = NativeEngine(file, activations="float")
     work_item = SeqWork(conversation=engine.open(), ids=ids, want=Want.ALL_LOGITS)
     logits = engine.step([work_item])[0].logits
+    assert logits is not None
     twin = Decoder.from_weights(file.config, file.weights)
     with torch.no_grad():
         expected = twin.logits(twin(torch.tensor([ids])))[0].numpy()

@@ -162,7 +162,7 @@ def mean_kl(teacher: Decoder, student: Decoder, text: Tokens, length: int) -> fl
     there = text.n_blocks(length)
     count = max(1, min(there, _MEASURED_TOKENS // length))
     blocks = np.stack([text.block(i * there // count, length) for i in range(count)])
-    parts = torch.from_numpy(blocks).split(_ROWS)
+    parts = torch.split(torch.from_numpy(blocks), _ROWS)
     sums = [float(loss(student, ids)[0]) * len(ids) for ids in parts]
     return sum(sums) / count
 
