@@ -76,7 +76,7 @@ def run_distill(
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
     models = [teacher, *more, *(() if start is None else (start,))]
-    masks, rounding = None, _rounding(job, student)
+    masks, rounding = None, _rounding(job, student, start)
     # A student that is neither the start nor the teacher itself has weights of its own.
     itself = rounding is not None and job.student is None and not job.student_layers
     if start is not None or itself:
@@ -267,7 +267,7 @@ def _asked(
     return dataclasses.replace(lesson, loss=loss)
 
 
-def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
+def _rounding(job: DistillJob, student: Decoder, start: Opened | None) -> RoundedStudent | None:
     if job.dtype is None:
         if job.tables is not None:
             raise ConfigError("tables has a type, the matrices have none", remedy="Give --dtype")
@@ -278,7 +278,8 @@ def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
             where="--dtype, --cross",
             remedy="Distil first, then distil from the result with --dtype",
         )
-    return RoundedStudent(student, job.dtype, job.tables or job.dtype)
+    held = None if start is None else start.file.weights
+    return RoundedStudent(student, job.dtype, job.tables or job.dtype, held)
 
 
 def _write_rounded(
