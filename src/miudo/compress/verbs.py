@@ -89,6 +89,10 @@ def run_distill(
         lesson = _lesson(data, job.fit, job.loss)
         with Meter() as meter:
             lesson = _asked(job, [teacher, *more], student, data, lesson, progress)
+            taught: list[Measurement] = []
+            if isinstance(job.way, Cached):  # it has said all: its memory is the student's now
+                taught = _teachers_loss(teacher.decoder, lesson)
+                teacher.decoder.to("meta")
             result = distill(
                 [opened.decoder for opened in (teacher, *more)],
                 student,
@@ -100,7 +104,7 @@ def run_distill(
             )
         found = [*_counts(teacher.decoder, student), *result.measurements(job.fit)]
         if pattern is teacher:  # another tokenizer's loss a token is no number to compare with
-            found += _teachers_loss(teacher.decoder, lesson)
+            found += taught or _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
             record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
         )
