@@ -60,7 +60,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(work: Path, out: Path, way: Way, **rest: object) -> DistillJob:
+def job(work: Path, out: Path, way: Way, **rest: Any) -> DistillJob:
     data = "other-data" if isinstance(way, CrossSettings) else "teacher-data"
     made = DistillJob(work / "teacher", (str(work / data),), out, FIT, student=0.5, way=way)
     if isinstance(way, CrossSettings):
