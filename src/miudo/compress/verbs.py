@@ -20,16 +20,9 @@ from typing import Any
 from miudo.compress.catalogue import method_to_json
 from miudo.compress.distill.cross import CrossSettings
 from miudo.compress.distill.lesson import Lesson, distill
-from miudo.compress.distill.onpolicy import OnPolicySettings
 from miudo.compress.distill.student import scaled
 from miudo.compress.distill.terms import DistillSettings
-from miudo.compress.distill.ways import (
-    Cached,
-    cached_lesson,
-    crossing_loss,
-    own_text_loss,
-    way_to_json,
-)
+from miudo.compress.distill.ways import Cached, lesson_by, way_to_json
 from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
 from miudo.compress.method import report_measurements
 from miudo.compress.prune.depth import with_layers
@@ -88,7 +81,10 @@ def run_distill(
         check_order(folder, _order(job, record), resume=resume)
         lesson = _lesson(data, job.fit, job.loss)
         with Meter() as meter:
-            lesson = _asked(job, [teacher, *more], student, data, lesson, progress)
+            layers = job.student_layers or None
+            if job.way is not None:
+                everyone = [teacher, *more]
+                lesson = lesson_by(job.way, everyone, student, data, lesson, layers, progress)
             taught: list[Measurement] = []
             if isinstance(job.way, Cached):  # it has said all: its memory is the student's now
                 taught = _teachers_loss(teacher.decoder, lesson)
@@ -98,7 +94,7 @@ def run_distill(
                 student,
                 lesson,
                 folder,
-                surviving=job.student_layers or None,
+                surviving=layers,
                 progress=progress,
                 resume=resume,
             )
@@ -230,35 +226,6 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
     student = Decoder(student_config(job.student, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
-
-
-def _asked(
-    job: DistillJob,
-    teachers: Sequence[Opened],
-    student: Decoder,
-    data: DataSet,
-    lesson: Lesson,
-    progress: Progress,
-) -> Lesson:
-    """Returns the lesson with the loss, and perhaps the batches, of the job's way."""
-    way = job.way
-    if isinstance(way, OnPolicySettings):
-        known = min(data.tokenizer().vocab_size, student.config.vocab_size)
-        decoders = [opened.decoder for opened in teachers]
-        layers = job.student_layers or None
-        loss = own_text_loss(
-            way, decoders, student, job.loss, job.fit, n_ids=known, surviving=layers
-        )
-        return dataclasses.replace(lesson, loss=loss)
-    if way is None:
-        return lesson
-    if len(teachers) > 1:
-        raise UsageError("takes one teacher", where="--cache, --cross")
-    if isinstance(way, Cached):
-        loss, blocks = cached_lesson(way, teachers[0], job.loss, data, job.fit, progress)
-        return dataclasses.replace(lesson, loss=loss, data=blocks)
-    loss = crossing_loss(way, teachers[0], data.tokenizer(), data.end_id)
-    return dataclasses.replace(lesson, loss=loss)
 
 
 def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:
