@@ -247,6 +247,7 @@ def test_a_student_learns_as_from_the_teacher_itself(
     losses: dict[str, Loss] = {"teacher": Dense(teacher, near)}
     kinds: dict[str, TopCodes | DrawCodes] = {"top": TopCodes(12)}
     kinds["draws"] = DrawCodes(40, temperature=2.0)
+    kinds["filled"] = TopCodes(8, draws=12)
     for name, codes in kinds.items():
         cache = make_cache(tmp_path / name, plan_of(data, codes), teacher, data)
         losses[name] = CachedLoss(cache, near)
@@ -259,6 +260,7 @@ def test_a_student_learns_as_from_the_teacher_itself(
     assert left["teacher"] < 0.85 * before
     assert left["top"] == pytest.approx(left["teacher"], rel=0.01)
     assert left["draws"] == pytest.approx(left["teacher"], rel=0.03)
+    assert left["filled"] == pytest.approx(left["teacher"], rel=0.02)
 
 
 def test_every_epoch_shows_every_block_in_another_order() -> None:

@@ -72,9 +72,9 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("draws", [0, 20])
+@pytest.mark.parametrize(("k", "draws"), [(8, 0), (0, 20), (4, 6)])
 def test_a_cache_is_made_once_and_learned_from_again(
-    work: Path, tmp_path: Path, draws: int, monkeypatch: pytest.MonkeyPatch
+    work: Path, tmp_path: Path, k: int, draws: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places: list[str] = []
 
@@ -83,7 +83,7 @@ def test_a_cache_is_made_once_and_learned_from_again(
         return distill(teachers, *rest, **more)
 
     monkeypatch.setattr("miudo.compress.verbs.distill", watched)
-    way = Cached(tmp_path / "cache", k=8, draws=draws, shard_blocks=10)
+    way = Cached(tmp_path / "cache", k=k, draws=draws, shard_blocks=10)
     first = run_distill(job(work, tmp_path / "a", way))
     shards = sorted((tmp_path / "cache").glob("shard-*"))
     before = [path.stat().st_mtime_ns for path in shards]

@@ -51,7 +51,8 @@ __all__ = [
 class Cached:
     """The teacher's answers lie in `folder`; what is missing there is asked first.
 
-    `draws` 0 keeps the `k` most probable ids of each token, else so many drawn ones.
+    Of each token the `k` most probable ids are kept, and `draws` ids drawn from the rest; with k 0
+    from all.
     `shard_blocks` blocks go into one file. Raises ConfigError for a value out of range.
     """
 
@@ -68,9 +69,9 @@ class Cached:
 
     def codes(self, temperature: float) -> TopCodes | DrawCodes:
         """Returns what is kept of a token, for a loss at `temperature`."""
-        if self.draws:
+        if self.k == 0:
             return DrawCodes(self.draws, temperature, self.seed)
-        return TopCodes(self.k, temperature)
+        return TopCodes(self.k, temperature, self.draws, self.seed)
 
 
 Way = Cached | OnPolicySettings | CrossSettings
