@@ -65,7 +65,8 @@ class Coarse:
     def to(self, device: torch.device) -> Coarse:
         """Returns the same on `device`."""
         drawn = None if self.drawn is None else self.drawn.to(device)
-        return Coarse(*(x.to(device) for x in (self.ids, self.logprobs, self.rest)), drawn)
+        ids, logprobs, rest = (x.to(device) for x in (self.ids, self.logprobs, self.rest))
+        return Coarse(ids, logprobs, rest, drawn)
 
 
 @dataclass(frozen=True, slots=True)
