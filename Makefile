@@ -60,6 +60,7 @@ format: $(VENV)/.test
 	$(bin)/ruff format src tests benchmarks scripts conftest.py
 
 docs: $(VENV)/.test
+	$(bin)/python scripts/block_types.py
 	$(bin)/python scripts/cli_reference.py
 	$(bin)/python scripts/preset_table.py
 	$(bin)/python scripts/reading_order.py

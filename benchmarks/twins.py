@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from miudo.compress.distill.divergence import Divergence
-from miudo.compress.distill.terms import DistillSettings
+from miudo.compress.distill.terms import DistillSettings, LayerMap
 from miudo.compress.jobs import DistillJob
 from miudo.compress.verbs import run_distill, student_config
 from miudo.data.pack import PackSettings
@@ -75,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--loss", type=Divergence, default=Divergence.FORWARD_KL)
+    parser.add_argument("--features", type=LayerMap, help="hidden states too, in the first half")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     return parser.parse_args()
@@ -144,7 +145,12 @@ def distilled(
             out=folder,
             fit=settings,
             student=given.ratio,
-            loss=DistillSettings.of(given.loss, temperature=given.temperature, alpha=given.alpha),
+            loss=DistillSettings.of(
+                given.loss,
+                temperature=given.temperature,
+                alpha=given.alpha,
+                features=given.features,
+            ),
         )
         run_distill(job, Lines(), resume=(folder / "checkpoints").exists())
     return folder / "model"
@@ -214,6 +220,7 @@ def report(
         "language": given.language,
         "tokens": given.tokens,
         "loss": given.loss,
+        "features": given.features,
         "temperature": given.temperature,
         "alpha": given.alpha,
         "teacher": of_teacher,

@@ -11,6 +11,7 @@
 
 #include "core/door.h"
 #include "core/engine.h"
+#include "kernels/sparse.h"
 #include "model/linear.h"
 #include "probe/probe.h"
 #include "util/philox.h"
@@ -54,7 +55,7 @@ DType dtype_of(const miudo_dtype& type) {
   std::int32_t value;
   static_assert(sizeof(value) == sizeof(type));
   std::memcpy(&value, &type, sizeof(value));
-  return choice<DType>(value, kDTypes, "tensor type");
+  return choice<DType>(value, kDTypes + kSparseTypes, "tensor type");
 }
 
 const ProbeLoops& loops_of(const char* isa) {
@@ -280,10 +281,12 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     const std::size_t r = miudo::size_of(rows, "rows"), k = miudo::size_of(cols, "cols");
     const bool known = r >= 1 && k >= 1 && r <= (1u << 24) && k <= (1u << 24);
     // No bytes at all are what rows of no whole blocks would have.
-    if (!known || size_bytes == 0 || size_bytes != miudo::stored_bytes(dtype, r, k)) {
+    const auto* given = static_cast<const std::uint8_t*>(bytes);
+    if (!known || size_bytes == 0 ||
+        size_bytes != miudo::wanted_bytes(dtype, r, k, given, size_bytes)) {
       fail(Code::kModelFile, "rows, cols and bytes do not fit together");
     }
-    const miudo::PackedMatrix weight(dtype, r, k, static_cast<const std::uint8_t*>(bytes));
+    const miudo::PackedMatrix weight(dtype, r, k, given);
     const miudo::Kernels& kernels = miudo::kernels_for(miudo::choose_isa());
     miudo::Rows in{x, k, {}, n};
     miudo::Rounded rounded;
@@ -294,6 +297,12 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
       for (std::size_t i = 0; i < n; ++i) {
         kernels.quantize(x + i * k, k, 0, k / miudo::kGroup, i, n, in.quants);
       }
+    }
+    if (miudo::is_sparse(dtype)) {
+      std::vector<std::uint8_t> space(miudo::dense_tile_bytes(dtype, k));
+      miudo::multiply_sparse(kernels, weight.view(), nullptr, in, int8, space.data(), out, r, 0,
+                             weight.tiles());
+      return;
     }
     const auto at = static_cast<std::size_t>(dtype);
     (int8 ? kernels.matmul_int8[at] : kernels.matmul_float[at])(weight.view(), nullptr, in, out, r,

@@ -52,7 +52,13 @@ typedef enum {
   MIUDO_Q6_K = 12,
   MIUDO_IQ4_NL = 13,
   MIUDO_IQ4_XS = 14,
-  MIUDO_MXFP4 = 15
+  MIUDO_MXFP4 = 15,
+  MIUDO_TQ1_0 = 16,
+  MIUDO_TQ2_0 = 17,
+  /* The last, and miudo's own: the numbers of Q4_0 and Q8_0 without the zeros, as
+   * native/kernels/sparse.h has them. For matrices of the blocks alone. */
+  MIUDO_SPARSE4 = 18,
+  MIUDO_SPARSE8 = 19
 } miudo_dtype;
 
 typedef struct {

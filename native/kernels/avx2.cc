@@ -13,6 +13,8 @@
 //
 #include "kernels/weights_inl.h"
 //
+#include "kernels/sparse_avx2.h"
+//
 #include "kernels/table_inl.h"
 
 namespace miudo {

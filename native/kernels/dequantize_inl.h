@@ -194,6 +194,34 @@ inline void decode_iq4_xs(const std::uint8_t* b, float* out) {
   }
 }
 
+// Numbers of 0 to 2, five a byte: 3^place times a byte, of which eight bits stay, is a fraction of
+// 256 whose first digit of base 3 it is.
+inline float* thirds(const std::uint8_t* q, std::size_t width, int places, float d, float* out) {
+  for (unsigned power = 1; places-- > 0; power *= 3) {
+    for (std::size_t i = 0; i < width; ++i) {
+      const unsigned digit = (q[i] * power & 255u) * 3u >> 8u;
+      *out++ = static_cast<float>(static_cast<int>(digit) - 1) * d;
+    }
+  }
+  return out;
+}
+
+inline void decode_tq1_0(const std::uint8_t* b, float* out) {
+  const float d = half_at(b + 52);
+  out = thirds(b, 32, 5, d, out);
+  out = thirds(b + 32, 16, 5, d, out);
+  thirds(b + 48, 4, 4, d, out);
+}
+
+inline void decode_tq2_0(const std::uint8_t* b, float* out) {
+  const FromZero value = from_zero(1.0f, half_at(b + 64));
+  for (std::size_t part = 0; part < 8; ++part, out += 32) {
+    for (std::size_t i = 0; i < 32; i += 8) {
+      store(out + i, value(plane(b + part / 4 * 32 + i, part % 4 * 2, 3)));
+    }
+  }
+}
+
 template <typename Decode>
 inline void each_block(BlockShape shape, const std::uint8_t* bytes, std::size_t count, float* out,
                        const Decode& decode) {
@@ -233,6 +261,10 @@ void dequantize(DType type, const std::uint8_t* bytes, std::size_t count, float*
     case DType::kIQ4_NL: return each(decode_iq4_nl);
     case DType::kIQ4_XS: return each(decode_iq4_xs);
     case DType::kMXFP4: return each(decode_mxfp4);
+    case DType::kTQ1_0: return each(decode_tq1_0);
+    case DType::kTQ2_0: return each(decode_tq2_0);
+    case DType::kSparse4:
+    case DType::kSparse8: return;  // of matrices, which PackedMatrix reads
   }
 }
 

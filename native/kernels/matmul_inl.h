@@ -88,7 +88,7 @@ constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2
 // Halves of one line come one after the other: registers hold no line for later.
 template <int kBits, int kParts>
 constexpr int quad_in_turn(int part, int step) {
-  if (kParts == 1 && kBits != 8) return step / 2 + step % 2 * 4;
+  if (kParts == 1 && kBits != 8 && kBits != 2) return step / 2 + step % 2 * 4;
   return 8 / kParts * part + step;
 }
 

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "kernels/pack.h"
+#include "kernels/sparse.h"
 // Values are widened on the lanes of any processor.
 #include "kernels/simd_portable.h"
 //
@@ -46,22 +48,59 @@ void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* o
   dequantize(type, bytes, count, out);
 }
 
-std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols) {
+std::size_t wanted_bytes(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes,
+                         std::size_t size) {
+  if (!is_sparse(type)) return stored_bytes(type, rows, cols);
+  const std::size_t head = sparse_head(rows, cols);
+  return size < head ? head : sparse_bytes(type, rows, cols, bytes);
+}
+
+std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols,
+                         const std::uint8_t* bytes) {
+  if (is_sparse(type)) return plan_sparse(type, rows, cols, bytes).size_bytes;
   return tiles_of(rows) * tile_bytes_of(type, cols);
 }
 
-PackedMatrix::PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols)
-    : view_{space, rows, cols, tile_bytes_of(type, cols), type}, space_(space) {}
+PackedMatrix::PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
+                           const std::uint8_t* bytes) {
+  plan(space, type, rows, cols, bytes);
+}
 
 PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols,
                            const std::uint8_t* bytes)
-    : own_(packed_bytes(type, rows, cols), kUnset) {
-  view_ = {own_.data(), rows, cols, tile_bytes_of(type, cols), type};
-  space_ = own_.data();
+    : own_(packed_bytes(type, rows, cols, bytes), kUnset) {
+  plan(own_.data(), type, rows, cols, bytes);
   pack(bytes, 0, tiles());
 }
 
+void PackedMatrix::plan(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
+                        const std::uint8_t* bytes) {
+  space_ = space;
+  view_.data = space;
+  view_.rows = rows;
+  view_.cols = cols;
+  view_.type = type;
+  if (!is_sparse(type)) {
+    view_.tile_bytes = tile_bytes_of(type, cols);
+    size_bytes_ = tiles() * view_.tile_bytes;
+    return;
+  }
+  const SparsePlan made = plan_sparse(type, rows, cols, bytes);
+  starts_ = Buffer<TileStart>(made.starts.size(), kUnset);
+  std::copy(made.starts.begin(), made.starts.end(), starts_.data());
+  view_.starts = starts_.data();
+  view_.pairs = made.pairs;
+  view_.tile_bytes = made.size_bytes / std::max(tiles(), std::size_t{1});
+  size_bytes_ = made.size_bytes;
+}
+
 void PackedMatrix::pack(const std::uint8_t* bytes, std::size_t begin, std::size_t end) {
+  if (is_sparse(type())) {
+    for (std::size_t tile = begin; tile < end; ++tile) {
+      pack_sparse_tile(view_, tile, bytes, space_);
+    }
+    return;
+  }
   const std::size_t row_bytes = stored_bytes(type(), 1, cols());
   for (std::size_t tile = begin; tile < end; ++tile) {
     std::uint8_t* to = space_ + tile * view_.tile_bytes;
@@ -82,6 +121,14 @@ void PackedMatrix::pack(const std::uint8_t* bytes, std::size_t begin, std::size_
 
 void PackedMatrix::read_row(std::size_t row, float* out) const {
   const std::size_t lane = row % kTileRows;
+  if (is_sparse(type())) {
+    std::vector<std::uint8_t> dense(dense_tile_bytes(type(), cols()));
+    expand_tile(view_, row / kTileRows, dense.data());
+    for (std::size_t g = 0; g < cols() / kGroup; ++g) {
+      read_group(dense_of(type()), dense.data(), g, lane, out + g * kGroup);
+    }
+    return;
+  }
   const std::uint8_t* tile = view_.data + row / kTileRows * view_.tile_bytes;
   if (!is_float(type())) {
     for (std::size_t g = 0; g < cols() / kGroup; ++g) {

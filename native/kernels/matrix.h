@@ -11,13 +11,19 @@
 
 namespace miudo {
 
-// Bytes of `rows` rows of `cols` values; 0 if cols are no whole blocks of `type`.
+// Bytes of `rows` rows of `cols` values; 0 if cols are no whole blocks of `type`, which is no
+// sparse one.
 std::size_t stored_bytes(DType type, std::size_t rows, std::size_t cols);
+
+// The same of any type: of sparse ones, by the masks among the `size` bytes there are; where these
+// end early, what lies before the numbers.
+std::size_t wanted_bytes(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes,
+                         std::size_t size);
 
 constexpr std::size_t tiles_of(std::size_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-// Bytes of the same matrix in tiles: whole cache lines.
-std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols);
+// Bytes of the same matrix in tiles: whole cache lines. `bytes` are looked at if it is sparse.
+std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes);
 
 // Widens `count` stored values (whole blocks) to float.
 void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* out);
@@ -25,9 +31,11 @@ void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* o
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // In `space` of packed_bytes(type, rows, cols), on a cache line, which is the caller's; pack() fills it.
-  PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols);
-  // In space of its own; `bytes` holds stored_bytes(type, rows, cols) bytes, row after row.
+  // In `space` of packed_bytes(type, rows, cols, bytes), on a cache line, which is the caller's;
+  // pack() fills it. A sparse one must be of the wanted_bytes.
+  PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
+               const std::uint8_t* bytes);
+  // In space of its own; `bytes` holds wanted_bytes, of dense types row after row.
   PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes);
 
   // Fills the tiles [begin, end) from the rows of the whole matrix; no number is changed. Tiles
@@ -39,13 +47,18 @@ class PackedMatrix {
   std::size_t rows() const { return view_.rows; }
   std::size_t cols() const { return view_.cols; }
   std::size_t tiles() const { return tiles_of(view_.rows); }
-  std::size_t size_bytes() const { return tiles() * view_.tile_bytes; }
+  std::size_t size_bytes() const { return size_bytes_; }
 
-  // Writes the dequantised row [cols].
+  // Writes the dequantised row [cols]; of a sparse matrix slowly.
   void read_row(std::size_t row, float* out) const;
 
  private:
+  void plan(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
+            const std::uint8_t* bytes);
+
   Packed view_;
+  std::size_t size_bytes_ = 0;
+  Buffer<TileStart> starts_;
   std::uint8_t* space_ = nullptr;
   Buffer<std::uint8_t> own_;
 };

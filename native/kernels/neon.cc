@@ -14,6 +14,8 @@
 //
 #include "kernels/weights_inl.h"
 //
+#include "kernels/sparse_none.h"
+//
 #include "kernels/table_inl.h"
 
 namespace miudo {

@@ -41,6 +41,26 @@ void gather_fifth(const std::uint8_t* bits, Quads& out) {
   }
 }
 
+// Numbers of 0 to 2, five (or the last four) a byte: 3^place times a byte, of which eight bits stay,
+// is a fraction of 256 whose first digit of base 3 it is.
+void gather_thirds(const std::uint8_t* bytes, std::size_t n, int place, std::uint32_t* out) {
+  constexpr unsigned kPowers[] = {1, 3, 9, 27, 81};
+  for (std::size_t i = 0; i < 4 * n; ++i) {
+    const unsigned digit = (bytes[i] * kPowers[place] & 255u) * 3u >> 8;
+    out[i / 4] |= digit << i % 4 * 8;
+  }
+}
+
+// Part g of TQ1_0: 32 bytes hold a number of each of the first five parts, 16 of the next two and
+// a half, 4 bytes four times four.
+void gather_ternary(const std::uint8_t* b, std::size_t g, Quads& out) {
+  if (g < 5) return gather_thirds(b, kQuads, static_cast<int>(g), out);
+  const int place = static_cast<int>(2 * (g - 5));
+  gather_thirds(b + 32, 4, place, out);
+  if (g < 7) return gather_thirds(b + 32, 4, place + 1, out + 4);
+  for (int i = 0; i < 4; ++i) gather_thirds(b + 48, 1, i, out + 4 + i);
+}
+
 // The numbers of part g (of eight) of a block; `b` is the block.
 void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Quads& out) {
   std::memset(out, 0, sizeof(out));
@@ -66,9 +86,13 @@ void numbers_of(DType type, const std::uint8_t* b, std::size_t g, Quads& out) {
     case DType::kQ6_K:
       gather(b + half * 64 + g % 2 * 32, kQuads, 4 * (part / 2), 4, 0, out);
       return gather(b + 128 + half * 32, kQuads, 2 * part, 2, 4, out);
+    case DType::kTQ1_0: return gather_ternary(b, g, out);
+    case DType::kTQ2_0: return gather(b + half * 32, kQuads, 2 * part, 2, 0, out);
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 
@@ -168,9 +192,13 @@ void put_scales(DType type, const std::uint8_t* b, std::size_t g, std::size_t la
       *first = b[192 + 2 * g], *second = b[192 + 2 * g + 1];
       return supers(208, 1);
     case DType::kIQ4_XS: *first = *second = iq4_scale(b, g); return supers(0, 1);
+    case DType::kTQ1_0: return supers(52, 1);
+    case DType::kTQ2_0: return supers(64, 1);
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 
@@ -194,6 +222,7 @@ ScalePair scales_of(const Format& f, const std::uint8_t* super, const std::uint8
       return {half(super) * static_cast<float>(first), -half(m) * static_cast<float>(second)};
     case Scales::kSuperHalfOffset:
       return {half(super) * static_cast<float>(own & 15u), -half(m) * static_cast<float>(own >> 4)};
+    case Scales::kSuperAlone: return {half(super), 0.0f};
     case Scales::kNone: break;
   }
   return {0.0f, 0.0f};
@@ -259,9 +288,13 @@ void pack_tile(DType type, std::size_t groups, const std::uint8_t* rows, std::si
     case DType::kQ6_K: return pack.operator()<DType::kQ6_K>();
     case DType::kIQ4_XS: return pack.operator()<DType::kIQ4_XS>();
     case DType::kMXFP4: return pack.operator()<DType::kMXFP4>();
+    case DType::kTQ1_0: return pack.operator()<DType::kTQ1_0>();
+    case DType::kTQ2_0: return pack.operator()<DType::kTQ2_0>();
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16: return;
+    case DType::kBF16:
+    case DType::kSparse4:
+    case DType::kSparse8: return;
   }
 }
 

@@ -31,19 +31,30 @@ constexpr std::size_t kSuperGroups = 8;     // groups that share scales of scale
 // How numbers lie in files; the values are those of miudo.h.
 enum class DType : int {
   kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K,
-  kIQ4_NL, kIQ4_XS, kMXFP4
+  kIQ4_NL, kIQ4_XS, kMXFP4, kTQ1_0, kTQ2_0,
+  // The last: numbers of Q4_0 and Q8_0 without the zeros; see kernels/sparse.h.
+  kSparse4, kSparse8
 };
 
 struct BlockShape {
   std::size_t values, bytes;
 };
 
-// By DType, as miudo/tensors.py has them.
+// By DType, as miudo/tensors.py has them, but for sparse ones, which have no blocks.
 constexpr BlockShape kBlocks[] = {{1, 4},     {1, 2},     {1, 2},     {32, 34},
                                   {32, 18},   {32, 20},   {32, 22},   {32, 24},
                                   {256, 84},  {256, 110}, {256, 144}, {256, 176},
-                                  {256, 210}, {32, 18},   {256, 136}, {32, 17}};
+                                  {256, 210}, {32, 18},   {256, 136}, {32, 17},
+                                  {256, 54},  {256, 66}};
 constexpr std::int32_t kDTypes = sizeof(kBlocks) / sizeof(kBlocks[0]);
+constexpr std::int32_t kSparseTypes = 2;
+static_assert(static_cast<int>(DType::kSparse4) == kDTypes);
+
+static constexpr bool is_sparse(DType type) { return static_cast<int>(type) >= kDTypes; }
+// The type that has the same values, zeros and all.
+static constexpr DType dense_of(DType type) {
+  return type == DType::kSparse4 ? DType::kQ4_0 : type == DType::kSparse8 ? DType::kQ8_0 : type;
+}
 
 enum class Scales {
   kNone,             // floats have none
@@ -53,6 +64,7 @@ enum class Scales {
   kSuper,            // float16 for 256 columns times int8 for 16
   kSuperOffset,      // the same for scales and offsets, uint8 for 32
   kSuperHalfOffset,  // the same, 4 bits each for 16
+  kSuperAlone,       // float16 for 256 columns, and nothing beside a group
 };
 
 // What stored numbers mean: (number - zero) * scale + offset, or table[number] * scale.
@@ -83,13 +95,15 @@ constexpr Format kFormats[] = {{0, Scales::kNone, 0, nullptr},
                                {6, Scales::kSuper, 32, nullptr},             // Q6_K
                                {4, Scales::kHalf, 0, kIq4Table},             // IQ4_NL
                                {4, Scales::kSuper, 0, kIq4Table},            // IQ4_XS
-                               {4, Scales::kBfloat, 0, kFp4Table}};          // MXFP4
+                               {4, Scales::kBfloat, 0, kFp4Table},          // MXFP4
+                               {2, Scales::kSuperAlone, 1, nullptr},         // TQ1_0, unpacked
+                               {2, Scales::kSuperAlone, 1, nullptr}};        // TQ2_0
 
 static constexpr const Format& format_of(DType type) {
   return kFormats[static_cast<std::size_t>(type)];
 }
 
-static constexpr bool is_float(DType type) { return format_of(type).bits == 0; }
+static constexpr bool is_float(DType type) { return format_of(dense_of(type)).bits == 0; }
 
 // Offsets in a tile, in bytes.
 struct TileLayout {
@@ -97,7 +111,9 @@ struct TileLayout {
 
   constexpr explicit TileLayout(const Format& f)
       : group(static_cast<std::size_t>(f.bits) * kLine),
-        pair_header(f.scales == Scales::kHalfOffset ? 2 * kLine : kLine),
+        pair_header(f.scales == Scales::kSuperAlone   ? 0
+                    : f.scales == Scales::kHalfOffset ? 2 * kLine
+                                                      : kLine),
         super_header(f.scales >= Scales::kSuper ? kLine : 0) {}
 
   constexpr std::size_t pair() const { return pair_header + 2 * group; }
@@ -115,11 +131,19 @@ struct TileLayout {
   }
 };
 
+// Where a sparse tile begins: its byte in memory, and the number of its first number in the file.
+struct TileStart {
+  std::size_t packed, stored;
+};
+
 struct Packed {
   const std::uint8_t* data = nullptr;
   std::size_t rows = 0, cols = 0;
-  std::size_t tile_bytes = 0;
+  std::size_t tile_bytes = 0;  // of a sparse one the mean
   DType type = DType::kF32;
+  // Of sparse ones alone: see kernels/sparse.h.
+  const TileStart* starts = nullptr;
+  bool pairs = false;
 };
 
 }  // namespace miudo

@@ -13,6 +13,8 @@
 //
 #include "kernels/weights_inl.h"
 //
+#include "kernels/sparse_none.h"
+//
 #include "kernels/table_inl.h"
 
 namespace miudo {

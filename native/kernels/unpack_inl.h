@@ -70,6 +70,10 @@ struct GroupScales {
  private:
   void read_super(const std::uint8_t* super, const std::uint8_t* p) {
     const Wide d = wide_half(super);
+    if constexpr (f.scales == Scales::kSuperAlone) {
+      scale[0] = d;
+      return;
+    }
     if constexpr (f.scales == Scales::kSuper) {
       scale[0] = mul(d, wide_int8(p));
       scale[1] = mul(d, wide_int8(p + kTileRows));

@@ -56,6 +56,7 @@ struct Scratch {
   Buffer<float> wide;         // [n, H (head_dim - rope_dim + v_head_dim)]
   Buffer<float> inner;        // [targets, n, rank] between an adapter's two products
   Buffer<float> of_worker;           // each worker's queries and scores in attention
+  Buffer<std::uint8_t> expanded;     // each worker's tile of a sparse matrix, made dense
   Buffer<float> parts;               // what stretches of positions come to, by block or worker
 
   bool stopped = false;  // the pass ended early

@@ -1,5 +1,7 @@
 #include "model/linear.h"
 
+#include "kernels/sparse.h"
+
 namespace miudo {
 
 bool wants_int8(const Model& model, const Linear& linear) {
@@ -24,9 +26,17 @@ void multiply(const Pass& pass, const Linear& linear, const Rows& in, float* out
               std::size_t stride, std::size_t begin, std::size_t end) {
   const PackedMatrix& weight = linear.weight;
   const Kernels& kernels = pass.model.kernels;
+  const bool int8 = wants_int8(pass.model, linear);
+  if (is_sparse(weight.type())) {
+    std::uint8_t* const space =
+        pass.scratch.expanded.data() +
+        static_cast<std::size_t>(pass.worker) * pass.model.weights.expanded_bytes();
+    multiply_sparse(kernels, weight.view(), linear.bias.data(), in, int8, space, out, stride, begin,
+                    end);
+    return;
+  }
   const auto type = static_cast<std::size_t>(weight.type());
-  const Matmul matmul = wants_int8(pass.model, linear) ? kernels.matmul_int8[type]
-                                                       : kernels.matmul_float[type];
+  const Matmul matmul = int8 ? kernels.matmul_int8[type] : kernels.matmul_float[type];
   matmul(weight.view(), linear.bias.data(), in, out, stride, begin, end);
 }
 

@@ -77,6 +77,8 @@ void reserve(const Pass& pass) {
   }
   s.panels.at_least(static_cast<std::size_t>(pass.team.threads()) * panels_size(n));
   s.projected.at_least(n * config.d_model);
+  s.expanded.at_least(static_cast<std::size_t>(pass.team.threads()) *
+                      pass.model.weights.expanded_bytes());
   reserve_streams(pass, widest);
   if (config.parallel != Parallel::kNone) s.fed.at_least(n * config.d_model);
   s.inner.at_least(kMostTargets * n * pass.adapted.widest());

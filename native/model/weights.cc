@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/sparse.h"
 #include "util/pages.h"
 #include "util/status.h"
 
@@ -35,7 +36,8 @@ void cut(const StoredTensor& tensor, PackedMatrix& matrix, std::vector<Piece>& p
 void pack(const Piece& piece) {
   const StoredTensor& from = *piece.from;
   piece.to->pack(from.bytes, piece.begin, piece.end);
-  if (from.mapped_before == 0) return;
+  // A sparse tensor lies in three parts; it is let go as a whole, when all are packed.
+  if (from.mapped_before == 0 || is_sparse(from.type)) return;
   const std::size_t tile_bytes = kTileRows * stored_bytes(from.type, 1, piece.to->cols());
   const std::size_t begin = piece.begin * tile_bytes;
   const std::size_t end = std::min(piece.end * tile_bytes, from.size_bytes);
@@ -162,7 +164,11 @@ Weights::Slot& Weights::slot_of(const StoredTensor& tensor) {
                                ", the config wants " + text_of(slot.shape));
   }
   const std::size_t rows = slot.matrix != nullptr ? slot.shape[0] : 1;
-  const std::size_t wanted = stored_bytes(tensor.type, rows, slot.shape.back());
+  if (is_sparse(tensor.type) && block_matrix(tensor.name) == nullptr) {
+    fail(Code::kModelFile, "tensor " + tensor.name + " is sparse, which only blocks' matrices can be");
+  }
+  const std::size_t wanted =
+      wanted_bytes(tensor.type, rows, slot.shape.back(), tensor.bytes, tensor.size_bytes);
   if (wanted == 0 || tensor.size_bytes != wanted) {
     fail(Code::kModelFile, "tensor " + tensor.name + " has " + std::to_string(tensor.size_bytes) +
                                " bytes, its shape and type want " + std::to_string(wanted));
@@ -174,7 +180,9 @@ void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
   std::size_t size = 0;
   for (const StoredTensor& tensor : tensors) {
     const Slot& slot = slot_of(tensor);
-    if (slot.matrix != nullptr) size += packed_bytes(tensor.type, slot.shape[0], slot.shape[1]);
+    if (slot.matrix != nullptr) {
+      size += packed_bytes(tensor.type, slot.shape[0], slot.shape[1], tensor.bytes);
+    }
   }
   // One piece of memory, in the order of the pass through the model.
   spaces_.emplace_back(size, kUnset);
@@ -208,7 +216,10 @@ void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
 PackedMatrix* Weights::place(const StoredTensor& tensor, std::uint8_t*& space) {
   Slot& slot = slot_of(tensor);
   if (slot.matrix != nullptr) {
-    *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1]);
+    *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1], tensor.bytes);
+    if (is_sparse(tensor.type)) {
+      expanded_bytes_ = std::max(expanded_bytes_, dense_tile_bytes(tensor.type, slot.shape[1]));
+    }
     space += slot.matrix->size_bytes();
     size_bytes_ += slot.matrix->size_bytes();
   } else {

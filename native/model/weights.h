@@ -67,6 +67,8 @@ class Weights {
   const Linear* block_matrix(const std::string& name) const;
   std::size_t block_matrices() const { return block_matrices_.size(); }
   std::size_t size_bytes() const { return size_bytes_; }
+  // Of a tile of the widest sparse matrix, made dense; 0 where there is none.
+  std::size_t expanded_bytes() const { return expanded_bytes_; }
 
   Linear embed, position, head;
   NormWeights embed_norm, norm;
@@ -98,7 +100,7 @@ class Weights {
   void add_vector(const std::string& name, Vector& vector, std::size_t size);
 
   bool tied_;
-  std::size_t size_bytes_ = 0;
+  std::size_t size_bytes_ = 0, expanded_bytes_ = 0;
   std::vector<Buffer<std::uint8_t>> spaces_;  // what the matrices lie in
   std::map<std::string, Slot> slots_;
   std::map<std::string, const Linear*> block_matrices_;

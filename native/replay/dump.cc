@@ -26,7 +26,7 @@ constexpr Stored kStored[] = {
     {6, MIUDO_Q5_0, 32, 22},   {7, MIUDO_Q5_1, 32, 24},    {10, MIUDO_Q2_K, 256, 84},
     {11, MIUDO_Q3_K, 256, 110}, {12, MIUDO_Q4_K, 256, 144}, {13, MIUDO_Q5_K, 256, 176},
     {14, MIUDO_Q6_K, 256, 210}, {20, MIUDO_IQ4_NL, 32, 18}, {23, MIUDO_IQ4_XS, 256, 136},
-    {39, MIUDO_MXFP4, 32, 17}};
+    {39, MIUDO_MXFP4, 32, 17}, {34, MIUDO_TQ1_0, 256, 54}, {35, MIUDO_TQ2_0, 256, 66}};
 
 class Cursor {
  public:

@@ -21,12 +21,14 @@ from miudo.files import atomic_write
 
 __all__ = [
     "Line",
+    "Point",
     "Section",
     "Table",
     "html_report",
     "line_plot",
     "loss_plot",
     "loss_svg",
+    "scatter_plot",
     "svg_plot",
     "text_table",
 ]
@@ -75,6 +77,17 @@ class Line:
     high: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One mark of a scatter plot; those of a `group` share a colour, `ring` draws one around it."""
+
+    x: float
+    y: float
+    group: str
+    label: str = ""
+    ring: bool = False
+
+
 def text_table(table: Table) -> str:
     """Returns `table` with aligned columns for a terminal."""
     lines = [list(table.headers), *(list(row) for row in table.rows)]
@@ -114,6 +127,37 @@ def line_plot(lines: Sequence[Line], *, x: str, y: str, doubling: bool = False) 
     figure = _figure(lines, x, y)
     if doubling:
         _double(figure.axes[0], sorted({value for line in lines for value in line.x}))
+    return svg_plot(figure)
+
+
+def scatter_plot(
+    points: Sequence[Point], *, x: str, y: str, joined: Sequence[tuple[float, float]] = ()
+) -> str:
+    """Returns marks as inline SVG with axis labels `x` and `y`; `joined` is a line through some."""
+    figure = _figure([], x, y)
+    axes = figure.axes[0]
+    if joined:
+        across, up = zip(*joined, strict=True)
+        axes.plot(across, up, color=_INK, linewidth=1.0, alpha=0.5, zorder=1)
+    groups = list(dict.fromkeys(point.group for point in points))
+    for number, group in enumerate(groups):
+        own = [point for point in points if point.group == group]
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.scatter([p.x for p in own], [p.y for p in own], s=28, color=colour, label=group)
+    for point in points:
+        if point.ring:
+            axes.scatter([point.x], [point.y], s=120, facecolors="none", edgecolors=_INK)
+        if point.label:
+            axes.annotate(
+                point.label,
+                (point.x, point.y),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize="x-small",
+                color=_INK,
+            )
+    if points:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize="small")
     return svg_plot(figure)
 
 

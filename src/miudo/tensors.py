@@ -33,8 +33,8 @@ __all__ = [
 class DType(StrEnum):
     """How numbers lie in a file: single numbers, or blocks of a row with scales of their own.
 
-    The names are GGUF's; `miudo.formats.blocks` reads and writes their bits. The order is that
-    of `miudo_dtype` in native/core/miudo.h.
+    The names are GGUF's, but for the sparse ones; `miudo.formats.blocks` reads and writes their
+    bits. The order is that of `miudo_dtype` in native/core/miudo.h.
     """
 
     F32 = "F32"
@@ -53,24 +53,38 @@ class DType(StrEnum):
     IQ4_NL = "IQ4_NL"
     IQ4_XS = "IQ4_XS"
     MXFP4 = "MXFP4"
+    TQ1_0 = "TQ1_0"
+    TQ2_0 = "TQ2_0"
+    # The last, and no types of GGUF: numbers of Q4_0 and Q8_0 without the zeros, of which
+    # `miudo.formats.sparse` tells. Their bytes depend on the numbers.
+    SPARSE4 = "SPARSE4"
+    SPARSE8 = "SPARSE8"
 
     @property
     def block(self) -> int:
         """Values in one block; a row's length must be a multiple of it."""
-        return _BLOCKS[self][0]
+        return _BLOCKS[self.dense][0]
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block."""
+        """Bytes of one block; sparse types have no such number."""
         return _BLOCKS[self][1]
 
     def size_bytes(self, shape: tuple[int, ...]) -> int:
-        """Returns the bytes of a tensor of `shape`, its last axis being the row."""
+        """Returns the bytes of a tensor of `shape`, its last axis being the row.
+
+        Raises KeyError for a sparse type: `StoredTensor.size_bytes` knows.
+        """
         return prod(shape) // self.block * self.block_bytes
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether rows of `shape` are whole blocks."""
         return bool(shape) and shape[-1] % self.block == 0
+
+    @property
+    def dense(self) -> DType:
+        """The type that has the same values, zeros and all; of all but sparse ones, itself."""
+        return _DENSE.get(self, self)
 
 
 _BLOCKS = {
@@ -78,8 +92,12 @@ _BLOCKS = {
     DType.Q4_0: (32, 18), DType.Q4_1: (32, 20), DType.Q5_0: (32, 22), DType.Q5_1: (32, 24),
     DType.Q2_K: (256, 84), DType.Q3_K: (256, 110), DType.Q4_K: (256, 144),
     DType.Q5_K: (256, 176), DType.Q6_K: (256, 210), DType.IQ4_NL: (32, 18),
-    DType.IQ4_XS: (256, 136), DType.MXFP4: (32, 17),
+    DType.IQ4_XS: (256, 136), DType.MXFP4: (32, 17), DType.TQ1_0: (256, 54),
+    DType.TQ2_0: (256, 66),
 }  # fmt: skip
+
+
+_DENSE = {DType.SPARSE4: DType.Q4_0, DType.SPARSE8: DType.Q8_0}
 
 
 class Role(StrEnum):
@@ -116,6 +134,12 @@ class StoredTensor:
     dtype: DType
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of `data`, which need not be made for it where the type says them."""
+        sparse = self.dtype.dense is not self.dtype
+        return self.data.size if sparse else self.dtype.size_bytes(self.shape)
 
     @classmethod
     def from_f32(cls, array: npt.NDArray[np.float32]) -> StoredTensor:

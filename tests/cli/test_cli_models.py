@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from miudo.cli.browsing import parse_size
 from miudo.cli.main import cli
+from miudo.cli.options import parse_size
 from miudo.errors import UsageError
 from miudo.formats import open_model
 from miudo.formats.export import export
@@ -322,7 +322,7 @@ def test_catalog_filters_and_shows() -> None:
     [("4GB", 4 * 10**9), ("4 gib", 4 * 2**30), ("1.5g", 15 * 10**8), ("100", 100), ("2Ti", 2**41)],
 )
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size(text, "--fits") == size
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no size"):
-        parse_size(text)
+        parse_size(text, "--fits")
 
 
 def program_run(

@@ -32,7 +32,7 @@ from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckpointError, ConfigError
 from miudo.files import sha256_file
 from miudo.train.metrics import read_metrics
-from miudo.train.settings import Compile, FitSettings, Precision
+from miudo.train.settings import Compile, FitSettings, Optimizer, Precision
 
 VOCAB = 96
 FIT = FitSettings(
@@ -153,6 +153,48 @@ def test_a_loss_without_distributions_trains_what_it_reaches(
     forget_after(tmp_path / "b", 2)
     distill([tiny("llama")], student(9), alone, tmp_path / "b", resume=True)
     assert hashes(tmp_path / "b") == hashes(tmp_path / "a")
+
+
+def test_accumulated_batches_learn_what_one_large_batch_does(
+    tiny: Callable[[str], Decoder], lesson: Lesson, tmp_path: Path
+) -> None:
+    terms = DistillSettings((*DistillSettings.of().terms, FeatureTerm(schedule=Schedule.FALL)))
+    made = []
+    for batch_size, accumulate in ((4, 1), (1, 4)):
+        fit = dataclasses.replace(
+            FIT,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            optimizer=Optimizer.ADAMW,
+            save_every=0,
+        )
+        told = dataclasses.replace(lesson, loss=terms, fit=fit)
+        made.append(student(1))
+        distill([tiny("llama")], made[-1], told, tmp_path / f"{accumulate}")
+    first = read_metrics(tmp_path / "1" / "metrics.jsonl")
+    other = read_metrics(tmp_path / "4" / "metrics.jsonl")
+    for a, b in zip(first, other, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["forward_kl"] == pytest.approx(b["forward_kl"], rel=1e-4)
+
+
+def test_bf16_products_give_nearly_the_same_parts(
+    tiny: Callable[[str], Decoder], lesson: Lesson, tmp_path: Path
+) -> None:
+    terms = tuple(FeatureTerm(kind) for kind in (Feature.HIDDEN, Feature.ATTENTION))
+    terms += tuple(RelationTerm(kind) for kind in Relation)  # type: ignore[assignment]
+    found = []
+    for precision in (Precision.F32, Precision.BF16):
+        fit = dataclasses.replace(FIT, steps=1, precision=precision)
+        told = dataclasses.replace(
+            lesson, fit=fit, loss=DistillSettings((*DistillSettings.of().terms, *terms))
+        )
+        distill([tiny("llama")], student(1), told, tmp_path / precision)
+        found.append(read_metrics(tmp_path / precision / "metrics.jsonl")[0])
+    names = ["forward_kl", "cross_entropy", *(str(t.kind).replace("-", "_") for t in terms)]
+    for name in names:  # 8 bits of mantissa in the products that made the streams
+        assert found[1][name] == pytest.approx(found[0][name], rel=0.1, abs=1e-4), name
+    assert found[1]["forward_kl"] != found[0]["forward_kl"]
 
 
 def test_resuming_with_other_projections_is_refused(

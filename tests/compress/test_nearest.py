@@ -116,7 +116,7 @@ def test_values_beyond_float16_stay_f32_and_are_named() -> None:
     assert torch.equal(rounded.layers[0].mlp.up.weight, decoder.layers[0].mlp.up.weight)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.Q3_K, DType.MXFP4])
+@pytest.mark.parametrize("dtype", [DType.F32, DType.MXFP4])
 def test_a_type_without_a_rule_is_refused(dtype: DType) -> None:
     with pytest.raises(ConfigError, match=f"{dtype}.*Q4_K"):
         NearestRounding(dtype)

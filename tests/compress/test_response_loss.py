@@ -219,9 +219,11 @@ def test_a_student_equal_to_its_teacher_has_no_kl(ids: Tensor) -> None:
 
 
 def test_a_teacher_that_is_the_student_is_refused(ids: Tensor) -> None:
-    student = decoder(32, 1)
-    with pytest.raises(CheckFailedError, match="its own logits"):
-        loss_of([student], student, DistillSettings.of())(student, ids)
+    student, twin = decoder(32, 1), decoder(32, 1)
+    twin.load_state_dict(student.state_dict(), assign=True)
+    for teacher in (student, twin):
+        with pytest.raises(CheckFailedError, match="its own logits"):
+            loss_of([teacher], student, DistillSettings.of())(student, ids)
 
 
 def test_no_gradient_reaches_the_teacher_and_it_is_untouched(ids: Tensor) -> None:

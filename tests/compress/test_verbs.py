@@ -20,10 +20,12 @@ from miudo.compress.distill.terms import (
     RelationTerm,
     ResponseTerm,
 )
-from miudo.compress.jobs import DistillJob, PruneJob
+from miudo.compress.jobs import DistillJob, PruneJob, QuantizeJob
 from miudo.compress.prune.depth import DepthPruning
+from miudo.compress.prune.sparse import SparsePruning
 from miudo.compress.prune.width import WidthPruning
-from miudo.compress.verbs import run_distill, run_prune, run_quantize, student_config
+from miudo.compress.quantizing import run_quantize
+from miudo.compress.verbs import run_distill, run_prune, student_config
 from miudo.config import Activation, Mlp, ModelConfig, Norm, Position
 from miudo.data.pack import PackSettings
 from miudo.data.packed import DataSet
@@ -43,6 +45,7 @@ from miudo.files import sha256_file
 from miudo.formats import open_model
 from miudo.formats.blocks import to_f32
 from miudo.formats.hf import write_folder
+from miudo.formats.zeros import declared
 from miudo.records import Record
 from miudo.tensors import DType, parameter_count
 from miudo.train.metrics import read_metrics
@@ -264,6 +267,69 @@ def test_prune_with_recovery_learns(work: Path, tmp_path: Path) -> None:
     assert "held_out_loss" in measured(made.record)
 
 
+SPARSE = (SparsePruning("2:4"),)
+
+
+def zeros_of(path: Path) -> dict[str, int]:
+    """The zeros of a file, which its record must name."""
+    opened = open_model(path)
+    found = {
+        name: int((value == 0).sum())
+        for name, value in values(path).items()
+        if name.startswith("layers.") and value.ndim == 2
+    }
+    assert opened.record is not None
+    assert declared(opened.record) == {name: zeros for name, zeros in found.items() if zeros}
+    return found
+
+
+@pytest.mark.parametrize("repair", [None, 0.01])
+def test_a_sparse_model_learns_again_and_stays_sparse(
+    repair: float | None, work: Path, tmp_path: Path
+) -> None:
+    job = replace(prune_job(work, tmp_path / "out"), methods=SPARSE, repair=repair, fit=FIT)
+    made = run_prune(job)
+    found = zeros_of(made.path)
+    sizes = {name: value.size for name, value in values(made.path).items() if name in found}
+    assert found == {name: size // 2 for name, size in sizes.items()}
+    assert measured(made.record)["zero_weights"] == sum(found.values())
+    before = {p.name: sha256_file(p) for p in sorted(made.path.glob("*.safetensors"))}
+    shutil.rmtree(made.path)
+    for file in (tmp_path / "out" / "checkpoints" / "step-00000003").iterdir():
+        file.unlink()
+    (tmp_path / "out" / "checkpoints" / "step-00000003").rmdir()
+    again = run_prune(job, resume=True)
+    assert {p.name: sha256_file(p) for p in sorted(again.path.glob("*.safetensors"))} == before
+
+
+def test_later_verbs_know_of_the_zeros(work: Path, tmp_path: Path) -> None:
+    sparse = run_prune(replace(prune_job(work, tmp_path / "out"), methods=SPARSE)).path
+    before = zeros_of(sparse)
+    narrow = run_prune(
+        replace(
+            prune_job(work, tmp_path / "narrow"), model=sparse, methods=(WidthPruning(),), fit=FIT
+        )
+    )
+    kept = zeros_of(narrow.path)
+    assert kept["layers.0.attn.q.weight"] == before["layers.0.attn.q.weight"]
+    job = replace(distill_job(work, tmp_path / "taught"), start=sparse)
+    assert zeros_of(run_distill(job).path) == before
+    rounded = run_quantize(sparse, tmp_path / "q8.gguf", dtype=DType.Q8_0)
+    found = declared(rounded.record)
+    assert all(found[name] >= zeros for name, zeros in before.items())
+
+
+def test_zeros_without_a_record_are_asked_about(work: Path, tmp_path: Path) -> None:
+    sparse = run_prune(replace(prune_job(work, tmp_path / "out"), methods=SPARSE)).path
+    (sparse / "record.json").unlink()
+    job = replace(prune_job(work, tmp_path / "next"), model=sparse, methods=(WidthPruning(),))
+    with pytest.raises(CheckFailedError, match="--keep-zeros, --free-zeros"):
+        run_prune(job)
+    assert declared(run_prune(replace(job, keep_zeros=True)).record)
+    freed = run_prune(replace(job, out=tmp_path / "freed", keep_zeros=False))
+    assert not declared(freed.record)
+
+
 def test_what_no_folder_holds_is_refused_before_it_learns(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +398,7 @@ def test_a_model_with_nan_is_refused_and_nothing_written(
     calls = {
         "distill": lambda: run_distill(replace(distill_job(work, out), teacher=broken)),
         "prune": lambda: run_prune(replace(prune_job(work, out), model=broken)),
-        "quantize": lambda: run_quantize(broken, tmp_path / "out.gguf"),
+        "quantize": lambda: run_quantize(QuantizeJob(broken, tmp_path / "out.gguf")),
     }
     with pytest.raises(CheckFailedError, match=r"layers\.1\.attn\.k\.weight"):
         calls[verb]()
@@ -341,7 +407,7 @@ def test_a_model_with_nan_is_refused_and_nothing_written(
 
 
 def test_quantize_writes_one_file_with_everything(work: Path, tmp_path: Path) -> None:
-    made = run_quantize(work / "teacher", tmp_path / "small.gguf")
+    made = run_quantize(QuantizeJob(work / "teacher", tmp_path / "small.gguf"))
     opened, teacher = open_model(made.path), open_model(work / "teacher")
     assert opened.weights["layers.0.mlp.up.weight"].dtype is DType.Q8_0
     assert opened.weights["norm.weight"].dtype is DType.F32
@@ -359,13 +425,13 @@ def test_an_output_that_is_an_input_is_refused(work: Path, tmp_path: Path) -> No
     shutil.copytree(work / "teacher", tmp_path / "run" / "model")
     before = values(tmp_path / "run" / "model")
     model, out = tmp_path / "run" / "model", tmp_path / "run"
-    small = run_quantize(model, tmp_path / "small.gguf").path
+    small = run_quantize(QuantizeJob(model, tmp_path / "small.gguf")).path
     content = small.read_bytes()
     jobs = (
         lambda: run_distill(replace(distill_job(work, out), teacher=model)),
         lambda: run_distill(replace(distill_job(work, out), start=model)),
         lambda: run_prune(replace(prune_job(work, out), model=model), resume=True),
-        lambda: run_quantize(small, tmp_path / "run" / ".." / "small.gguf"),
+        lambda: run_quantize(QuantizeJob(small, tmp_path / "run" / ".." / "small.gguf")),
     )
     for job in jobs:
         with pytest.raises(UsageError, match="would overwrite what it is made from"):
@@ -430,7 +496,7 @@ def test_lineage_names_every_input_and_carries_the_licence(work: Path, tmp_path:
     pruned = run_prune(replace(prune_job(work, tmp_path / "cut"), model=tmp_path / "other"))
     assert [part.role for part in pruned.record.inputs] == ["model", "data"]
     assert pruned.record.licence == "MIT"
-    small = run_quantize(pruned.path, tmp_path / "small.gguf")
+    small = run_quantize(QuantizeJob(pruned.path, tmp_path / "small.gguf"))
     written = open_model(small.path).record
     assert written is not None
     assert written.licence == "MIT"
@@ -439,4 +505,4 @@ def test_lineage_names_every_input_and_carries_the_licence(work: Path, tmp_path:
 
 def test_quantize_needs_a_gguf_name(work: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.gguf"):
-        run_quantize(work / "teacher", tmp_path / "folder")
+        run_quantize(QuantizeJob(work / "teacher", tmp_path / "folder"))

@@ -31,7 +31,8 @@ Tokenizer = Callable[..., bytes]
 # As `gguf.LlamaFileType` numbers them.
 FILE_TYPES = {
     DType.F32: 0, DType.F16: 1, DType.BF16: 32, DType.Q4_0: 2, DType.Q4_1: 3, DType.Q5_0: 8,
-    DType.Q5_1: 9, DType.Q8_0: 7, DType.Q4_K: 14, DType.Q6_K: 18,
+    DType.Q5_1: 9, DType.Q8_0: 7, DType.Q2_K: 10, DType.Q3_K: 11, DType.Q4_K: 14, DType.Q5_K: 16,
+    DType.Q6_K: 18, DType.IQ4_NL: 25, DType.IQ4_XS: 30, DType.TQ1_0: 36, DType.TQ2_0: 37,
 }  # fmt: skip
 
 
@@ -115,6 +116,9 @@ def test_types_and_the_report(make_model: Make, tmp_path: Path, dtype: DType) ->
     ("dtype", "d_ff", "becomes"),
     [
         (DType.Q4_K, 64, DType.Q5_0), (DType.Q6_K, 64, DType.Q8_0), (DType.Q4_0, 65, DType.F16),
+        (DType.Q2_K, 64, DType.IQ4_NL), (DType.Q3_K, 64, DType.IQ4_NL),
+        (DType.Q5_K, 64, DType.Q5_1), (DType.IQ4_XS, 64, DType.IQ4_NL),
+        (DType.TQ1_0, 64, DType.Q4_0), (DType.TQ2_0, 64, DType.Q4_0),
         (DType.Q4_K, 65, DType.F16), (DType.Q6_K, 65, DType.F16),
     ],
 )  # fmt: skip

@@ -40,8 +40,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def ggml_quantize() -> Callable[[npt.NDArray[np.float32], DType], npt.NDArray[np.uint8]]:
-    """llama.cpp's own quantisation, out of the library that xllamacpp carries."""
+def ggml_quantize() -> Callable[..., npt.NDArray[np.uint8]]:
+    """llama.cpp's own quantisation, out of the library that xllamacpp carries.
+
+    Takes values [rows, I], a type and, optional, an importance matrix's row [I].
+    """
     gguf = pytest.importorskip("gguf")
     (library,) = Path(pytest.importorskip("xllamacpp").__file__).parent.glob("*.so")
     quantize = ctypes.CDLL(str(library)).ggml_quantize_chunk
@@ -51,10 +54,15 @@ def ggml_quantize() -> Callable[[npt.NDArray[np.float32], DType], npt.NDArray[np
         ctypes.c_int64, ctypes.c_void_p,
     ]  # fmt: skip
 
-    def call(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.uint8]:
+    def call(
+        values: npt.NDArray[np.float32],
+        dtype: DType,
+        importance: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.uint8]:
         out = np.zeros(dtype.size_bytes(values.shape), dtype=np.uint8)
         kind, (rows, cols) = gguf.GGMLQuantizationType[dtype.value], values.shape
-        done = quantize(kind, values.ctypes.data, out.ctypes.data, 0, rows, cols, None)
+        weights = None if importance is None else importance.ctypes.data
+        done = quantize(kind, values.ctypes.data, out.ctypes.data, 0, rows, cols, weights)
         assert done == out.size
         return out
 

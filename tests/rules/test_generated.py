@@ -18,7 +18,9 @@ PRESETS = sorted((ROOT / "src" / "miudo" / "presets").glob("*.json"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
-@pytest.mark.parametrize("script", ["cli_reference", "preset_table", "reading_order", "zoo_table"])
+@pytest.mark.parametrize(
+    "script", ["block_types", "cli_reference", "preset_table", "reading_order", "zoo_table"]
+)
 def test_generated_text_is_current(script: str) -> None:
     command = [sys.executable, ROOT / "scripts" / f"{script}.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from miudo.cli.main import cli
 from miudo.formats import open_model
-from miudo.tensors import parameter_count
+from miudo.tensors import DType, parameter_count
 
 SHORT = ["--batch-size", "2", "--length", "16", "--set", "compile=off", "--set", "precision=f32"]
 
@@ -78,6 +78,40 @@ def test_pruning_with_recovery_gives_a_smaller_model(teacher: Path, data: Path, 
     assert made["fit"]["steps"] == 1
 
 
+def test_every_way_of_pruning_in_one_go(teacher: Path, data: Path, work: Path) -> None:
+    out = work / "all"
+    made = values(
+        "prune", teacher, "--data", data, "--out", out, "--depth", "1", "--hidden", "0.75",
+        "--heads", "0.5", "--width", "0.75", "--pattern", "2:4", "--method", "wanda", "--repair",
+        "--set", "calibration_tokens=256", "--set", "calibration_length=16",
+    )  # fmt: skip
+    record = values("show", made["model"])["record"]
+    names = [method["method"] for method in record["settings"]["methods"]]
+    assert names == ["depth", "hidden", "heads", "width", "sparse"]
+    assert record["settings"]["methods"][4]["settings"]["method"] == "wanda"
+    assert record["settings"]["repair"] == 0.01
+    before, after = open_model(teacher).config, open_model(Path(made["model"])).config
+    assert after.d_model < before.d_model
+    assert after.layers[0].n_heads < before.layers[0].n_heads
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sparsity", "0.5", "--pattern", "1:4"), "is 1:4, and --sparsity is 0.5"),
+        (("--method", "wanda"), "--sparsity or --pattern"),
+        (("--pattern", "4:2"), "pattern is '4:2'"),
+        (("--heads", "0"), "heads is 0.0"),
+    ],
+)
+def test_pruning_that_cannot_be(
+    options: tuple[str, ...], message: str, teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    result = invoke("prune", teacher, "--data", data, "--out", tmp_path / "o", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_pruning_alone_learns_nothing(teacher: Path, data: Path, work: Path) -> None:
     options = ["--set", "calibration_tokens=64", "--set", "calibration_length=16"]
     out = work / "cut"
@@ -128,6 +162,23 @@ def test_a_recipe_names_terms_and_layers_name_a_student(
     )  # fmt: skip
     assert refused.exit_code == 2
     assert "--loss" in refused.stderr
+
+
+def test_distilling_to_a_type_gives_a_file_of_the_teachers_shape(
+    teacher: Path, data: Path, work: Path
+) -> None:
+    made = values(
+        "distill", teacher, "--data", data, "--out", work / "rounded", "--dtype", "q4_0",
+        "--tables", "Q8_0", "--steps", "2", *SHORT,
+    )  # fmt: skip
+    model = open_model(Path(made["model"]))
+    assert Path(made["model"]).name == "model.gguf"
+    assert model.config.layers == open_model(teacher).config.layers
+    assert model.weights["layers.0.attn.q.weight"].dtype is DType.Q4_0
+    assert model.weights["embed.weight"].dtype is DType.Q8_0
+    record = values("show", made["model"])["record"]
+    assert record["settings"]["fit"]["optimizer"] == "adamw"
+    assert [term["weight"] for term in record["settings"]["loss"]["terms"]] == [1.0, 0.0]
 
 
 def test_a_second_run_into_a_folder_is_refused_and_resume_gives_the_model_again(

@@ -7,17 +7,11 @@ Read next: `miudo.hub.catalogue`, `miudo.hub.shown`.
 
 from __future__ import annotations
 
-import re
-
 import click
 
-from miudo.cli.options import emit, verb
-from miudo.errors import UsageError
+from miudo.cli.options import emit, parse_size, verb
 
-__all__ = ["catalog", "parse_size"]
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+__all__ = ["catalog"]
 
 
 @verb("catalog")
@@ -50,7 +44,7 @@ def catalog(
     from miudo.hub.shown import entries_text, entry_json
 
     catalogue = load_catalogue()
-    budget = None if fits is None else parse_size(fits)
+    budget = None if fits is None else parse_size(fits, "--fits")
     found = catalogue.chosen(budget=budget, context=context, licence=licence, task=task)
     rows = [entry_json(entry, context) for entry in found]
     if budget is not None:
@@ -58,12 +52,3 @@ def catalog(
             row["fits_as"] = entry.fits(budget, context)
     text = entries_text(found, context, budget) if found else "no model of the catalogue is so"
     emit({"schema": 1, "models": rows}, text, as_json=as_json)
-
-
-def parse_size(text: str) -> int:
-    """Returns the bytes of a size like 4GB, 512 MiB or 1.5g. Raises UsageError for others."""
-    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
-    unit = None if match is None else _UNITS.get(match[2].lower())
-    if match is None or unit is None:
-        raise UsageError(f"{text[:40]!r} is no size", where="--fits", remedy="Write 4GB or 900MiB")
-    return int(float(match[1]) * unit)

@@ -45,7 +45,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("miudo.cli.tuning:finetune", "Teach a model from chats or text of yours"),
     "distill": ("miudo.cli.shrinking:distill", "Train a small model to imitate a big one"),
     "prune": ("miudo.cli.shrinking:prune", "Take layers or feed-forward width out of a model"),
-    "quantize": ("miudo.cli.shrinking:quantize", "Store a model's weights in fewer bits"),
+    "quantize": ("miudo.cli.quantizing:quantize", "Store a model's weights in fewer bits"),
     "merge": ("miudo.cli.tuning:merge", "Add an adapter into its model's weights"),
     "export": ("miudo.cli.exporting:export", "Write a model as one GGUF file or as a folder"),
     "eval": ("miudo.cli.evaluating:evaluate", "Perplexity on text, accuracy on tasks"),
@@ -54,6 +54,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "Models side by side: size, quality, speed, energy",
     ),
     "bench": ("miudo.cli.benching:bench", "How fast a model runs here, and how near the limit"),
+    "shrink": ("miudo.cli.planning:shrink", "A model within a budget, and the proof of it"),
     "demo": ("miudo.cli.demo:demo", "The whole way, small: from text to a model that runs"),
     "version": ("miudo.cli.showing:version", "Versions of miudo and of what it stands on"),
 }

@@ -23,6 +23,7 @@ from miudo.cli.training_options import (
     run_options,
     run_settings,
     typed,
+    zeros_option,
 )
 from miudo.errors import ConfigError, UsageError
 from miudo.hub.resolve import model_path
@@ -81,6 +82,7 @@ def prepare(
 @click.option("--preset", default="1m", show_default=True, help="Shape: 1m, 6m, 15m, 30m, 100m.")
 @click.option("--tokenizer", help="Use this model's tokenizer (or a tokenizer.json).")
 @click.option("--init", metavar="MODEL", help="Start from this model's weights and tokenizer.")
+@zeros_option
 @template_option
 @run_options
 @click.option("--from-step", type=int, help="With --resume: go on from this checkpoint.")
@@ -90,6 +92,7 @@ def train(  # noqa: PLR0913 - one parameter an option
     preset: str,
     tokenizer: str | None,
     init: str | None,
+    keep_zeros: bool | None,
     chat_template: str | None,
     out: Path,
     resume: bool,
@@ -128,6 +131,7 @@ def train(  # noqa: PLR0913 - one parameter an option
             tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
             chat_template=None if chat_template is None else read_template(chat_template),
             init=None if init is None else model_path(init),
+            keep_zeros=keep_zeros,
         )
         made = train_model(job, Lines())
     emit_fit(made.folder, made.fit, as_json=as_json)

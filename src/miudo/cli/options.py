@@ -8,21 +8,27 @@ Read next: `miudo.cli.settings`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from miudo.errors import ConfigError
+from miudo.errors import ConfigError, UsageError
 
-__all__ = ["BLOCK_TYPES", "Verb", "emit", "printable", "verb", "watts_option"]
+__all__ = ["BLOCK_TYPES", "Verb", "emit", "parse_size", "printable", "verb", "watts_option"]
 
-BLOCK_TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q4_1", "Q4_K", "Q4_0")
+BLOCK_TYPES = (
+    "Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
+    "Q2_K", "TQ2_0", "TQ1_0",
+)  # fmt: skip
 """Types of blocks that `miudo.formats.blocks` writes, largest first; named here so that help
 needs no NumPy."""
 
 _GIVEN = "miudo.given"
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 
 watts_option = click.option(
     "--watts",
@@ -85,6 +91,15 @@ def verb(name: str, *, takes_settings: bool = False) -> Callable[[Callable[..., 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Prints the result: `value` as one JSON object with --json, else `text`."""
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def parse_size(text: str, option: str) -> int:
+    """Returns the bytes of a size like 4GB, 512 MiB or 1.5g. Raises UsageError for others."""
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
+    unit = None if match is None else _UNITS.get(match[2].lower())
+    if match is None or unit is None:
+        raise UsageError(f"{text[:40]!r} is no size", where=option, remedy="Write 4GB or 900MiB")
+    return int(float(match[1]) * unit)
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`miudo distill`, `miudo prune`, `miudo quantize`.
+"""`miudo distill`, `miudo prune`.
 
 For: a smaller model out of a big one.
 Not for: the methods themselves (`miudo.compress`).
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from miudo.cli.options import BLOCK_TYPES, emit, verb
+from miudo.cli.options import BLOCK_TYPES, verb
 from miudo.cli.settings import check_table, make_settings
 from miudo.cli.teaching import chosen_way, way_options
 from miudo.cli.training_options import (
@@ -23,6 +23,7 @@ from miudo.cli.training_options import (
     require_data,
     run_options,
     run_settings,
+    zeros_option,
 )
 from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from miudo.compress.distill.terms import DistillSettings, Term
     from miudo.compress.method import Method
 
-__all__ = ["distill", "prune", "quantize"]
+__all__ = ["distill", "prune"]
+
+_PARTS = ("depth", "hidden", "kv_groups", "heads", "width", "sparsity", "pattern", "method")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,13 +73,22 @@ def _loss_options(function: F) -> F:
 @data_option
 @click.option(
     "--student",
-    default="0.25",
-    show_default=True,
-    help="Share of the teacher's non-embedding parameters, or a preset.",
+    help="Share of the teacher's non-embedding parameters (default 0.25), or a preset.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(BLOCK_TYPES, case_sensitive=False),
+    help="Train the student, TEACHER itself unless another is named, to be rounded to this type.",
+)
+@click.option(
+    "--tables",
+    type=click.Choice(BLOCK_TYPES, case_sensitive=False),
+    help="Another type than --dtype for token table and head.",
 )
 @click.option("--start", help="Begin with this model's shape and weights instead.")
 @click.option("--student-layers", help="Begin with these layers of TEACHER instead: 0,2,5.")
 @click.option("--teacher-too", multiple=True, help="A further teacher, of the same tokenizer.")
+@zeros_option
 @_loss_options
 @way_options
 @run_options
@@ -84,11 +96,14 @@ def distill(  # noqa: PLR0913 - one parameter an option
     teacher: str,
     *,
     data: tuple[str, ...],
-    student: str,
+    student: str | None,
+    dtype: str | None,
+    tables: str | None,
     start: str | None,
     student_layers: str | None,
     teacher_too: tuple[str, ...],
     loss: str | None,
+    keep_zeros: bool | None,
     temperature: float | None,
     alpha: float | None,
     features: str | None,
@@ -102,17 +117,23 @@ def distill(  # noqa: PLR0913 - one parameter an option
     extra: dict[str, Any],
     **length: Any,
 ) -> None:
-    """Train a smaller model on --data to give TEACHER's distributions."""
+    """Train a smaller model on --data to give TEACHER's distributions.
+
+    With --dtype the student learns while its weights are rounded, and becomes a GGUF file.
+    """
     from miudo.compress.jobs import DistillJob
+    from miudo.compress.quantize.trained import ROUNDED_FIT
     from miudo.compress.verbs import run_distill
+    from miudo.tensors import DType
     from miudo.train.progress import Lines
 
-    flags: dict[str, Any] = {
-        "loss": loss,
-        "temperature": temperature,
-        "alpha": alpha,
-        "features": features,
-    }
+    if dtype is not None:
+        extra = {**ROUNDED_FIT, **extra}
+        if "terms" not in extra:  # the teacher at temperature 1, and no text
+            temperature = 1.0 if temperature is None else temperature
+            alpha = 1.0 if alpha is None else alpha
+    flags: dict[str, Any] = {"loss": loss, "temperature": temperature}
+    flags |= {"alpha": alpha, "features": features}
     way = chosen_way(extra, flags, cache=cache, on_policy=on_policy, cross=cross)
     if cache is not None and temperature is None and "terms" not in extra:
         flags["temperature"] = 1.0  # flattened, most of a distribution lies outside its top
@@ -124,13 +145,16 @@ def distill(  # noqa: PLR0913 - one parameter an option
         inputs=data,
         out=out,
         fit=settings,
-        student=_share_or_preset(student),
+        student=None if student is None else _share_or_preset(student),
         start=None if start is None else model_path(start),
         student_layers=_whole_numbers(student_layers, "--student-layers"),
         more_teachers=tuple(model_path(name) for name in teacher_too),
         loss=learned,
         way=way,
         prepare=packing,
+        keep_zeros=keep_zeros,
+        dtype=None if dtype is None else DType(dtype),
+        tables=None if tables is None else DType(tables),
     )
     made = run_distill(job, Lines(), resume=resume)
     emit_fit(made.path, made.fit, as_json=as_json)
@@ -140,16 +164,28 @@ def distill(  # noqa: PLR0913 - one parameter an option
 @click.argument("model")
 @data_option
 @click.option("--depth", type=int, help="Take out so many layers.")
+@click.option("--hidden", type=float, help="Keep this share of the residual stream's channels.")
+@click.option("--kv-groups", type=float, help="Keep this share of the key-value groups.")
+@click.option("--heads", type=float, help="Keep this share of the heads in each group.")
 @click.option("--width", type=float, help="Keep this share of the feed-forward neurons.")
+@click.option("--sparsity", type=float, help="Set this share of the weights to zero.")
+@click.option("--pattern", help="N:M: of every M weights in a row only N stay, as 2:4.")
+@click.option(
+    "--method",
+    type=click.Choice(["sparsegpt", "wanda", "magnitude"]),
+    help="How those weights are chosen; default sparsegpt.",
+)
+@click.option("--repair", is_flag=True, help="Fit what writes to the stream anew (least squares).")
+@zeros_option
 @_loss_options
 @run_options
 def prune(  # noqa: PLR0913 - one parameter an option
     model: str,
     *,
     data: tuple[str, ...],
-    depth: int | None,
-    width: float | None,
     loss: str | None,
+    repair: bool,
+    keep_zeros: bool | None,
     temperature: float | None,
     alpha: float | None,
     features: str | None,
@@ -158,18 +194,21 @@ def prune(  # noqa: PLR0913 - one parameter an option
     resume: bool,
     as_json: bool,
     extra: dict[str, Any],
-    **length: Any,
+    **flags: Any,
 ) -> None:
-    """Take layers (--depth) or feed-forward width (--width) out of MODEL.
+    """Take parts out of MODEL: layers, channels, heads, neurons, and single weights.
 
-    What matters least on --data goes. With --tokens, --steps or --minutes what is left learns
-    again from MODEL itself.
+    What matters least on --data goes, in this order: depth, hidden, heads, width, then zeros.
+    With --tokens, --steps or --minutes what is left learns again from MODEL itself, and zeros
+    stay zeros.
     """
     from miudo.compress.jobs import PruneJob
+    from miudo.compress.prune.repair import RIDGE
     from miudo.compress.verbs import run_prune
     from miudo.train.progress import Lines
 
-    methods = _methods(extra, depth, width)
+    methods = _methods(extra, {name: flags.pop(name) for name in _PARTS})
+    ridge = extra.pop("repair_ridge", RIDGE if repair else None)
     learned = _learned(
         extra,
         shared_vocab,
@@ -179,11 +218,9 @@ def prune(  # noqa: PLR0913 - one parameter an option
         features=features,
     )
     counts = {n: extra.pop(n) for n in ("calibration_tokens", "calibration_length") if n in extra}
-    recovers = any(
-        (length | extra).get(name) is not None for name in ("tokens", "steps", "minutes")
-    )
+    recovers = any((flags | extra).get(name) is not None for name in ("tokens", "steps", "minutes"))
     # Without a length nothing is learned; one step stands in so that all else is checked.
-    settings, packing = run_settings(extra, length if recovers else {**length, "steps": 1})
+    settings, packing = run_settings(extra, flags if recovers else {**flags, "steps": 1})
     require_data(data, packing)
     job = PruneJob(
         model=model_path(model),
@@ -193,56 +230,62 @@ def prune(  # noqa: PLR0913 - one parameter an option
         fit=settings if recovers else None,
         loss=learned,
         prepare=packing,
+        repair=ridge,
+        keep_zeros=keep_zeros,
         **counts,
     )
     made = run_prune(job, Lines(), resume=resume)
     emit_fit(made.path, made.fit, as_json=as_json)
 
 
-@verb("quantize")
-@click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .gguf.")
-@click.option(
-    "--dtype",
-    type=click.Choice([*BLOCK_TYPES, "F16", "BF16"], case_sensitive=False),
-    default="Q8_0",
-    show_default=True,
-    help="How matrices are stored.",
-)
-def quantize(model: str, *, out: Path, dtype: str, as_json: bool) -> None:
-    """Round MODEL's weights to 4 to 8 bits (or 16) and write one GGUF file."""
-    from miudo.compress.verbs import run_quantize
-    from miudo.tensors import DType
+def _methods(extra: dict[str, Any], flags: dict[str, Any]) -> tuple[Method, ...]:
+    """Returns the pruning methods in their one order.
 
-    made = run_quantize(model_path(model), out, dtype=DType(dtype))
-    (report,) = made.reports
-    counts = dataclasses.asdict(report)
-    del counts["changes"]
-    lines = [
-        f"model            {made.path}",
-        f"bits per weight  {report.bits_per_weight:.3f}",
-        f"weights          {report.bytes_after / 1e6:,.2f} MB, were "
-        f"{report.bytes_before / 1e6:,.2f} MB",
-        *(f"note             {note}" for note in report.notes),
-    ]
-    value = {"schema": 1, "model": str(made.path), **counts}
-    emit({**value, "bits_per_weight": report.bits_per_weight}, "\n".join(lines), as_json=as_json)
-
-
-def _methods(extra: dict[str, Any], depth: int | None, width: float | None) -> tuple[Method, ...]:
-    """Returns the pruning methods; the tables `depth` and `width` hold their further settings."""
+    The tables `depth_pruning`, `hidden_pruning` ... hold their further settings.
+    """
     from miudo.compress.prune.depth import DepthPruning
+    from miudo.compress.prune.heads import HeadPruning
+    from miudo.compress.prune.hidden import HiddenPruning
+    from miudo.compress.prune.sparse import SparsePruning
     from miudo.compress.prune.width import WidthPruning
 
+    heads, groups, pattern = flags["heads"], flags["kv_groups"], _pattern(flags)
+    if heads is not None and groups is None:
+        groups = 1.0  # not the method's own default: what is not named stays whole
+    given: list[tuple[type[Method], dict[str, Any]]] = [
+        (DepthPruning, {"drop": flags["depth"]}),
+        (HiddenPruning, {"keep": flags["hidden"]}),
+        (HeadPruning, {"heads": heads, "groups": groups}),
+        (WidthPruning, {"keep": flags["width"]}),
+        (SparsePruning, {"pattern": pattern, "method": flags["method"]}),
+    ]
     methods: list[Method] = []
-    depth_table, width_table = extra.pop("depth_pruning", {}), extra.pop("width_pruning", {})
-    if depth is not None or depth_table:
-        flags = {} if depth is None else {"drop": depth}
-        methods.append(make_settings(DepthPruning, {**depth_table, **flags}, where="depth_pruning"))
-    if width is not None or width_table:
-        share = {} if width is None else {"keep": width}
-        methods.append(make_settings(WidthPruning, {**width_table, **share}, where="width_pruning"))
+    for kind, values in given:
+        where = f"{kind.name}_pruning"
+        table = extra.pop(where, {})
+        typed = {name: value for name, value in values.items() if value is not None}
+        if typed or table:
+            methods.append(make_settings(kind, {**table, **typed}, where=where))
     return tuple(methods)
+
+
+def _pattern(flags: dict[str, Any]) -> str | None:
+    share, pattern = flags["sparsity"], flags["pattern"]
+    if share is None and pattern is None and flags["method"] is not None:
+        raise UsageError(
+            f"is {flags['method']}, and no weight is to be zero",
+            where="--method",
+            remedy="Give --sparsity or --pattern",
+        )
+    if share is not None and pattern is not None:
+        kept, _, group = pattern.partition(":")
+        if not (kept.isdigit() and group.isdigit() and int(kept) == (1 - share) * int(group)):
+            raise UsageError(
+                f"is {pattern}, and --sparsity is {share}",
+                where="--pattern",
+                remedy="Give one of them",
+            )
+    return pattern if pattern is not None or share is None else str(share)
 
 
 def _learned(extra: dict[str, Any], shared_vocab: int | None, **flags: Any) -> DistillSettings:

@@ -31,12 +31,19 @@ __all__ = [
     "run_options",
     "run_settings",
     "typed",
+    "zeros_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 data_option = click.option(
     "--data", multiple=True, help="Text (file, folder, glob, -), or one data folder."
+)
+
+zeros_option = click.option(
+    "--keep-zeros/--free-zeros",
+    default=None,
+    help="Whether a pruned model's zeros stay; default: as its record says.",
 )
 
 _OUT = click.option(

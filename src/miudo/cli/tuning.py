@@ -24,6 +24,7 @@ from miudo.cli.training_options import (
     require_data,
     run_settings,
     typed,
+    zeros_option,
 )
 from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
@@ -45,6 +46,7 @@ __all__ = ["finetune", "merge"]
 @click.option("--targets", help="Matrices, by comma: q,v,o,up,...; default all.")
 @template_option
 @click.option("--epochs", type=float, help="Length of the run in passes over the data,")
+@zeros_option
 @length_options
 @click.option("--preview", type=click.IntRange(1), help="Show so many samples and stop.")
 @click.option("--dry-run", is_flag=True, help="Tell memory and time, write nothing.")
@@ -117,6 +119,7 @@ def _job(  # noqa: PLR0913 - what the verb was told
         name = next(iter({**side, **table}))
         raise UsageError("has no side paths", where="--full", remedy=f"Leave out --{name}")
     chat = make_settings(ChatSettings, extra.pop("chat", {}), where="chat")
+    keep_zeros = flags.pop("keep_zeros")
     epochs = _length(epochs, flags, preview=preview)
     fit, packing = run_settings({**defaults(lora=lora), **extra}, flags)
     return FinetuneJob(
@@ -131,6 +134,7 @@ def _job(  # noqa: PLR0913 - what the verb was told
         chat=chat,
         chat_template=None if chat_template is None else read_template(chat_template),
         prepare=packing,
+        keep_zeros=keep_zeros,
     )
 
 
@@ -187,9 +191,7 @@ def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
 @click.argument("model")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option(
-    "--keep-zeros", is_flag=True, help="Leave weights that are exactly zero (pruned) at zero."
-)
+@zeros_option
 @click.option(
     "--dtype",
     type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
@@ -198,7 +200,7 @@ def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
     help="How numbers lie.",
 )
 def merge(
-    model: str, *, adapter: Path, out: Path, keep_zeros: bool, dtype: str, as_json: bool
+    model: str, *, adapter: Path, out: Path, keep_zeros: bool | None, dtype: str, as_json: bool
 ) -> None:
     """Add ADAPTER, a PEFT folder or GGUF file, into MODEL's weights; write a model's folder."""
     from miudo.tensors import DType

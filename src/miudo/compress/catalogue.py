@@ -11,16 +11,41 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from miudo.compress.distill.method import ResponseDistillation
-from miudo.compress.method import Method, settings_from_json, settings_to_json
+from miudo.compress.method import Method
 from miudo.compress.prune.depth import DepthPruning
+from miudo.compress.prune.heads import HeadPruning
+from miudo.compress.prune.hidden import HiddenPruning
+from miudo.compress.prune.sparse import SparsePruning
 from miudo.compress.prune.width import WidthPruning
+from miudo.compress.quantize.awq import AWQ
+from miudo.compress.quantize.gptq import GPTQ
+from miudo.compress.quantize.importance import ImportanceRounding
+from miudo.compress.quantize.learned import LearnedRounding
+from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.trained import TrainedRounding
+from miudo.compress.settings import settings_from_json, settings_to_json
 from miudo.errors import ConfigError
 
 __all__ = ["METHODS", "method_from_json", "method_to_json"]
 
 METHODS: Mapping[str, type[Any]] = {
-    kind.name: kind for kind in (ResponseDistillation, DepthPruning, WidthPruning, NearestRounding)
+    kind.name: kind
+    for kind in (
+        ResponseDistillation,
+        DepthPruning,
+        HiddenPruning,
+        HeadPruning,
+        WidthPruning,
+        SparsePruning,
+        NearestRounding,
+        ImportanceRounding,
+        GPTQ,
+        AWQ,
+        LearnedRounding,
+        MixedTypes,
+        TrainedRounding,
+    )
 }
 
 

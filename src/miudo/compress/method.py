@@ -11,16 +11,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from miudo.compress.settings import settings_to_json
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError
-from miudo.records import Measurement
 from miudo.tensors import DType, Weights, parameter_count, tensor_table
 
 __all__ = [
@@ -32,12 +31,7 @@ __all__ = [
     "check_seen",
     "describe",
     "in_range",
-    "report_measurements",
-    "settings_from_json",
-    "settings_to_json",
 ]
-
-Settings = TypeVar("Settings")
 
 
 class Method(Protocol):
@@ -74,13 +68,17 @@ class Quantizer(Method, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """One tensor that is not what it was; shape None: it is not there on that side."""
+    """One tensor that is not what it was; shape None: it is not there on that side.
+
+    `sparse_bytes` are those of a sparse one, which its shape does not tell.
+    """
 
     name: str
     shape_before: tuple[int, ...] | None
     shape_after: tuple[int, ...] | None
     dtype_after: DType
     reason: str
+    sparse_bytes: int | None = None
 
     @property
     def bytes_before(self) -> int:
@@ -90,7 +88,11 @@ class TensorChange:
     @property
     def bytes_after(self) -> int:
         """Bytes it takes as `dtype_after`."""
-        return 0 if self.shape_after is None else self.dtype_after.size_bytes(self.shape_after)
+        if self.shape_after is None:
+            return 0
+        if self.sparse_bytes is not None:
+            return self.sparse_bytes
+        return self.dtype_after.size_bytes(self.shape_after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,55 +201,3 @@ def in_range(name: str, value: float, low: float, high: float, *, whole: bool = 
     if type(value) not in kinds or not low <= value <= high:
         kind = "whole numbers" if whole else "numbers"
         raise ConfigError(f"{name} is {value!r}", remedy=f"Allowed are {kind} {low} to {high}")
-
-
-def settings_to_json(settings: Any) -> dict[str, Any]:
-    """Returns a settings dataclass as JSON values; `settings_from_json` gives it back."""
-    return {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
-
-
-def settings_from_json(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Returns the settings in `values`. Raises ConfigError for unknown keys or wrong values."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(fields)):
-        raise ConfigError(
-            f"unknown setting {', '.join(unknown)}",
-            where=kind.__name__,
-            remedy=f"Known are {', '.join(fields)}",
-        )
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    for name, value in given.items():
-        default = fields[name].default
-        if isinstance(default, Enum) and not isinstance(value, Enum):
-            given[name] = _as_enum(name, type(default), value)
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise ConfigError(f"not settings of {kind.__name__} ({error})") from error
-
-
-def _as_enum(name: str, kind: type[Enum], value: Any) -> Enum:
-    try:
-        return kind(value)
-    except ValueError as error:
-        known = ", ".join(str(member.value) for member in kind)
-        raise ConfigError(f"{name} is {value!r}", remedy=f"Known are {known}") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    return list(value) if isinstance(value, tuple) else value
-
-
-def report_measurements(reports: tuple[Report, ...]) -> list[Measurement]:
-    """Returns the counts of a chain of methods: from the first one's start to the last's end."""
-    first, last = reports[0], reports[-1]
-    counted = [
-        ("parameters_before", first.parameters_before, "1"),
-        ("parameters", last.parameters_after, "1"),
-        ("weights_before", first.bytes_before, "B"),
-        ("weights", last.bytes_after, "B"),
-        ("bits_per_weight", last.bits_per_weight, "bit"),
-    ]
-    return [Measurement(name, value, unit, "counted") for name, value, unit in counted]

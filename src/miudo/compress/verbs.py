@@ -1,17 +1,18 @@
-"""`miudo distill`, `prune`, `quantize` as functions: files in, a smaller model's file out.
+"""`miudo distill` and `prune` as functions: files in, a smaller model's folder out.
 
 For: opening, doing, measuring, writing, with a record that holds the whole lineage.
-Not for: parsing a command line (`miudo.cli`), or the methods.
+Not for: parsing a command line (`miudo.cli`), the methods, or `miudo.compress.quantizing`.
 Read next: `miudo.compress.jobs`, what they take; then `miudo.compress.method`.
 
     OUT/run.json     what was asked for
     OUT/data/        packed text, unless a data folder was given
     OUT/model/       the smaller model as a Hugging Face folder, with record.json
-    and what `miudo.train.run_folder` draws; `quantize` writes one GGUF file instead
+    and what `miudo.train.run_folder` draws
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,36 +24,39 @@ from miudo.compress.distill.lesson import Lesson, distill
 from miudo.compress.distill.student import scaled
 from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.distill.ways import Cached, lesson_by, way_to_json
-from miudo.compress.jobs import DistillJob, PruneJob, Shrunk
-from miudo.compress.method import report_measurements
+from miudo.compress.jobs import DistillJob, PruneJob, Shrunk, report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
-from miudo.compress.quantize.nearest import NearestRounding
+from miudo.compress.quantize.trained import RoundedStudent, check_engine
 from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import masks_to_keep
 from miudo.errors import ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.model_file import ModelFile
+from miudo.formats.zeros import sparse_settings
 from miudo.meter import Meter
 from miudo.presets import load_preset
 from miudo.records import Artefact, Measurement, Record, shared_licence
-from miudo.tensors import DType, Weights, parameter_count
+from miudo.tensors import Weights, parameter_count
 from miudo.train.artefact import Opened, check_same_tokenizer, open_decoder, text_data
 from miudo.train.evaluation import held_out_loss
 from miudo.train.progress import Progress, Silent
 from miudo.train.run_folder import RunFolder, check_order, locked_run_folder
 from miudo.train.settings import FitSettings
 
-__all__ = ["run_distill", "run_prune", "run_quantize", "student_config"]
+__all__ = ["run_distill", "run_prune", "student_config"]
 
 
 def run_distill(
     job: DistillJob, progress: Progress | None = None, *, resume: bool = False
 ) -> Shrunk:
     """Trains a student on the teacher's distributions and writes OUT/model.
+
+    With a `dtype` it is trained to be rounded, and becomes OUT/model.gguf.
 
     Raises ConfigError for vocabularies or tokenizers that differ where `job.way` is not across
     them, ModelFileError for a student that no folder could hold, UsageError where OUT holds a
@@ -65,6 +69,12 @@ def run_distill(
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
     models = [teacher, *more, *(() if start is None else (start,))]
+    masks, rounding = None, _rounding(job, student)
+    if start is not None or rounding is not None:
+        record = (start or teacher).file.record
+        masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start or job.teacher)
+    if rounding is not None and masks is not None:
+        rounding.check_keeps(masks)
     # The model whose tokenizer, template and family the student's folder has.
     pattern = start if start is not None and isinstance(job.way, CrossSettings) else teacher
     _check_folder(job.teacher, pattern, student, "Give another --student, or --start from a model")
@@ -74,6 +84,7 @@ def run_distill(
         "student_layers": list(job.student_layers),
         "fit": job.fit.to_json(),
         "config": student.config.to_json(),
+        **({} if rounding is None else rounding.settings),
     }
     with locked_run_folder(job.out) as folder:
         data = _begin(job, folder, pattern, progress, resume=resume)
@@ -81,20 +92,15 @@ def run_distill(
         check_order(folder, _order(job, record), resume=resume)
         lesson = _lesson(data, job.fit, job.loss)
         with Meter() as meter:
-            layers = job.student_layers or None
-            if job.way is not None:
-                everyone = [teacher, *more]
-                lesson = lesson_by(job.way, everyone, student, data, lesson, layers, progress)
-            taught: list[Measurement] = []
-            if isinstance(job.way, Cached):  # it has said all: its memory is the student's now
-                taught = _teachers_loss(teacher.decoder, lesson)
-                teacher.decoder.to("meta")
+            lesson, taught = _asked(job, [teacher, *more], student, data, lesson, progress)
             result = distill(
                 [opened.decoder for opened in (teacher, *more)],
                 student,
                 lesson,
                 folder,
-                surviving=layers,
+                surviving=job.student_layers or None,
+                masks=masks,
+                stand_in=None if rounding is None else rounding.weights,
                 progress=progress,
                 resume=resume,
             )
@@ -102,8 +108,18 @@ def run_distill(
         if pattern is teacher:  # another tokenizer's loss a token is no number to compare with
             found += taught or _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
-            record, seed=job.fit.seed, measurements=(*found, *meter.measurements())
+            record,
+            seed=job.fit.seed,
+            settings={**record.settings, **sparse_settings(result.zeros)},
+            measurements=(*found, *meter.measurements()),
         )
+        if rounding is not None:
+            return _write_rounded(
+                teacher,
+                rounding,
+                lesson,
+                Shrunk(job.out / "model.gguf", student.config, record, fit=result),
+            )
         path = _write(job.out / "model", pattern, student, record)
     return Shrunk(path, student.config, record, fit=result)
 
@@ -116,13 +132,18 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
     """
     progress = progress or Silent()
     if not job.methods:
-        raise ConfigError("nothing is to be pruned", remedy="Give --depth, --width or both")
+        raise ConfigError(
+            "nothing is to be pruned",
+            remedy="Give --depth, --width, --sparsity ...: see --help",
+        )
     refuse_inputs(job.out / "model", job.model)
     model = open_decoder(job.model, "model")
+    zeros = masks_to_keep(model.decoder, model.file.record, keep=job.keep_zeros, where=job.model)
     settings = {
         "methods": [method_to_json(method) for method in job.methods],
         "calibration_tokens": job.calibration_tokens,
         "calibration_length": job.calibration_length,
+        "repair": job.repair,
         "loss": job.loss.to_json(),
         "fit": None if job.fit is None else job.fit.to_json(),
     }
@@ -143,47 +164,25 @@ def run_prune(job: PruneJob, progress: Progress | None = None, *, resume: bool =
                 job.methods,
                 batches,
                 recovery,
+                ridge=job.repair,
+                keep_zeros=zeros is not None,
                 check=lambda rest: _check_folder(job.model, model, rest, "Prune otherwise"),
             )
         found = report_measurements(made.reports)
         if made.fit is not None and job.fit is not None:
             found += made.fit.measurements(job.fit)
+        zeros_kept = {} if made.masks is None else made.masks.zeros()
+        if zeros_kept:
+            found.append(Measurement("zero_weights", sum(zeros_kept.values()), "1", "counted"))
         record = dataclasses.replace(
             record,
+            settings={**record.settings, **sparse_settings(zeros_kept)},
             seed=None if job.fit is None else job.fit.seed,
             measurements=(*found, *meter.measurements()),
             notes=tuple(note for report in made.reports for note in report.notes),
         )
         path = _write(job.out / "model", model, made.decoder, record)
     return Shrunk(path, made.decoder.config, record, made.reports, made.fit)
-
-
-def run_quantize(model: Path, out: Path, *, dtype: DType = DType.Q8_0) -> Shrunk:
-    """Rounds a model's weights and writes one GGUF file, `out`.
-
-    Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that holds NaN,
-    and what `open_model` raises.
-    """
-    if out.suffix != ".gguf":
-        raise UsageError("is no GGUF file's name", where=out, remedy="Write --out NAME.gguf")
-    refuse_inputs(out, model)
-    opened = open_decoder(model, "model")
-    method = NearestRounding(dtype)
-    with Meter() as meter:
-        stored, report = method.store(opened.decoder)
-    record = Record(
-        verb="quantize",
-        name=out.stem,
-        settings=method_to_json(method),
-        inputs=(opened.artefact,),
-        measurements=(*report_measurements((report,)), *meter.measurements()),
-        parents=opened.parents,
-        licence=shared_licence(opened.parents),
-        notes=report.notes,
-    )
-    made = _model_file(opened, opened.decoder, stored, record)
-    write_gguf(out, made)
-    return Shrunk(out, opened.file.config, record, (report,))
 
 
 def student_config(student: float | str | ModelConfig, teacher: ModelConfig) -> ModelConfig:
@@ -223,9 +222,63 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
             where="--cross",
             remedy="Name a model of its tokenizer and shape with --start",
         )
-    student = Decoder(student_config(job.student, teacher.file.config))
+    if job.dtype is not None and job.student is None:
+        return None, copy.deepcopy(teacher.decoder)
+    shape = 0.25 if job.student is None else job.student
+    student = Decoder(student_config(shape, teacher.file.config))
     student.initialise(job.fit.seed)
     return None, student
+
+
+def _asked(
+    job: DistillJob,
+    teachers: Sequence[Opened],
+    student: Decoder,
+    data: DataSet,
+    lesson: Lesson,
+    progress: Progress,
+) -> tuple[Lesson, list[Measurement]]:
+    """Returns the lesson in the job's way; the teacher's loss too where it is needed no more."""
+    if job.way is None:
+        return lesson, []
+    surviving = job.student_layers or None
+    lesson = lesson_by(job.way, teachers, student, data, lesson, surviving, progress)
+    if not isinstance(job.way, Cached) or job.dtype is not None:
+        return lesson, []
+    # It has said all: its memory is the student's now.
+    taught = _teachers_loss(teachers[0].decoder, lesson)
+    teachers[0].decoder.to("meta")
+    return lesson, taught
+
+
+def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
+    if job.dtype is None:
+        if job.tables is not None:
+            raise ConfigError("tables has a type, the matrices have none", remedy="Give --dtype")
+        return None
+    if isinstance(job.way, CrossSettings):
+        raise UsageError(
+            "a student of another tokenizer is not trained to be rounded",
+            where="--dtype, --cross",
+            remedy="Distil first, then distil from the result with --dtype",
+        )
+    return RoundedStudent(student, job.dtype, job.tables or job.dtype)
+
+
+def _write_rounded(
+    teacher: Opened, rounding: RoundedStudent, lesson: Lesson, made: Shrunk
+) -> Shrunk:
+    """Measures a student that was trained to be rounded, writes its file and runs it once."""
+    done = rounding.finish(teacher.decoder, lesson)
+    bits = Measurement("bits_per_weight", done.bits_per_weight, "bit", "counted")
+    record = dataclasses.replace(
+        made.record,
+        measurements=(*made.record.measurements, *done.measurements(), bits),
+        notes=(*made.record.notes, *rounding.plan.notes, *done.notes()),
+    )
+    write_gguf(made.path, _model_file(teacher, rounding.student, done.stored, record))
+    check_engine(made.path, lesson.data.block(0, lesson.fit.length)[:-1].tolist())
+    return dataclasses.replace(made, record=record)
 
 
 def _more_teachers(job: DistillJob, teacher: Opened) -> list[Opened]:

@@ -10,12 +10,14 @@ Shapes: B batch, T positions, D d_model, I the inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from miudo.compress.method import check_seen
 from miudo.decoder.decoder import Decoder
@@ -56,7 +58,7 @@ class Station:
     weights: Mapping[str, nn.Parameter]
     inputs: list[Tensor]
     _rest: list[tuple[Any, ...]] = field(repr=False)
-    _grams: Callable[[Station], dict[str, Gram]] = field(repr=False)
+    _grams: Callable[[Station, Collection[str]], dict[str, Gram]] = field(repr=False)
 
     @torch.no_grad()
     def outputs(self, inputs: Iterable[Tensor] | None = None) -> list[Tensor]:
@@ -64,21 +66,50 @@ class Station:
         given = self.inputs if inputs is None else inputs
         return [self.run(x, i) for i, x in enumerate(given)]
 
-    def run(self, x: Tensor, index: int) -> Tensor:
-        """Returns what the module makes of x [B, T, D] in the place of batch `index`."""
-        out: Tensor = self.module(x, *self._rest[index])
-        return out
+    def run(self, x: Tensor, index: int, instead: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Returns what the module makes of x [B, T, D] in the place of batch `index`.
+
+        `instead` holds weights, by the names of `weights`, that a block is to have this once.
+        """
+        if instead is None:
+            out: Tensor = self.module(x, *self._rest[index])
+            return out
+        inner = {name.removeprefix(f"{self.name}."): w for name, w in instead.items()}
+        replaced: Tensor = functional_call(self.module, inner, (x, *self._rest[index]))
+        return replaced
 
     @torch.no_grad()
-    def grams(self) -> dict[str, Gram]:
+    def groups(self) -> list[list[str]]:
+        """Returns the names of `weights` in the order they are used, those of one input together.
+
+        To round one group changes what the groups after it are given.
+        """
+        if self.name == "head":
+            return [list(self.weights)]
+        calls: list[tuple[str, Tensor]] = []
+        with _seeing(self, self.weights, lambda name, x: calls.append((name, x))):
+            self.run(self.inputs[0], 0)
+        groups: list[list[str]] = []
+        last: Tensor | None = None
+        for name, x in calls:
+            if x is not last:
+                groups.append([])
+            groups[-1].append(name)
+            last = x
+        return groups
+
+    @torch.no_grad()
+    def grams(self, names: Collection[str] | None = None) -> dict[str, Gram]:
         """Returns what each matrix of `weights` is given; those of one input share a Gram.
 
+        With `names` only theirs are found, and nothing is computed that comes after them.
         Raises CheckFailedError for a matrix that was never called, missed tokens, or saw zeros
         alone: its calibration would be worth nothing.
         """
-        found = self._grams(self)
+        wanted = [name for name in self.weights if names is None or name in names]
+        found = self._grams(self, wanted)
         tokens = sum(x.shape[0] * x.shape[1] for x in self.inputs)
-        for name in self.weights:
+        for name in wanted:
             gram = found.get(name)
             trace = 0.0 if gram is None else float(gram.outer.trace())
             if gram is None or gram.tokens != tokens or not 0.0 < trace < float("inf"):
@@ -148,11 +179,22 @@ def _calls(decoder: Decoder, batches: list[Tensor]) -> list[list[tuple[Any, ...]
     return calls
 
 
-def _block_grams(station: Station) -> dict[str, Gram]:
+class _SeenAll(Exception):  # noqa: N818 - no error: the rest of a block is not wanted
+    pass
+
+
+def _block_grams(station: Station, names: Collection[str]) -> dict[str, Gram]:
     found: dict[str, Gram] = {}
     last: list[Any] = [None, None]  # the input seen last, and its Gram
+    left: list[str] = []  # of this batch
 
     def see(name: str, x: Tensor) -> None:
+        left.remove(name)
+        count(name, x)
+        if not left:
+            raise _SeenAll
+
+    def count(name: str, x: Tensor) -> None:
         if x is last[0]:  # q, k and v, or gate and up
             found.setdefault(name, last[1])
             return
@@ -161,22 +203,36 @@ def _block_grams(station: Station) -> dict[str, Gram]:
         gram.add(x)
         last[:] = [x, gram]
 
+    with _seeing(station, names, see):
+        for i, x in enumerate(station.inputs):
+            left[:] = names
+            with contextlib.suppress(_SeenAll):
+                station.run(x, i)
+    return found
+
+
+@contextlib.contextmanager
+def _seeing(
+    station: Station, names: Collection[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """While it holds, `see` is told what each matrix of `names` in a block is given."""
     handles = []
     for name, module in station.module.named_modules():
-        if isinstance(module, nn.Linear):
-            key = f"{station.name}.{name}.weight"
+        key = f"{station.name}.{name}.weight"
+        if isinstance(module, nn.Linear) and key in names:
             handles.append(
                 module.register_forward_pre_hook(lambda _, args, key=key: see(key, args[0]))
             )
     try:
-        station.outputs()
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
-def _head_grams(station: Station) -> dict[str, Gram]:
+def _head_grams(station: Station, names: Collection[str]) -> dict[str, Gram]:
+    if not names:
+        return {}
     (name,) = station.weights
     size = station.inputs[0].shape[-1]
     gram = Gram(torch.zeros(size, size, dtype=torch.float64))

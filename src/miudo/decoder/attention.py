@@ -125,13 +125,8 @@ class Attention(nn.Module):
         mixed: Tensor = weights @ v
         return mixed
 
-    def scores(
-        self, q: Tensor, k: Tensor, positions: Tensor, segments: Tensor | None = None
-    ) -> Tensor:
-        """Returns float32 scores [B, H, T, S] before the softmax, -inf where none may look.
-
-        For q [B, H, T, head_dim] at `positions` [T] and k [B, H, S, head_dim], one a query head.
-        """
+    def scores(self, q: Tensor, k: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+        """Returns float32 scores [B, H, T, S], -inf where none may look; k is one a query head."""
         mask = self._visible(positions, k.shape[2], segments)
         scores = softcap((q @ k.transpose(-1, -2)).float() * self.scale, self.cap)  # B H T S
         return scores + mask if self.alibi else scores.masked_fill(~mask, float("-inf"))

@@ -192,10 +192,7 @@ class Decoder(nn.Module):
         }
 
     def rotating(self, end: int, *, cached: bool) -> ModelConfig:
-        """Returns the config by which `end` positions are rotated.
-
-        Raises RequestError beyond max_positions.
-        """
+        """Returns the config that rotates `end` positions. Raises RequestError beyond the most."""
         longer = end > self.session.max_positions and not cached
         config = self.config if longer else self.session
         if end > config.max_positions:

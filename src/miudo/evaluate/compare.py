@@ -28,8 +28,10 @@ __all__ = [
     "CompareSettings",
     "Row",
     "compare",
+    "compare_one",
     "comparison_json",
     "comparison_table",
+    "load_for",
     "rows_from_json",
     "size_on_disk",
 ]
@@ -89,35 +91,65 @@ def compare(
     """
     if not paths:
         raise UsageError("no model to compare", remedy="Name one or more models")
-    models = [_load(path, settings) for path in paths]
+    models = [load_for(path, settings) for path in paths]
     context = settings.context or min(default_window(m.engine.config)[0] for m in models)
-    rows = []
+    settings = dataclasses.replace(settings, context=context)
     names = names or _names(paths)
-    for name, model in zip(names, models, strict=True):
-        progress(f"{name}: perplexity")
-        quality = perplexity(
-            model.engine,
-            model.tokenizer,
-            documents,
-            context=context,
-            stride=settings.stride,
-            adapter=model.adapter,
-        )
-        progress(f"{name}: divergence from {names[0]}")
-        distance, note = _distance(models[0], model, documents, context)
-        progress(f"{name}: speed")
-        bench = bench_path(
-            model.path,
-            settings.bench,
-            engine=settings.engine,
-            threads=settings.threads,
-            activations=settings.activations,
-            adapter=settings.adapter,
-        )
-        row = _row(name, model, quality, (distance, note), bench)
-        used = None if settings.adapter is None else str(settings.adapter)
-        rows.append(dataclasses.replace(row, adapter=used))
-    return rows
+    return [
+        compare_one(name, model, models[0], documents, settings, progress=progress)
+        for name, model in zip(names, models, strict=True)
+    ]
+
+
+def load_for(path: Path, settings: CompareSettings) -> LoadedModel:
+    """Returns the model at `path`, loaded as `settings` run it. Raises what `load_model` raises."""
+    return load_model(
+        path,
+        engine=settings.engine,
+        threads=settings.threads,
+        activations=settings.activations,
+        adapter=settings.adapter,
+        context=settings.context,
+    )
+
+
+def compare_one(
+    name: str,
+    model: LoadedModel,
+    first: LoadedModel,
+    documents: Sequence[str],
+    settings: CompareSettings,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Row:
+    """Returns the row of one model, whose divergence is from `first`; `compare` for several.
+
+    Its speed is measured in a process of its own. Without a context that of `first` is taken.
+    """
+    context = settings.context or default_window(first.engine.config)[0]
+    progress(f"{name}: perplexity")
+    quality = perplexity(
+        model.engine,
+        model.tokenizer,
+        documents,
+        context=context,
+        stride=settings.stride,
+        adapter=model.adapter,
+    )
+    progress(f"{name}: divergence from the first")
+    distance = _distance(first, model, documents, context)
+    progress(f"{name}: speed")
+    bench = bench_path(
+        model.path,
+        settings.bench,
+        engine=settings.engine,
+        threads=settings.threads,
+        activations=settings.activations,
+        adapter=settings.adapter,
+    )
+    row = _row(name, model, quality, distance, bench)
+    used = None if settings.adapter is None else str(settings.adapter)
+    return dataclasses.replace(row, adapter=used)
 
 
 def comparison_json(rows: Sequence[Row]) -> dict[str, Any]:
@@ -176,17 +208,6 @@ def _row_from_json(values: Mapping[str, Any]) -> Row:
     )
 
 
-def _load(path: Path, settings: CompareSettings) -> LoadedModel:
-    return load_model(
-        path,
-        engine=settings.engine,
-        threads=settings.threads,
-        activations=settings.activations,
-        adapter=settings.adapter,
-        context=settings.context,
-    )
-
-
 def _distance(
     first: LoadedModel, model: LoadedModel, documents: Sequence[str], context: int
 ) -> tuple[Divergence | None, str | None]:
@@ -210,7 +231,7 @@ def _row(
     bench: Bench,
 ) -> Row:
     config, tensors = loaded.model.config, loaded.model.weights.values()
-    stored_bits = 8 * sum(tensor.dtype.size_bytes(tensor.shape) for tensor in tensors)
+    stored_bits = 8 * sum(tensor.size_bytes for tensor in tensors)
     stored_values = sum(math.prod(tensor.shape) for tensor in tensors)
     return Row(
         name=name,

@@ -13,7 +13,7 @@ written for those that are new; a product and its sum as two operations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from miudo.config import LayerConfig, ModelConfig
@@ -37,17 +37,20 @@ class Numbers:
     """In what types a model runs: every tensor's, by name, and that of keys and values.
 
     With `int8` activations are rounded to 8 bits where weights are blocks; else all operations
-    are floats.
+    are floats. `sparse_bytes` are those of sparse tensors, whose shapes do not tell them; of
+    these all products count, those with zeros too.
     """
 
     weights: Mapping[str, DType]
     int8: bool = True
     cache: CacheType = "f16"
+    sparse_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, weights: Weights, *, int8: bool, cache: CacheType) -> Self:
         """Returns the numbers of a model whose tensors are `weights`."""
-        return cls({name: tensor.dtype for name, tensor in weights.items()}, int8, cache)
+        sparse = {n: t.size_bytes for n, t in weights.items() if t.dtype.dense is not t.dtype}
+        return cls({n: tensor.dtype for n, tensor in weights.items()}, int8, cache, sparse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ def step_work(
         if spec.role in (Role.EMBED, Role.POSITION) and not head:
             weight_bytes += new * dtype.size_bytes(spec.shape[-1:])
             continue
-        weight_bytes += dtype.size_bytes(spec.shape)
+        known = numbers.sparse_bytes.get(spec.name)
+        weight_bytes += dtype.size_bytes(spec.shape) if known is None else known
         if len(spec.shape) < 2:
             continue
         ops = 2 * spec.shape[0] * spec.shape[1] * (len(sequences) if head else new)

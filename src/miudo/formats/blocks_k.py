@@ -1,4 +1,4 @@
-"""Blocks of 256 values with scales of scales: Q2_K to Q6_K and IQ4_XS, read.
+"""Blocks of 256 values with scales of scales: Q2_K to Q6_K, read.
 
 For: rows of multiples of 256; a block's parts of 16 or 32 values have small whole scales, which
 the block's own float16 scales multiply.
@@ -11,29 +11,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
-from miudo.formats.block_codec import Codec, Fields, FloatArray, as_float, unpack
-from miudo.formats.blocks_32 import IQ4_VALUES
-from miudo.formats.blocks_k_fit import encode_q4_k, encode_q6_k
+from miudo.formats.block_codec import (
+    ByteArray,
+    Codec,
+    Columns,
+    Fields,
+    FloatArray,
+    as_float,
+    pack,
+    steps_from,
+    unpack,
+)
+from miudo.formats.blocks_k_fit import fit_q2_k, fit_q3_k, fit_q4_k, fit_q5_k, fit_q6_k
 from miudo.tensors import DType
 
 __all__ = ["CODECS_K"]
 
-_Bytes = npt.NDArray[np.uint8]
 
-
-def _scaled(q: npt.NDArray[np.generic], scales: FloatArray) -> FloatArray:
-    """Returns q [n, 256] times scales [n, parts] of equal parts, [n, parts, 256 / parts]."""
-    n, parts = scales.shape
-    return q.astype(np.float32).reshape(n, parts, -1) * scales[:, :, None]
-
-
-def _flat(parts: FloatArray) -> FloatArray:
-    return parts.reshape(len(parts), -1)
-
-
-def _six_bit_pairs(packed: _Bytes) -> tuple[FloatArray, FloatArray]:
+def _six_bit_pairs(packed: ByteArray) -> tuple[FloatArray, FloatArray]:
     """Returns the eight scales and eight offsets [n, 8] in the 12 bytes of Q4_K and Q5_K.
 
     Bytes 0 to 3 hold the first four scales, 4 to 7 the first four offsets, 8 to 11 the low four
@@ -51,56 +47,89 @@ def _six_bit_pairs(packed: _Bytes) -> tuple[FloatArray, FloatArray]:
     return pairs[0].astype(np.float32), pairs[1].astype(np.float32)
 
 
-def _decode_q2(b: Fields) -> FloatArray:
-    scales = as_float(b["d"]) * (b["s"] & np.uint8(15))
-    offsets = as_float(b["m"]) * (b["s"] >> np.uint8(4))
-    return _flat(_scaled(unpack(b["q"], 32, 2), scales) - offsets[:, :, None])
+def _two_bits(b: Fields) -> ByteArray:
+    return unpack(b["q"], 32, 2)
 
 
-def _decode_q3(b: Fields) -> FloatArray:
+def _put_two(codes: ByteArray) -> Columns:
+    return {"q": pack(codes, 32, 2)}
+
+
+def _three_bits(b: Fields) -> ByteArray:
+    return unpack(b["q"], 32, 2) | unpack(b["h"], 32, 1) << np.uint8(2)
+
+
+def _put_three(codes: ByteArray) -> Columns:
+    return {"q": pack(codes & np.uint8(3), 32, 2), "h": pack(codes >> np.uint8(2), 32, 1)}
+
+
+def _four_bits(b: Fields) -> ByteArray:
+    return unpack(b["q"], 32, 4)
+
+
+def _put_four(codes: ByteArray) -> Columns:
+    return {"q": pack(codes, 32, 4)}
+
+
+def _five_bits(b: Fields) -> ByteArray:
+    return unpack(b["q"], 32, 4) | unpack(b["h"], 32, 1) << np.uint8(4)
+
+
+def _put_five(codes: ByteArray) -> Columns:
+    return {"q": pack(codes & np.uint8(15), 32, 4), "h": pack(codes >> np.uint8(4), 32, 1)}
+
+
+def _six_bits(b: Fields) -> ByteArray:
+    return unpack(b["q"], 64, 4) | unpack(b["h"], 32, 2) << np.uint8(4)
+
+
+def _put_six(codes: ByteArray) -> Columns:
+    return {"q": pack(codes & np.uint8(15), 64, 4), "h": pack(codes >> np.uint8(4), 32, 2)}
+
+
+def _grid_q2(b: Fields) -> tuple[FloatArray, FloatArray]:
+    scales, offsets = b["s"] & np.uint8(15), b["s"] >> np.uint8(4)
+    return as_float(b["d"]) * scales, -(as_float(b["m"]) * offsets)
+
+
+def _grid_q3(b: Fields) -> tuple[FloatArray, None]:
     low, high = unpack(b["s"][:, :8], 8, 4), unpack(b["s"][:, 8:], 4, 2)
-    scales = as_float(b["d"]) * ((low | high << np.uint8(4)).astype(np.float32) - np.float32(32))
-    q = unpack(b["q"], 32, 2) | unpack(b["h"], 32, 1) << np.uint8(2)
-    return _flat(_scaled(q.astype(np.float32) - np.float32(4), scales))
+    steps = (low | high << np.uint8(4)).astype(np.float32) - np.float32(32)
+    return as_float(b["d"]) * steps, None
 
 
-def _decode_q4(b: Fields) -> FloatArray:
+def _grid_pairs(b: Fields) -> tuple[FloatArray, FloatArray]:
     scales, offsets = _six_bit_pairs(b["s"])
-    steps = _scaled(unpack(b["q"], 32, 4), as_float(b["d"]) * scales)
-    return _flat(steps - (as_float(b["m"]) * offsets)[:, :, None])
+    return as_float(b["d"]) * scales, -(as_float(b["m"]) * offsets)
 
 
-def _decode_q5(b: Fields) -> FloatArray:
-    scales, offsets = _six_bit_pairs(b["s"])
-    q = unpack(b["q"], 32, 4) | unpack(b["h"], 32, 1) << np.uint8(4)
-    steps = _scaled(q, as_float(b["d"]) * scales)
-    return _flat(steps - (as_float(b["m"]) * offsets)[:, :, None])
-
-
-def _decode_q6(b: Fields) -> FloatArray:
-    q = unpack(b["q"], 64, 4) | unpack(b["h"], 32, 2) << np.uint8(4)
-    return _flat(_scaled(q.astype(np.float32) - np.float32(32), as_float(b["d"]) * b["s"]))
-
-
-def _decode_iq4_xs(b: Fields) -> FloatArray:
-    low = unpack(b["s"], 1, 4)
-    high = (b["h"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16)) & np.uint16(3)
-    scales = (low + np.float32(16) * high).astype(np.float32) - np.float32(32)
-    return _flat(_scaled(IQ4_VALUES[unpack(b["q"], 16, 4)], as_float(b["d"]) * scales))
+def _grid_q6(b: Fields) -> tuple[FloatArray, None]:
+    return as_float(b["d"]) * b["s"], None
 
 
 _D, _M = ("d", "<f2"), ("m", "<f2")
 _PAIRS, _NIBBLES = ("s", "u1", 12), ("q", "u1", 128)
+_TWO, _THREE = (_two_bits, _put_two), (_three_bits, _put_three)
+_FOUR, _FIVE, _SIX = (_four_bits, _put_four), (_five_bits, _put_five), (_six_bits, _put_six)
 
 CODECS_K: Mapping[DType, Codec] = {
-    DType.Q2_K: Codec(np.dtype([("s", "u1", 16), ("q", "u1", 64), _D, _M]), _decode_q2),
+    DType.Q2_K: Codec(
+        np.dtype([("s", "u1", 16), ("q", "u1", 64), _D, _M]), steps_from(0, 4), *_TWO, _grid_q2,
+        fit_q2_k,
+    ),
     DType.Q3_K: Codec(
-        np.dtype([("h", "u1", 32), ("q", "u1", 64), ("s", "u1", 12), _D]), _decode_q3
+        np.dtype([("h", "u1", 32), ("q", "u1", 64), ("s", "u1", 12), _D]),
+        steps_from(-4, 8), *_THREE, _grid_q3, fit_q3_k,
     ),
-    DType.Q4_K: Codec(np.dtype([_D, _M, _PAIRS, _NIBBLES]), _decode_q4, encode_q4_k),
-    DType.Q5_K: Codec(np.dtype([_D, _M, _PAIRS, ("h", "u1", 32), _NIBBLES]), _decode_q5),
+    DType.Q4_K: Codec(
+        np.dtype([_D, _M, _PAIRS, _NIBBLES]), steps_from(0, 16), *_FOUR, _grid_pairs, fit_q4_k
+    ),
+    DType.Q5_K: Codec(
+        np.dtype([_D, _M, _PAIRS, ("h", "u1", 32), _NIBBLES]),
+        steps_from(0, 32), *_FIVE, _grid_pairs, fit_q5_k,
+    ),
     DType.Q6_K: Codec(
-        np.dtype([_NIBBLES, ("h", "u1", 64), ("s", "i1", 16), _D]), _decode_q6, encode_q6_k
+        np.dtype([_NIBBLES, ("h", "u1", 64), ("s", "i1", 16), _D]),
+        steps_from(-32, 64), *_SIX, _grid_q6, fit_q6_k,
     ),
-    DType.IQ4_XS: Codec(np.dtype([_D, ("h", "<u2"), ("s", "u1", 4), _NIBBLES]), _decode_iq4_xs),
-}
+}  # fmt: skip

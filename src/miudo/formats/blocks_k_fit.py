@@ -1,132 +1,86 @@
-"""Scales for blocks of 256 values: searched, not computed, so that the error is small.
+"""Writing blocks of 256 values: which scales they get, and how those lie.
 
-For: writing Q4_K and Q6_K. The method is llama.cpp's for k-quants without an importance matrix:
-try grids a little finer and coarser than the range asks for, fit scale (and offset) to each by
-weighted least squares, keep the best; then round the parts' scales to a few bits.
-Not for: reading them (`miudo.formats.blocks_k`).
-Read next: `miudo.formats.blocks`.
+For: Q2_K, Q3_K, Q4_K, Q5_K and Q6_K.
+Not for: reading them (`miudo.formats.blocks_k`), or the search (`miudo.formats.block_search`).
+Read next: `miudo.formats.blocks_k`.
 
-Shapes: n blocks, m parts of all blocks, w values of a part.
+Shapes: n blocks.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from miudo.formats.block_codec import FloatArray, as_float, pack, reciprocal
+from miudo.formats.block_codec import (
+    ByteArray,
+    Columns,
+    FloatArray,
+    pack,
+    reciprocal,
+    steps_from,
+)
+from miudo.formats.block_search import Levels, Parts, search_blocks, weigh
 
-__all__ = ["encode_q4_k", "encode_q6_k"]
+__all__ = ["fit_parts", "fit_q2_k", "fit_q3_k", "fit_q4_k", "fit_q5_k", "fit_q6_k"]
 
-_Columns = dict[str, npt.NDArray[Any]]
-_Bytes = npt.NDArray[np.uint8]
-
-
-def encode_q4_k(x: FloatArray) -> _Columns:
-    """Returns the fields of x [n, 256]: eight parts, each with a scale and an offset below it."""
-    parts = x.reshape(-1, 32)
-    scales, offsets = _fit_offset(parts, 15)
-    d, scale_steps = _six_bits(scales.reshape(-1, 8))
-    m, offset_steps = _six_bits(offsets.reshape(-1, 8))
-    step = as_float(d) * scale_steps  # what a reader multiplies with
-    below = as_float(m) * offset_steps
-    raised = (x.reshape(-1, 8, 32) + below[:, :, None]) * reciprocal(step)[:, :, None]
-    q = np.clip(np.rint(raised), 0, 15).astype(np.uint8).reshape(-1, 256)
-    return {"d": d, "m": m, "s": _paired(scale_steps, offset_steps), "q": pack(q, 32, 4)}
+_Q2 = Parts(16, Levels(steps_from(0, 4)), 0, 15, offsets=True)
+_Q3 = Parts(16, Levels(steps_from(-4, 8)), -32, 31, offsets=False)
+_Q4 = Parts(8, Levels(steps_from(0, 16)), 0, 63, offsets=True)
+_Q5 = Parts(8, Levels(steps_from(0, 32)), 0, 63, offsets=True)
+_Q6 = Parts(16, Levels(steps_from(-32, 64)), -128, 127, offsets=False)
 
 
-def encode_q6_k(x: FloatArray) -> _Columns:
-    """Returns the fields of x [n, 256]: sixteen parts with a signed 8-bit scale each."""
-    scales = _fit(x.reshape(-1, 16), 32).reshape(-1, 16)
-    at = np.abs(scales).argmax(axis=1, keepdims=True)
-    largest = np.take_along_axis(scales, at, axis=1)
-    d = (largest[:, 0] / np.float32(-128)).astype(np.float16)
-    steps = np.minimum(np.rint(scales * reciprocal(largest) * np.float32(-128)), 127)
-    inverse = reciprocal(as_float(d) * steps)
-    q = np.clip(np.rint(x.reshape(-1, 16, 16) * inverse[:, :, None]), -32, 31) + np.float32(32)
-    six = q.astype(np.uint8).reshape(-1, 256)
-    low, high = pack(six & np.uint8(15), 64, 4), pack(six >> np.uint8(4), 32, 2)
-    return {"q": low, "h": high, "s": steps.astype(np.int8), "d": d}
+def fit_q2_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
+    """Returns scales' fields and codes of x [n, 256]: sixteen parts, 4 bits a scale and offset."""
+    d, m, scales, offsets, codes = fit_parts(x, importance, _Q2)
+    return {"d": d, "m": m, "s": scales.astype(np.uint8) | offsets.astype(np.uint8) << 4}, codes
 
 
-def _fit_offset(x: FloatArray, top: int) -> tuple[FloatArray, FloatArray]:
-    """Returns scales and offsets [m] such that scale * q - offset is near x [m, w], q 0 to top.
-
-    Large values weigh more. An offset is never negative: 0 stays a value that can be had.
-    """
-    weight = np.sqrt(np.mean(x * x, axis=1, keepdims=True)) + np.abs(x)
-    sum_w, sum_x = weight.sum(axis=1), _dot(weight, x)
-    high = x.max(axis=1)
-    low = np.minimum(x.min(axis=1), np.float32(0))
-    scale = (high - low) / np.float32(top)
-    best = _error(x, weight, _grid(x, low, high, top, top), scale, low)
-    for tried in range(21):
-        # Each grid starts from the best offset so far.
-        q = _grid(x, low, high, top - 1 + 0.1 * tried, top)
-        weighted = weight * q
-        sum_q, sum_qq, sum_qx = weighted.sum(axis=1), _dot(weighted, q), _dot(weighted, x)
-        inverse = reciprocal(sum_w * sum_qq - sum_q * sum_q)
-        new_low = (sum_qq * sum_x - sum_q * sum_qx) * inverse
-        above = new_low > 0
-        through_zero = sum_qx * reciprocal(sum_qq)
-        new_scale = np.where(above, through_zero, (sum_w * sum_qx - sum_x * sum_q) * inverse)
-        new_low = np.where(above, np.float32(0), new_low)
-        error = _error(x, weight, q, new_scale, new_low)
-        better = (inverse > 0) & (error < best)
-        best = np.where(better, error, best)
-        scale, low = np.where(better, new_scale, scale), np.where(better, new_low, low)
-    return np.maximum(scale, np.float32(0)), -low
+def fit_q3_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
+    """Returns scales' fields and codes of x [n, 256]: sixteen parts, a signed 6-bit scale each."""
+    d, _, scales, _, codes = fit_parts(x, importance, _Q3)
+    six = (scales + np.float32(32)).astype(np.uint8)
+    low, high = pack(six & np.uint8(15), 8, 4), pack(six >> np.uint8(4), 4, 2)
+    return {"d": d, "s": np.concatenate([low, high], axis=1)}, codes
 
 
-def _grid(x: FloatArray, low: FloatArray, high: FloatArray, steps: float, top: int) -> FloatArray:
-    """Returns the whole numbers [m, w], 0 to `top`, of a grid with `steps` from low to high."""
-    per_step = reciprocal((high - low) / np.float32(steps))
-    raised: FloatArray = np.rint((x - low[:, None]) * per_step[:, None])
-    return raised.clip(0, top)
+def fit_q4_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
+    """Returns scales' fields and codes of x [n, 256]: eight parts with scale and offset each."""
+    return _fit_pairs(x, importance, _Q4)
 
 
-def _fit(x: FloatArray, half: int) -> FloatArray:
-    """Returns scales [m] such that scale * q is near x [m, w], q from -half to half - 1.
-
-    The weights are the squares of the values.
-    """
-    at = np.abs(x).argmax(axis=1, keepdims=True)
-    raised = x * reciprocal(np.take_along_axis(x, at, axis=1))  # -1 to 1, the greatest is 1
-    weighted = x * x
-    scale = np.zeros(len(x), dtype=np.float32)
-    best = np.zeros(len(x), dtype=np.float32)
-    for tried in (0, *range(-9, 0), *range(1, 10)):
-        q = np.clip(np.rint(raised * np.float32(-half - 0.1 * tried)), -half, half - 1)
-        sum_qx, sum_qq = _dot(weighted * q, x), _dot(weighted * q, q)
-        new = sum_qx * reciprocal(sum_qq)
-        gained = new * sum_qx  # how much of the squares' sum this grid accounts for
-        better = gained > best
-        best, scale = np.where(better, gained, best), np.where(better, new, scale)
-    return scale
+def fit_q5_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
+    """Returns scales' fields and codes of x [n, 256]: as `fit_q4_k`, a bit more a value."""
+    return _fit_pairs(x, importance, _Q5)
 
 
-def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
-    sums: FloatArray = np.einsum("mw,mw->m", a, b)
-    return sums
+def fit_q6_k(x: FloatArray, importance: FloatArray | None) -> tuple[Columns, ByteArray]:
+    """Returns scales' fields and codes of x [n, 256]: sixteen parts, a signed 8-bit scale each."""
+    d, _, scales, _, codes = fit_parts(x, importance, _Q6)
+    return {"d": d, "s": scales.astype(np.int8)}, codes
 
 
-def _error(
-    x: FloatArray, weight: FloatArray, q: FloatArray, scale: FloatArray, low: FloatArray
-) -> FloatArray:
-    off = q * scale[:, None] + low[:, None] - x
-    return _dot(weight * off, off)
+def _fit_pairs(
+    x: FloatArray, importance: FloatArray | None, parts: Parts
+) -> tuple[Columns, ByteArray]:
+    d, m, scales, offsets, codes = fit_parts(x, importance, parts)
+    return {"d": d, "m": m, "s": _paired(scales, offsets)}, codes
 
 
-def _six_bits(parts: FloatArray) -> tuple[npt.NDArray[np.float16], FloatArray]:
-    """Returns float16 scales [n] and whole numbers [n, 8] from 0 to 63 whose product is `parts`."""
-    largest = parts.max(axis=1, keepdims=True)
-    steps = np.minimum(np.rint(parts * reciprocal(largest) * np.float32(63)), 63)
-    return (largest[:, 0] / np.float32(63)).astype(np.float16), steps
+def fit_parts(
+    x: FloatArray, importance: FloatArray | None, parts: Parts
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, ByteArray]:
+    """Returns d, m [n], steps of scales and offsets [n, parts], and codes [n, 256]."""
+    small = x.reshape(-1, x.shape[1] // parts.count)
+    weight = weigh(small, importance).reshape(x.shape)
+    d, m, scales, offsets = search_blocks(x, weight, parts)
+    scale, offset = d[:, None] * scales, m[:, None] * offsets  # what a reader multiplies with
+    raised = small + offset.reshape(-1, 1)
+    codes = parts.levels.codes(raised * reciprocal(scale).reshape(-1, 1))
+    return d, m, scales, offsets, codes.reshape(x.shape)
 
 
-def _paired(scales: FloatArray, offsets: FloatArray) -> _Bytes:
+def _paired(scales: FloatArray, offsets: FloatArray) -> ByteArray:
     """Returns the 12 bytes that `blocks_k` reads as these scales and offsets [n, 8]."""
     s, o = scales.astype(np.uint8), offsets.astype(np.uint8)
     four = np.uint8(4)

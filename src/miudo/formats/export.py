@@ -22,8 +22,9 @@ from miudo.formats.gguf_adapter import write_gguf_adapter
 from miudo.formats.hf import write_folder
 from miudo.formats.opening import open_model
 from miudo.formats.peft import write_peft
-from miudo.formats.precision import type_notes
+from miudo.formats.precision import held_as, type_notes
 from miudo.formats.shards import weight_files
+from miudo.formats.zeros import carried
 from miudo.records import Artefact, Record
 from miudo.tensors import DType
 
@@ -65,7 +66,11 @@ def export(model: Path, out: Path, *, to: Form, dtype: DType | None = None) -> E
     record = Record(
         verb="export",
         name=out.stem,
-        settings={"to": to, "dtype": None if dtype is None else str(dtype)},
+        settings={
+            "to": to,
+            "dtype": None if dtype is None else str(dtype),
+            **carried(found.record, held_as(found.config, found.weights, dtype)),
+        },
         inputs=(Artefact("model", model.name, weights_sha256(model)),),
         parents=() if found.record is None else (found.record,),
         licence=None if found.record is None else found.record.licence,

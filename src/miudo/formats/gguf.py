@@ -7,6 +7,7 @@ Read next: `miudo.families.llama` for names and keys.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,11 +36,12 @@ from miudo.formats.gguf_writer import write_container
 from miudo.formats.layout import (
     canonical_weights,
     join,
-    pad_to_uniform,
     pair_rows,
 )
 from miudo.formats.model_file import ModelFile
+from miudo.formats.padding import paddings
 from miudo.formats.precision import held_as
+from miudo.formats.sparse import check_sparse, dense_weights
 from miudo.formats.strict_json import parse_object
 from miudo.records import Record
 from miudo.tensors import (
@@ -67,11 +69,14 @@ CHAT_TEMPLATE = "tokenizer.chat_template"
 # What no family's keys can say is written under this name, so that other readers refuse it.
 _OWN = "miudo"
 _SCHEMA = 1
+# Which tensors of bytes are sparse matrices, and of which type: JSON, name to type.
+_SPARSE = "miudo.sparse"
 # `general.file_type`: what most of a file is. Of k-quants the names for unmixed types ("small").
 _FILE_TYPES = {
     DType.F32: 0, DType.F16: 1, DType.Q4_0: 2, DType.Q4_1: 3, DType.Q8_0: 7, DType.Q5_0: 8,
     DType.Q5_1: 9, DType.Q2_K: 10, DType.Q3_K: 11, DType.Q4_K: 14, DType.Q5_K: 16,
     DType.Q6_K: 18, DType.IQ4_NL: 25, DType.IQ4_XS: 30, DType.BF16: 32, DType.MXFP4: 38,
+    DType.TQ1_0: 36, DType.TQ2_0: 37,
 }  # fmt: skip
 
 
@@ -102,15 +107,19 @@ def write_gguf(
     ConfigError for a type that is only read.
     """
     check_weights(model.config, model.weights)
+    if dtype is not None:
+        model = dataclasses.replace(model, weights=dense_weights(model.weights))
     family, config, weights, notes = _fitting(model)
     weights = held_as(config, weights, dtype)
     note = None if family is None else family.gguf_note(config)
     tensors = _file_tensors(family, config, weights)
     keys = _keys(family, config, model, languages) | {
-        "general.file_type": _FILE_TYPES[_usual_type(weights)]
+        "general.file_type": _FILE_TYPES[_usual_type(weights).dense]
     }
+    if sparse := {n: t.dtype for n, t in weights.items() if t.dtype.dense is not t.dtype}:
+        keys[_SPARSE] = json.dumps(sparse, separators=(",", ":"))
     atomic_write(path, lambda file: write_container(file, keys, tensors))
-    size = sum(t.dtype.size_bytes(t.shape) for t in weights.values())
+    size = sum(t.size_bytes for t in weights.values())
     return GgufReport(
         architecture=keys["general.architecture"],
         dtypes={name: t.dtype for name, t in weights.items()},
@@ -123,12 +132,12 @@ def write_gguf(
 
 def _fitting(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
     """A family that can say the model, and the model padded if only that makes it one."""
-    family = for_gguf(model.config)
-    if family is None:
-        config, weights, notes = pad_to_uniform(model.config, model.weights)
-        if (padded := for_gguf(config)) is not None:
-            return padded, config, weights, notes
-    return family, model.config, model.weights, ()
+    if any(tensor.dtype.dense is not tensor.dtype for tensor in model.weights.values()):
+        return None, model.config, model.weights, ()  # no other program has sparse tensors
+    for config, weights, notes in paddings(model.config, model.weights):
+        if (family := for_gguf(config)) is not None:
+            return family, config, weights, notes
+    return None, model.config, model.weights, ()
 
 
 def _matrices(config: ModelConfig) -> list[str]:
@@ -227,7 +236,8 @@ def read_gguf(
         raise ModelFileError(error.what, where=where, remedy=error.remedy) from error
     if family is None:
         wanted = tuple(Source(spec.name, (spec.name,)) for spec in tensor_table(config))
-        weights = canonical_weights(wanted, container.tensors, config, path)
+        given = {**container.tensors, **_sparse_tensors(container, config)}
+        weights = canonical_weights(wanted, given, config, path)
     else:
         wanted, factors = sources(config, family.gguf_names), rope_tensors(config)
         stored = {n: t for n, t in container.tensors.items() if n not in factors}
@@ -244,6 +254,25 @@ def read_gguf(
         architecture=architecture,
         path=path,
     )
+
+
+def _sparse_tensors(container: Container, config: ModelConfig) -> dict[str, StoredTensor]:
+    """The tensors of bytes, as what the file says that they are."""
+    where = f"{container.path}: {_SPARSE}"
+    text = container.text(_SPARSE) or "{}"
+    types = parse_object(text.encode(), where)
+    shapes = {spec.name: spec.shape for spec in tensor_table(config)}
+    known = {str(dtype): dtype for dtype in DType if dtype.dense is not dtype}
+    if types.keys() != container.plain.keys() or not types.keys() <= shapes.keys():
+        odd = sorted(types.keys() ^ container.plain.keys() | types.keys() - shapes.keys())
+        raise ModelFileError(f"does not fit the tensors: {', '.join(odd[:5])}", where=where)
+    found = {}
+    for name, data in container.plain.items():
+        if types[name] not in known:
+            raise ModelFileError(f"{name} is of the unknown type {types[name]!r:.40}", where=where)
+        found[name] = StoredTensor(known[types[name]], shapes[name], data)
+        check_sparse(found[name], f"{container.path}: tensor {name}")
+    return found
 
 
 def record_keys(record: Record) -> dict[str, Any]:

@@ -25,20 +25,34 @@ from miudo.formats.mapping import map_file
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
 
-__all__ = ["FLOAT32", "GGUF_TYPES", "INT32", "NUMBERS", "ArrayAt", "Container", "read_container"]
+__all__ = [
+    "BYTES",
+    "FLOAT32",
+    "GGUF_TYPES",
+    "INT32",
+    "NUMBERS",
+    "ArrayAt",
+    "Container",
+    "read_container",
+]
 
 GGUF_TYPES: Mapping[int, DType] = {
     0: DType.F32, 1: DType.F16, 2: DType.Q4_0, 3: DType.Q4_1, 6: DType.Q5_0, 7: DType.Q5_1,
     8: DType.Q8_0, 10: DType.Q2_K, 11: DType.Q3_K, 12: DType.Q4_K, 13: DType.Q5_K,
-    14: DType.Q6_K, 20: DType.IQ4_NL, 23: DType.IQ4_XS, 30: DType.BF16, 39: DType.MXFP4,
+    14: DType.Q6_K, 20: DType.IQ4_NL, 23: DType.IQ4_XS, 30: DType.BF16, 34: DType.TQ1_0,
+    35: DType.TQ2_0, 39: DType.MXFP4,
 }  # fmt: skip
 """Tensor type numbers of the format."""
 
 _OTHER_TYPES = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
-    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
-    35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
+    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
+    40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
+BYTES = 24
+"""The number of I8: in miudo's own files what sparse tensors are written as."""
+_OWN = "miudo"
+
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -64,12 +78,16 @@ class ArrayAt:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """Keys and tensors of one file; arrays are read with `strings` and `numbers`."""
+    """Keys and tensors of one file; arrays are read with `strings` and `numbers`.
+
+    `plain` are tensors of I8, in miudo's own files alone: bytes whose meaning keys tell.
+    """
 
     path: Path
     keys: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     data: npt.NDArray[np.uint8]
+    plain: Mapping[str, npt.NDArray[np.uint8]]
 
     def text(self, key: str) -> str | None:
         """Returns a string, None where there is no `key`; raises ModelFileError for others."""
@@ -182,14 +200,15 @@ def read_container(path: Path, limits: Limits = LIMITS) -> Container:
     cursor = _Cursor(data, path, limits)
     n_tensors, n_keys = _read_head(cursor, limits)
     keys = dict(_read_keys(cursor, n_keys))
-    infos = list(_read_infos(cursor, n_tensors))
+    infos = list(_read_infos(cursor, n_tensors, own=keys.get("general.architecture") == _OWN))
     alignment = keys.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise ModelFileError(f"alignment {alignment!r}", where=f"{path}: general.alignment")
     start = -(-cursor.offset // alignment) * alignment
     if infos and start > size:
         raise ModelFileError("ends before its tensors", where=path)
-    return Container(path, keys, _place(infos, data, start, alignment, path), data)
+    tensors, plain = _place(infos, data, start, alignment, path)
+    return Container(path, keys, tensors, data, plain)
 
 
 def _read_head(cursor: _Cursor, limits: Limits) -> tuple[int, int]:
@@ -219,10 +238,10 @@ def _read_keys(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
         yield key, cursor.value(cursor.scalar("I", key), f"key {key}")
 
 
-_Info = tuple[str, tuple[int, ...], DType, int]
+_Info = tuple[str, tuple[int, ...], DType | None, int]
 
 
-def _read_infos(cursor: _Cursor, count: int) -> Iterator[_Info]:
+def _read_infos(cursor: _Cursor, count: int, *, own: bool) -> Iterator[_Info]:
     seen: set[str] = set()
     for _ in range(count):
         name = cursor.text("a tensor name", cursor.limits.name_bytes)
@@ -237,11 +256,14 @@ def _read_infos(cursor: _Cursor, count: int) -> Iterator[_Info]:
         number, offset = cursor.scalar("I", name), cursor.scalar("Q", name)
         if min(shape) < 1 or prod(shape) > cursor.limits.tensor_elements:
             raise ModelFileError(f"has shape {list(shape)}", where=where)
+        if own and number == BYTES and n_dims == 1:
+            yield name, shape, None, offset
+            continue
         if number not in GGUF_TYPES:
             raise ModelFileError(
                 f"has type {_OTHER_TYPES.get(number, number)}",
                 where=where,
-                remedy=f"Take a file whose tensors are all of {', '.join(DType)}",
+                remedy=f"Take a file whose tensors are all of {', '.join(GGUF_TYPES.values())}",
             )
         if not GGUF_TYPES[number].fits(shape):
             raise ModelFileError(f"rows of {shape[-1]} are no whole blocks", where=where)
@@ -250,10 +272,11 @@ def _read_infos(cursor: _Cursor, count: int) -> Iterator[_Info]:
 
 def _place(
     infos: list[_Info], data: npt.NDArray[np.uint8], start: int, alignment: int, path: Path
-) -> dict[str, StoredTensor]:
-    end, found = 0, {}
+) -> tuple[dict[str, StoredTensor], dict[str, npt.NDArray[np.uint8]]]:
+    end, found, plain = 0, {}, {}
     for name, shape, dtype, offset in infos:
-        size, expected = dtype.size_bytes(shape), -(-end // alignment) * alignment
+        size = prod(shape) if dtype is None else dtype.size_bytes(shape)
+        expected = -(-end // alignment) * alignment
         if offset != expected or start + offset + size > len(data):
             raise ModelFileError(
                 f"its {size} bytes lie at offset {offset} of {len(data) - start}, expected at "
@@ -262,7 +285,11 @@ def _place(
                 remedy="The file is truncated or damaged; fetch it again",
             )
         end = offset + size
-        found[name] = StoredTensor(dtype, shape, data[start + offset : start + end])
+        here = data[start + offset : start + end]
+        if dtype is None:
+            plain[name] = here
+        else:
+            found[name] = StoredTensor(dtype, shape, here)
     # Some writers pad the last tensor too, some do not; nothing else may follow.
     if len(data) - start - end >= alignment:
         raise ModelFileError(
@@ -270,4 +297,4 @@ def _place(
             where=path,
             remedy="The file is damaged; fetch it again",
         )
-    return found
+    return found, plain

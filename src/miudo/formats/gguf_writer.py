@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from miudo.formats.derived import drop_pages
-from miudo.formats.gguf_reader import GGUF_TYPES
+from miudo.formats.gguf_reader import BYTES, GGUF_TYPES
 from miudo.tensors import StoredTensor
 
 __all__ = ["write_container"]
@@ -35,10 +35,13 @@ def write_container(
         file.write(_text(key) + _tagged(value))
     offset = 0
     for name, tensor in tensors:
-        dims = tuple(reversed(tensor.shape))  # the format names the row first
+        # The format names the row first. Sparse tensors are bytes: what they are, keys tell.
+        sparse = tensor.dtype.dense is not tensor.dtype
+        dims = (tensor.size_bytes,) if sparse else tuple(reversed(tensor.shape))
+        number = BYTES if sparse else _NUMBER_OF[tensor.dtype]
         file.write(_text(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
-        file.write(struct.pack("<IQ", _NUMBER_OF[tensor.dtype], offset))
-        offset += -(-tensor.dtype.size_bytes(tensor.shape) // _ALIGNMENT) * _ALIGNMENT
+        file.write(struct.pack("<IQ", number, offset))
+        offset += -(-tensor.size_bytes // _ALIGNMENT) * _ALIGNMENT
     file.write(b"\0" * (-file.tell() % _ALIGNMENT))
     for _, tensor in tensors:
         data = np.ascontiguousarray(tensor.data)

@@ -29,11 +29,13 @@ from miudo.formats.hf_text import (
     read_values,
     write_text_side,
 )
-from miudo.formats.layout import canonical_weights, join, pad_to_uniform
+from miudo.formats.layout import canonical_weights, join
 from miudo.formats.model_file import ModelFile
+from miudo.formats.padding import paddings
 from miudo.formats.precision import converted
 from miudo.formats.safetensors import write_safetensors
 from miudo.formats.shards import read_weights
+from miudo.formats.sparse import dense_weights
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 
@@ -169,7 +171,7 @@ def verify_folder(folder: Path) -> None:
 def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> tuple[str, ...]:
     """Writes `model` as a folder that `transformers` loads; returns notes on what was adapted.
 
-    Unequal feed-forward widths are padded with zeros to the widest, which is exact. Raises
+    Unequal feed-forward widths and heads are padded with zeros, which is exact. Raises
     ModelFileError if no family's files can say what the config says, for a block dtype, and
     for values that are not finite. The folder appears whole or not at all.
     """
@@ -211,10 +213,12 @@ def as_folder(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tu
     The family is None where there is none. One that `transformers` knows comes first, also if
     unequal layers have to be padded for it.
     """
-    padded, weights, notes = pad_to_uniform(model.config, model.weights)
-    own, other = (for_config(config, model.architecture) for config in (model.config, padded))
-    if other is not None and not other.foreign and (own is None or own.foreign):
-        return other, padded, weights, notes + _notes(other, model)
+    model = dataclasses.replace(model, weights=dense_weights(model.weights))
+    for config, weights, notes in paddings(model.config, model.weights):
+        family = for_config(config, model.architecture)
+        if family is not None and not family.foreign:
+            return family, config, weights, notes + _notes(family, model)
+    own = for_config(model.config, model.architecture)
     return own, model.config, model.weights, _notes(own, model)
 
 

@@ -1,14 +1,12 @@
 """From the layouts of files to the one that miudo has, and back: stack, split, turn, pair.
 
-For: fused query-key-value matrices, `[in, out]` matrices, GGUF's rotary row order, and layers
-of unequal width made uniform for programs that know only uniform ones.
-Not for: names (`miudo.families`).
+For: fused query-key-value matrices, `[in, out]` matrices, GGUF's rotary row order.
+Not for: names (`miudo.families`), layers made uniform (`miudo.formats.padding`).
 Read next: `miudo.formats.hf`, `miudo.formats.gguf`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -25,7 +23,6 @@ __all__ = [
     "canonical_weights",
     "file_rows",
     "join",
-    "pad_to_uniform",
     "pair_rows",
     "split",
 ]
@@ -176,37 +173,3 @@ def pair_rows(stored: StoredTensor, n_heads: int, *, inverse: bool = False) -> S
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(-1)
 
     return DerivedTensor(stored.dtype, stored.shape, moved, stored)
-
-
-def pad_to_uniform(
-    config: ModelConfig, weights: Weights
-) -> tuple[ModelConfig, Weights, tuple[str, ...]]:
-    """Returns config and weights with every layer's d_ff as wide as the widest, and notes.
-
-    Exact: the added columns of `down` are zero, and zeros are zeros in every number type.
-    """
-    widths = [layer.d_ff for layer in config.layers]
-    if len(set(widths)) == 1:
-        return config, weights, ()
-    blocks = max(tensor.dtype.block for tensor in weights.values())
-    widest = -(-max(widths) // blocks) * blocks
-    layers = tuple(dataclasses.replace(layer, d_ff=widest) for layer in config.layers)
-    wide = dataclasses.replace(config, layers=layers)
-    shapes = {spec.name: spec.shape for spec in tensor_table(wide)}
-    padded = {name: _padded(tensor, shapes[name]) for name, tensor in weights.items()}
-    narrow = sum(width < widest for width in widths)
-    return wide, padded, (f"{narrow} layers padded with zeros to d_ff {widest}",)
-
-
-def _padded(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-    if tensor.shape == shape:
-        return tensor
-    row, n_rows = tensor.dtype.size_bytes(shape[-1:]), shape[0] if len(shape) > 1 else 1
-
-    def grown(narrow: StoredTensor) -> _Bytes:
-        rows = narrow.data.reshape(-1, narrow.dtype.size_bytes(narrow.shape[-1:]))
-        wide = np.zeros((n_rows, row), dtype=np.uint8)
-        wide[: rows.shape[0], : rows.shape[1]] = rows
-        return wide.reshape(-1)
-
-    return DerivedTensor(tensor.dtype, shape, grown, tensor)

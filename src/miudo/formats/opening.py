@@ -54,7 +54,7 @@ def open_model(
     """
     model = _open(path, ready)
     tensors = model.weights.values()
-    if strict_finite or sum(t.dtype.size_bytes(t.shape) for t in tensors) <= _CHECKED_BYTES:
+    if strict_finite or sum(t.size_bytes for t in tensors) <= _CHECKED_BYTES:
         odd = [name for name, tensor in model.weights.items() if not is_finite(tensor)]
         if odd and strict_finite:
             raise ModelFileError(f"not finite: {', '.join(odd)}", where=path)

@@ -16,20 +16,24 @@ from miudo.formats.blocks import check_writable, is_finite, largest, recode
 from miudo.formats.derived import DerivedTensor, drop_pages
 from miudo.tensors import DType, StoredTensor, TensorSpec, Weights, tensor_table
 
-__all__ = ["converted", "held_as", "stored_dtype", "type_notes"]
+__all__ = ["SHORTER_BLOCKS", "converted", "held_as", "stored_dtype", "type_notes"]
 
 _LARGEST_F16 = 65504.0
 _LAYER = re.compile(r"layers\.(\d+)\.")
-# Where rows are no whole blocks of 256: the next larger type of 32, as llama.cpp chooses.
-_SHORTER_BLOCKS = {DType.Q4_K: DType.Q5_0, DType.Q6_K: DType.Q8_0}
+SHORTER_BLOCKS = {
+    DType.Q2_K: DType.IQ4_NL, DType.Q3_K: DType.IQ4_NL, DType.Q4_K: DType.Q5_0,
+    DType.Q5_K: DType.Q5_1, DType.Q6_K: DType.Q8_0, DType.IQ4_XS: DType.IQ4_NL,
+    DType.TQ1_0: DType.Q4_0, DType.TQ2_0: DType.Q4_0,
+}  # fmt: skip
+"""Where rows are no whole blocks of 256: a larger type of 32, as llama.cpp chooses."""
 
 
 def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple[DType, str]:
     """Returns the type in which a file holds a tensor, and why it is not the wanted one.
 
     The one rule for every writer: norms and biases are F32; rows that are no whole blocks of
-    256 become Q5_0 for Q4_K and Q8_0 for Q6_K; what fits no blocks of 32 either, or tolerates
-    no blocks, F16; and values beyond float16's range F32.
+    256 become a larger type of 32 (Q5_0 for Q4_K, Q8_0 for Q6_K, IQ4_NL for Q2_K, ...); what
+    fits no blocks of 32 either, or tolerates no blocks, F16; and values beyond float16's range F32.
     """
     if spec.lowest is DType.F32:
         return DType.F32, ""  # norms and biases: few bytes, much harm
@@ -37,7 +41,7 @@ def stored_dtype(spec: TensorSpec, tensor: StoredTensor, wanted: DType) -> tuple
     if wanted.block > 1 and spec.lowest.block == 1:
         dtype, why = DType.F16, f"a {spec.role} table does not tolerate {wanted}"
     elif not wanted.fits(spec.shape):
-        shorter = _SHORTER_BLOCKS.get(wanted, DType.F16)
+        shorter = SHORTER_BLOCKS.get(wanted, DType.F16)
         dtype = shorter if shorter.fits(spec.shape) else DType.F16
         why = f"rows of {spec.shape[-1]} are no whole blocks of {wanted.block}"
     # An F16 tensor would become infinite, and one such value leaves nothing of the rest of its

@@ -26,9 +26,7 @@ def describe(model: ModelFile) -> dict[str, Any]:
     config, record = model.config, model.record
     values = json.loads(json.dumps(config.to_json()))  # enumerations and tuples become plain
     layers = values.pop("layers")
-    stored = [
-        (t.dtype, math.prod(t.shape), t.dtype.size_bytes(t.shape)) for t in model.weights.values()
-    ]
+    stored = [(t.dtype, math.prod(t.shape), t.size_bytes) for t in model.weights.values()]
     total_values = sum(n for _, n, _ in stored)
     total_bytes = sum(n for _, _, n in stored)
     return {

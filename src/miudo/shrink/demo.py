@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miudo.compress.jobs import PruneJob
+from miudo.compress.jobs import PruneJob, QuantizeJob
 from miudo.compress.prune.depth import DepthPruning
 from miudo.compress.prune.width import WidthPruning
-from miudo.compress.verbs import run_prune, run_quantize
+from miudo.compress.quantizing import run_quantize
+from miudo.compress.verbs import run_prune
 from miudo.data.pack import PackSettings
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.data.sample import write_sample
@@ -185,7 +186,7 @@ class _Way:
         self._train(self.twin, student.config, self._fit(steps=_steps(student.record)))
 
     def _quantize(self) -> None:
-        run_quantize(self.student / "model", self.gguf)
+        run_quantize(QuantizeJob(self.student / "model", self.gguf))
 
     def _compare(self) -> None:
         paths = [self.teacher / "model", self.student / "model", self.gguf, self.twin / "model"]

@@ -20,9 +20,11 @@ from typing import Any
 
 from miudo.adapter import base_fingerprint
 from miudo.decoder.lora import add_lora, to_adapter
+from miudo.decoder.sparsity import Masks, masks_to_keep
 from miudo.files import refuse_inputs
 from miudo.formats.hf import check_folder, write_folder
 from miudo.formats.peft import family_of_base, write_peft
+from miudo.formats.zeros import sparse_settings
 from miudo.meter import Meter
 from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.tensors import parameter_count
@@ -66,6 +68,7 @@ def finetune(
     kind = "model" if job.lora is None else "adapter"
     refuse_inputs(job.out / kind, job.model)
     base = open_base(job)
+    masks = _masks(job, base)
     with locked_run_folder(job.out) as folder:
         if not resume:
             folder.check_free()
@@ -81,6 +84,7 @@ def finetune(
                 lesson.train,
                 lesson.fit,
                 folder,
+                masks=masks,
                 held_out=lesson.held_out,
                 progress=progress,
                 resume=resume,
@@ -88,7 +92,8 @@ def finetune(
         counts = (("parameters", whole), ("trainable_parameters", trainable))
         found = [Measurement(name, value, "1", "counted") for name, value in counts]
         found += [*lesson.measurements, *result.measurements(lesson.fit), *meter.measurements()]
-        record = dataclasses.replace(record, measurements=tuple(found))
+        settings = {**record.settings, **sparse_settings(result.zeros)}
+        record = dataclasses.replace(record, measurements=tuple(found), settings=settings)
         _write(job.out / kind, job, base, lesson, record)
     progress.note(f"{kind} written to {job.out / kind}")
     return Finetuned(job.out / kind, result, Record.read(job.out / kind) or record)
@@ -109,6 +114,13 @@ def open_base(job: FinetuneJob) -> Opened:
     return base
 
 
+def _masks(job: FinetuneJob, base: Opened) -> Masks | None:
+    """The zeros to keep; beside side paths the weights do not move, and nothing is to be kept."""
+    if job.lora is not None:
+        return None
+    return masks_to_keep(base.decoder, base.file.record, keep=job.keep_zeros, where=job.model)
+
+
 def _record(job: FinetuneJob, base: Opened, lesson: Lesson) -> Record:
     """Returns the record before anything is measured."""
     return Record(
@@ -117,6 +129,7 @@ def _record(job: FinetuneJob, base: Opened, lesson: Lesson) -> Record:
         settings={
             "lora": None if job.lora is None else dataclasses.asdict(job.lora),
             "epochs": job.epochs,
+            "keep_zeros": job.keep_zeros,
             "fit": lesson.fit.to_json(),
             "chat": dataclasses.asdict(job.chat),
             "chat_template": lesson.chat_template,

@@ -45,7 +45,8 @@ class FinetuneJob:
 
     `inputs` are chats (JSONL, CSV, TSV, Parquet), texts, or one data folder. `lora` None trains
     all weights. `epochs`, if given, is the run's length instead of the one in `fit`.
-    `chat_template` replaces the model's own.
+    `chat_template` replaces the model's own. `keep_zeros` is for a pruned model that is
+    trained whole: None goes by its record (`miudo.decoder.sparsity`).
     """
 
     model: Path
@@ -57,6 +58,7 @@ class FinetuneJob:
     chat: ChatSettings = field(default_factory=ChatSettings)
     chat_template: str | None = None
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    keep_zeros: bool | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and not 0.0 < self.epochs <= 1e6:

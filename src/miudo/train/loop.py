@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import ConfigError, DataError, TrainingError
 from miudo.records import Measurement
 from miudo.report import loss_plot
@@ -33,7 +34,7 @@ from miudo.train.settings import FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
 from miudo.train.speed import kept_threads, planned_steps, run_conditions
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
-from miudo.train.stepper import Stepper, StepResult, Tokens
+from miudo.train.stepper import StandIn, Stepper, StepResult, Tokens
 from miudo.train.timing import decide
 
 __all__ = ["FitResult", "Sampler", "fit"]
@@ -48,7 +49,8 @@ _SPEED_WINDOW = 20
 class FitResult:
     """How a run ended. Losses are nats a token; `held_out_loss` None without held-out text.
 
-    `elapsed_s` counts all sittings; `bad_steps` were skipped for NaN or infinity.
+    `elapsed_s` counts all sittings; `bad_steps` were skipped for NaN or infinity. `zeros` are
+    those that were kept, by matrix.
     """
 
     steps: int
@@ -58,6 +60,7 @@ class FitResult:
     elapsed_s: float
     bad_steps: int
     plan: Plan
+    zeros: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tokens_per_s(self) -> float:
@@ -87,15 +90,20 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     out: Path | RunFolder,
     *,
     loss: Loss = cross_entropy,
+    masks: Masks | None = None,
     held_out: Tokens | None = None,
     progress: Progress | None = None,
     sampler: Sampler | None = None,
+    stand_in: StandIn | None = None,
     resume: bool = False,
     from_step: int | None = None,
 ) -> FitResult:
     """Trains `decoder` in place, writing checkpoints, metrics and a loss plot into `out`.
 
-    A RunFolder is one whose lock the caller holds already.
+    A RunFolder is one whose lock the caller holds already. Where `masks` say that a weight is
+    zero, it is zero after every step; a resumed run takes them from its checkpoint.
+
+    With a `stand_in` steps and evaluation see its values, and the weights themselves are trained.
 
     With `resume` it goes on from the newest checkpoint (or `from_step`) and ends with the
     same weights as a run that was never broken; a run that had ended returns at once.
@@ -110,7 +118,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     with ExitStack() as stack:
         folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
         stack.enter_context(run_conditions(decoder, settings))
-        run = _Run(folder, Stepper(decoder, data, settings, loss), held_out, sampler)
+        stepper = Stepper(decoder, data, settings, loss, masks, stand_in)
+        run = _Run(folder, stepper, held_out, sampler)
         run.progress = progress or Silent()
         start = folder.step_to_resume(resume=resume, step=from_step)
         plan = run.begin() if start is None else run.go_on(start)
@@ -211,6 +220,7 @@ class _Run:
             elapsed_s=self.counters.elapsed_s,
             bad_steps=self.counters.bad_steps,
             plan=plan,
+            zeros={} if self.stepper.masks is None else self.stepper.masks.zeros(),
         )
 
     def _count(self, result: StepResult) -> None:
@@ -265,15 +275,19 @@ class _Run:
     def _evaluate(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         decoder = self.stepper.decoder
-        if self.held_out is not None:
-            found["held_out_loss"] = held_out_loss(decoder, self.held_out, self.settings)
-        if self.sampler is not None:
-            with as_it_runs(decoder):
-                found["sample"] = self.sampler(decoder)
-            self.progress.note(found["sample"])
+        with self.stepper.shown():
+            if self.held_out is not None:
+                found["held_out_loss"] = held_out_loss(decoder, self.held_out, self.settings)
+            if self.sampler is not None:
+                with as_it_runs(decoder):
+                    found["sample"] = self.sampler(decoder)
+                self.progress.note(found["sample"])
         return found
 
     def _save(self, plan: Plan) -> None:
+        if self.stepper.masks is not None:
+            at = f"step {self.counters.step}"
+            self.stepper.masks.check(self.stepper.optimizers.named, where=at)
         self.counters.elapsed_s = self._elapsed()
         state = capture_state(self.stepper, plan, self.counters)
         save_checkpoint(self.folder.checkpoints, self.counters.step, state)

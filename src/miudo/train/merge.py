@@ -12,10 +12,12 @@ from pathlib import Path
 
 from miudo.adapter import base_fingerprint, check_adapter
 from miudo.decoder.lora import apply_adapter, merge
+from miudo.decoder.sparsity import masks_to_keep
 from miudo.errors import UsageError
 from miudo.files import refuse_inputs
 from miudo.formats.adapter import adapter_record, adapter_template, open_adapter
 from miudo.formats.hf import write_folder
+from miudo.formats.zeros import sparse_settings
 from miudo.records import Record, shared_licence
 from miudo.tensors import DType
 from miudo.text.tokenizer import TextTokenizer
@@ -38,13 +40,14 @@ def merge_adapter(
     adapter: Path,
     out: Path,
     *,
-    keep_zeros: bool = False,
+    keep_zeros: bool | None = None,
     dtype: DType = DType.F32,
 ) -> Merged:
     """Writes the model at `model` with `adapter` (a PEFT folder, a GGUF file) in its weights.
 
-    `keep_zeros` leaves what is exactly zero at zero, as `miudo.decoder.lora.merge` says. A chat
-    template that the adapter was trained through takes the place of the model's. Raises
+    `keep_zeros` leaves what is exactly zero at zero, as `miudo.decoder.lora.merge` says; None goes
+    by the model's record (`miudo.decoder.sparsity`). A chat template that the adapter was
+    trained through takes the place of the model's. Raises
     ModelFileError for an adapter of another model or tokenizer, UsageError where `out` would
     replace an input or is a folder of another kind, and what the readers and writers raise.
     """
@@ -64,11 +67,18 @@ def merge_adapter(
         where=adapter,
     )
     learned = adapter_record(adapter)
-    decoder = merge(apply_adapter(base.decoder, found, where=adapter), keep_zeros=keep_zeros)
+    masks = masks_to_keep(base.decoder, base.file.record, keep=keep_zeros, where=model)
+    decoder = merge(apply_adapter(base.decoder, found, where=adapter), keep_zeros=masks is not None)
+    if masks is not None:
+        masks.check(dict(decoder.named_parameters()), where=out)
     record = Record(
         verb="merge",
         name=out.name,
-        settings={"keep_zeros": keep_zeros, "dtype": str(dtype)},
+        settings={
+            "keep_zeros": masks is not None,
+            "dtype": str(dtype),
+            **sparse_settings({} if masks is None else masks.zeros()),
+        },
         inputs=(base.artefact, folder_artefact(adapter, "adapter")),
         parents=(*base.parents, *(() if learned is None else (learned,))),
         licence=shared_licence((base.file.record, learned)),

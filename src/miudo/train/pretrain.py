@@ -23,6 +23,7 @@ from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet, PackedTokens
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import masks_to_keep
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.generate import GenerateSettings, generate
 from miudo.errors import CheckpointError, ConfigError, MissingError
@@ -31,6 +32,7 @@ from miudo.families.family import Family
 from miudo.files import open_regular, sha256_file, write_json
 from miudo.formats.hf import write_folder
 from miudo.formats.model_file import ModelFile
+from miudo.formats.zeros import sparse_settings
 from miudo.limits import LIMITS
 from miudo.meter import Meter
 from miudo.presets import load_preset
@@ -60,8 +62,8 @@ class TrainJob:
     `inputs` are texts (files, folders, globs, "-"), or one data folder; `prepare` says how
     texts become one. `shape` is a preset's name or a config; the tokenizer's vocabulary,
     padded to a multiple of 64, replaces its own. `init` is a model whose weights, shape and
-    tokenizer are the start instead, its ids of begin and end kept. `chat_template` goes into
-    the model as it is.
+    tokenizer are the start instead, its ids of begin and end kept; `keep_zeros` is for one that
+    was pruned, None goes by its record. `chat_template` goes into the model as it is.
     """
 
     inputs: tuple[str, ...]
@@ -72,6 +74,7 @@ class TrainJob:
     tokenizer: TextTokenizer | None = None
     chat_template: str | None = None
     init: Path | None = None
+    keep_zeros: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class _Order:
     settings: FitSettings
     chat_template: str | None
     start: Start | None
+    keep_zeros: bool | None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -109,6 +113,7 @@ class _Order:
             settings=FitSettings.from_json(values["settings"]),
             chat_template=values["chat_template"],
             start=Start.from_json(values["start"]) if values.get("start") else None,
+            keep_zeros=values.get("keep_zeros"),
         )
 
 
@@ -142,6 +147,7 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
             "settings": job.settings.to_json(),
             "chat_template": job.chat_template,
             "start": None if start is None else start.to_json(),
+            "keep_zeros": job.keep_zeros,
         }
         write_json(job.out / _RUN_FILE, order)
         return _run(folder, _Order.read(order), progress, going_on=False)
@@ -246,8 +252,12 @@ def _run(
     out, settings, config = folder.path, order.settings, order.config
     data = DataSet.open(order.data)
     tokenizer = data.tokenizer()
+    masks = None
     if order.start is not None and not (going_on and checkpoint_steps(folder.checkpoints)):
         decoder = order.start.decoder()
+        masks = masks_to_keep(
+            decoder, order.start.record, keep=order.keep_zeros, where=order.start.path
+        )
     else:
         decoder = Decoder(config)
         decoder.initialise(settings.seed)
@@ -257,6 +267,7 @@ def _run(
             data.open_split("train"),
             settings,
             folder,
+            masks=masks,
             held_out=_held_out(data, settings),
             progress=progress,
             sampler=sample_writer(tokenizer, settings.seed, data.end_id),
@@ -332,7 +343,12 @@ def _record(
     return Record(
         verb="train",
         name=out.name,
-        settings={**settings.to_json(), "shape": order.shape, "plan": plan},
+        settings={
+            **settings.to_json(),
+            "shape": order.shape,
+            "plan": plan,
+            **sparse_settings(result.zeros),
+        },
         seed=settings.seed,
         inputs=(
             Artefact("data", data.folder.name, order.data_sha256),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from miudo.decoder.sparsity import Masks
 from miudo.errors import CheckpointError, DataError, UsageError
 from miudo.train.checkpoint import Checkpoint
 from miudo.train.plan import Plan
@@ -60,6 +61,7 @@ def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoin
             "settings": stepper.settings.to_json(),
             "config": stepper.decoder.config.to_json(),
             "data": stepper.data.sha256,
+            "sparse": {} if stepper.masks is None else stepper.masks.zeros(),
         },
     )
 
@@ -67,9 +69,10 @@ def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoin
 def restore_state(
     stepper: Stepper, saved: Checkpoint, *, where: object = None
 ) -> tuple[Plan, Counters]:
-    """Puts weights, moments and random state back; returns plan and counters.
+    """Puts weights, moments, masks and random state back; returns plan and counters.
 
-    Raises CheckpointError if the tensors are not those of this decoder.
+    Masks are the zeros of the saved weights. Raises CheckpointError if the tensors are not
+    those of this decoder, or zeros were lost.
     """
     parameters = stepper.weights()
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -86,8 +89,25 @@ def restore_state(
         for name, parameter in parameters.items():
             parameter.copy_(saved.weights[name])
     stepper.optimizers.restore(saved.optimizer, where=where)
+    _restore_masks(stepper, saved.state.get("sparse", {}), where)
     torch.set_rng_state(random)
     return plan, counters
+
+
+def _restore_masks(stepper: Stepper, sparse: Mapping[str, int], where: object) -> None:
+    masks = Masks.of(stepper.decoder, sparse) if sparse else None
+    found = {} if masks is None else masks.zeros()
+    for name, zeros in sparse.items():
+        if found[name] < zeros:
+            raise CheckpointError(f"{name} has {found[name]} zeros, not {zeros}", where=where)
+    given = {} if stepper.masks is None else stepper.masks.zeros()
+    if given and set(given) != set(sparse):
+        raise UsageError(
+            "the run keeps other zeros than those asked for",
+            where=where,
+            remedy="Resume with the model it was started with, or start a new run",
+        )
+    stepper.masks = masks
 
 
 def check_same_run(stepper: Stepper, state: Mapping[str, Any], *, where: object) -> None:

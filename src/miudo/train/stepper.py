@@ -10,7 +10,8 @@ Shapes: B batch_size, T length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import DataError, ResourceError, TrainingError
 from miudo.train.loss import Learning, Loss, Marks, Scheduled, compiled
 from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
 from miudo.train.settings import FitSettings, Precision
 
-__all__ = ["MarkedTokens", "StepResult", "Stepper", "Tokens", "loss_of"]
+__all__ = ["MarkedTokens", "StandIn", "StepResult", "Stepper", "Tokens", "loss_of"]
 
 
 _MarkArrays = tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]
@@ -70,6 +72,31 @@ class MarkedTokens(Tokens, Protocol):
         ...
 
 
+class StandIn(Protocol):
+    """Other values in the weights' place while a step computes, as a file will hold them.
+
+    `miudo.decoder.rounded.RoundedWeights` is one. `learned` are parameters that are trained
+    beside the weights, each of one axis.
+    """
+
+    learned: Mapping[str, nn.Parameter]
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves what it holds to where the weights are."""
+        ...
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the decoder's parameters are those other values."""
+        ...
+
+    def share_gradients(self, done: float) -> None:
+        """Makes of the gradients of what was shown those of the weights and of `learned`.
+
+        `done` is the share of the run's steps that are taken.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """`applied` is False where loss or gradient was not finite: the weights did not move."""
@@ -81,15 +108,35 @@ class StepResult:
 
 
 class Stepper:
-    """Takes steps on `decoder`'s own weights, and on those of a loss that learns."""
+    """Takes steps on `decoder`'s own weights, and on those of a loss that learns.
 
-    def __init__(self, decoder: Decoder, data: Tokens, settings: FitSettings, loss: Loss) -> None:
+    What `masks` say is zero stays zero. With a `stand_in` gradients are those at its values.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        data: Tokens,
+        settings: FitSettings,
+        loss: Loss,
+        masks: Masks | None = None,
+        stand_in: StandIn | None = None,
+    ) -> None:
         self.decoder, self.data, self.settings, self.loss = decoder, data, settings, loss
         self.device = decoder.embed.weight.device
+        self.masks = None if masks is None else masks.to(self.device)
         self.beside = loss.learned if isinstance(loss, Learning) else nn.Module()
         self.beside.to(self.device)
         extra = {f"loss.{name}": p for name, p in self.beside.named_parameters()}
+        self.stand_in = stand_in
+        if stand_in is not None:
+            stand_in.to(self.device)
+            extra |= stand_in.learned
         self.optimizers = Optimizers(decoder, settings, extra)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the decoder has the weights that it will be used with."""
+        return nullcontext() if self.stand_in is None else self.stand_in.shown()
 
     def weights(self) -> dict[str, Tensor]:
         """Returns all that steps change, moments aside: parameters, and a loss's buffers."""
@@ -99,7 +146,8 @@ class Stepper:
     def take(self, step: int, plan: Plan) -> StepResult:
         """Takes `step` (from 0). Raises TrainingError where weights are no longer finite."""
         try:
-            value, parts = self._gradients(step, plan)
+            with self.shown():
+                value, parts = self._gradients(step, plan)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -109,12 +157,18 @@ class Stepper:
                 where="batch_size, length",
                 remedy="Halve --batch-size and double --accumulate; the last checkpoint holds",
             ) from error
+        if self.stand_in is not None:
+            self.stand_in.share_gradients(step / plan.steps)
         parameters = self.optimizers.parameters
+        if self.masks is not None:
+            self.masks.zero_gradients(self.optimizers.named)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.optimizers.forget_gradients()
             return StepResult(value, norm, applied=False, parts=parts)
         self.optimizers.step(lr_scale(self.settings, plan.steps, step))
+        if self.masks is not None:
+            self.masks.put_back(self.optimizers.named)
         with torch.no_grad():
             size = float(torch.nn.utils.get_total_norm(parameters))
         if not math.isfinite(size):
@@ -130,7 +184,8 @@ class Stepper:
         random = torch.get_rng_state()
         buffers = {name: buffer.clone() for name, buffer in self.beside.named_buffers()}
         try:
-            self._gradients(0, plan)
+            with self.shown():
+                self._gradients(0, plan)
         finally:
             torch.set_rng_state(random)
             for name, buffer in self.beside.named_buffers():

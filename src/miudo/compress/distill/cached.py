@@ -31,7 +31,8 @@ import numpy.typing as npt
 import torch
 
 from miudo.compress.distill.codes import Codes, DrawCodes, TopCodes, coarse_kl
-from miudo.compress.method import check_finite, in_range, settings_to_json
+from miudo.compress.method import check_finite, in_range
+from miudo.compress.settings import settings_to_json
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError, ResourceError
 from miudo.files import atomic_write, open_regular, translated_disk_errors, write_json

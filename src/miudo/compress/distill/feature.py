@@ -183,7 +183,7 @@ def _values(view: View, layer: int, term: FeatureTerm) -> Tensor:
     """Log rows [b, H, T, T] of how alike the values of tokens are."""
     _, _, v = view.queries_keys_values(layer, term.rows, rotated=False)
     v = view.repeated(layer, v)  # b H T d
-    alike = v @ v.transpose(-1, -2) * v.shape[-1] ** -0.5
+    alike: Tensor = v @ v.transpose(-1, -2) * float(v.shape[-1]) ** -0.5
     return alike.masked_fill(~view.visible(term.rows), -math.inf).log_softmax(-1)
 
 

@@ -15,13 +15,14 @@ from miudo.compress.distill.loss import DistillLoss
 from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.method import check_finite
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.sparsity import Masks
 from miudo.errors import ConfigError
 from miudo.train.loop import FitResult, fit
 from miudo.train.loss import Loss
 from miudo.train.progress import Progress
 from miudo.train.run_folder import RunFolder
 from miudo.train.settings import FitSettings
-from miudo.train.stepper import Tokens
+from miudo.train.stepper import StandIn, Tokens
 
 __all__ = ["Lesson", "check_positions", "distill"]
 
@@ -40,19 +41,24 @@ class Lesson:
     held_out: Tokens | None = None
 
 
-def distill(
+def distill(  # noqa: PLR0913 - who teaches whom what, and who watches; each has a default
     teachers: Sequence[Decoder],
     student: Decoder,
     lesson: Lesson,
     out: Path | RunFolder,
     *,
     surviving: Sequence[int] | None = None,
+    masks: Masks | None = None,
     progress: Progress | None = None,
     resume: bool = False,
+    stand_in: StandIn | None = None,
 ) -> FitResult:
     """Trains `student` in place on what its teachers show, with its run in `out`.
 
     `surviving` says which of the teacher's layers the student's were, if it is made of them.
+    What `masks` say is zero in the student stays zero. With a `stand_in` the student learns while
+    its values are in the weights' place.
+
     The held-out loss is plain cross-entropy, comparable with any model's. Raises ConfigError
     for blocks longer than a teacher reads, CheckFailedError for a student that holds NaN, and
     what `DistillLoss` and `fit` raise.
@@ -70,9 +76,11 @@ def distill(
         lesson.fit,
         out,
         loss=loss,
+        masks=masks,
         held_out=lesson.held_out,
         progress=progress,
         resume=resume,
+        stand_in=stand_in,
     )
 
 

@@ -70,8 +70,8 @@ class DistillLoss:
 
     Called as it is, weights are those of the first step; `at` gives those of any other.
 
-    Raises CheckFailedError for a teacher that holds NaN or is the student itself, ConfigError
-    for vocabularies that differ and for layers, heads or teachers that are not there.
+    Raises CheckFailedError for a teacher that holds NaN or lies in the student's memory,
+    ConfigError for vocabularies that differ and for layers, heads or teachers that are not there.
     """
 
     def __init__(
@@ -247,9 +247,11 @@ class DistillLoss:
                 "the student has another shape than the loss was made for",
                 remedy="Make a DistillLoss for this student",
             )
-        if any(teacher is student for teacher in self._teachers):
+        own = student.embed.weight.data_ptr()
+        if any(teacher.embed.weight.data_ptr() == own for teacher in self._teachers):
             raise CheckFailedError(
-                "the teacher is the student itself: it would be taught its own logits",
+                "the teacher is the student itself, or shares its memory: it would be taught its "
+                "own logits",
                 remedy="Give the teacher as a decoder of its own",
             )
 

@@ -30,7 +30,7 @@ from miudo.errors import DataError
 from miudo.philox import Orders
 from miudo.train.settings import FitSettings
 
-__all__ = ["HeldText", "ResponseDistillation"]
+__all__ = ["HeldText", "ResponseDistillation", "held_text"]
 
 _IdArray = npt.NDArray[np.int32]
 
@@ -70,6 +70,25 @@ class HeldText:
         return np.stack([self.block(int(order(seed, p // n, n)[p % n]), length) for p in places])
 
 
+def held_text(method: str, decoder: Decoder, batches: Iterable[Tensor]) -> HeldText:
+    """Returns ids [B, T + 1] as the text that `method` lets `decoder` learn from.
+
+    Raises DataError if there is no row of at least two ids, or rows of unequal length,
+    CheckFailedError for a decoder that holds NaN.
+    """
+    check_finite(decoder)
+    seen = [ids.cpu().numpy().astype(np.int32) for ids in batches if len(ids)]
+    check_seen(method, sum(ids.size for ids in seen))
+    lengths = {ids.shape[1] for ids in seen}
+    if len(lengths) > 1 or min(lengths) < 2:
+        raise DataError(
+            f"rows of {sorted(lengths)} ids",
+            where=method,
+            remedy="Give rows of one length, of at least 2 ids",
+        )
+    return HeldText(np.concatenate(seen))
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseDistillation:
     """Trains a student of `ratio` of the teacher's non-embedding parameters for `steps`.
@@ -101,17 +120,7 @@ class ResponseDistillation:
 
         Raises DataError if there is no row of at least two ids, or rows of unequal length.
         """
-        check_finite(decoder)
-        seen = [ids.cpu().numpy().astype(np.int32) for ids in batches if len(ids)]
-        check_seen(self.name, sum(ids.size for ids in seen))
-        lengths = {ids.shape[1] for ids in seen}
-        if len(lengths) > 1 or min(lengths) < 2:
-            raise DataError(
-                f"rows of {sorted(lengths)} ids",
-                where=self.name,
-                remedy="Give rows of one length, of at least 2 ids",
-            )
-        return HeldText(np.concatenate(seen))
+        return held_text(self.name, decoder, batches)
 
     def apply(self, decoder: Decoder, statistics: HeldText | None = None) -> tuple[Decoder, Report]:
         """Returns the trained student, and the report. Raises what `distill` raises."""

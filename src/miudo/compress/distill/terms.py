@@ -15,7 +15,8 @@ from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from miudo.compress.distill.divergence import Divergence
-from miudo.compress.method import in_range, settings_from_json, settings_to_json
+from miudo.compress.method import in_range
+from miudo.compress.settings import settings_from_json, settings_to_json
 from miudo.errors import ConfigError
 from miudo.limits import LIMITS
 

@@ -25,7 +25,8 @@ from miudo.compress.distill.loss import DistillLoss
 from miudo.compress.distill.onpolicy import OnPolicyLoss, OnPolicySettings
 from miudo.compress.distill.spans import Aligner
 from miudo.compress.distill.terms import DistillSettings, ResponseTerm, Schedule, TextTerm
-from miudo.compress.method import in_range, settings_to_json
+from miudo.compress.method import in_range
+from miudo.compress.settings import settings_to_json
 from miudo.data.packed import DataSet
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError, UsageError

@@ -21,13 +21,21 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from miudo.compress.method import Report, check_finite, check_seen, describe, in_range
+from miudo.compress.prune.repair import Origin
 from miudo.decoder.attention import Capture
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError
 from miudo.limits import LIMITS
 from miudo.tensors import tensor_table
 
-__all__ = ["DepthPruning", "DepthScore", "DepthStatistics", "with_layers", "without_layers"]
+__all__ = [
+    "DepthPruning",
+    "DepthScore",
+    "DepthStatistics",
+    "mean_loss",
+    "with_layers",
+    "without_layers",
+]
 
 
 class DepthScore(StrEnum):
@@ -103,6 +111,10 @@ class DepthPruning:
         )
         return pruned, dataclasses.replace(report, layers=tuple(kept))
 
+    def origin(self, decoder: Decoder, statistics: DepthStatistics) -> Origin:
+        """Returns where layers and channels come from."""
+        return Origin(layers=tuple(_kept(decoder.config.n_layers, statistics.removal)))
+
 
 def without_layers(decoder: Decoder, removal: Sequence[int]) -> Decoder:
     """Returns a new decoder with the blocks in `removal` left out."""
@@ -177,14 +189,15 @@ def _leave_one_out(
     gone: list[int] = []
     for _ in range(drop):
         left = _kept(decoder.config.n_layers, gone)
-        losses = [_loss(without_layers(decoder, [*gone, i]), batches) for i in left]
+        losses = [mean_loss(without_layers(decoder, [*gone, i]), batches) for i in left]
         first = first or tuple(losses)
         gone.append(left[losses.index(min(losses))])
     return first, tuple(gone), tokens
 
 
-def _loss(decoder: Decoder, batches: Sequence[Tensor]) -> float:
-    """Mean cross-entropy a token, in nats."""
+@torch.no_grad()
+def mean_loss(decoder: Decoder, batches: Sequence[Tensor]) -> float:
+    """Returns the mean cross-entropy in nats a token of ids [B, T], each row on its own."""
     total, count = 0.0, 0
     for ids in batches:  # B T
         for row in ids:  # one row at a time: [T, V] is all that lives

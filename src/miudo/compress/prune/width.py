@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from miudo.compress.method import Report, check_finite, check_seen, describe, in_range
+from miudo.compress.prune.repair import Origin
+from miudo.compress.prune.slices import Places, best, multiple_of, pick
 from miudo.decoder.decoder import Block, Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError
 from miudo.limits import LIMITS
@@ -129,6 +131,10 @@ class WidthPruning:
         )
         return pruned, report
 
+    def origin(self, decoder: Decoder, statistics: WidthStatistics) -> Origin:
+        """Returns where layers and channels come from: all stay."""
+        return Origin()
+
     def resolve(self, decoder: Decoder) -> tuple[int, ...]:
         """Returns every layer's new width. Raises ConfigError where a layer cannot have it."""
         old = [layer.d_ff for layer in decoder.config.layers]
@@ -140,9 +146,7 @@ class WidthPruning:
                     remedy="Give one width a layer",
                 )
         else:
-            wanted = round(min(old) * self.keep / self.multiple) * self.multiple
-            # A model narrower than one multiple keeps at least one neuron, and its own width.
-            widths = (min(max(wanted, min(self.multiple, min(old))), min(old)),) * len(old)
+            widths = (multiple_of(self.multiple, self.keep, min(old)),) * len(old)
         for i, (width, had) in enumerate(zip(widths, old, strict=True)):
             if width > had:
                 raise ConfigError(
@@ -150,7 +154,7 @@ class WidthPruning:
                 )
         return widths
 
-    def _kept(self, decoder: Decoder, statistics: WidthStatistics) -> list[npt.NDArray[np.intp]]:
+    def _kept(self, decoder: Decoder, statistics: WidthStatistics) -> list[Places]:
         """Per layer the neurons to keep, in their old order."""
         kept = []
         for block, width, energy in zip(
@@ -160,9 +164,7 @@ class WidthPruning:
             if self.score is WidthScore.OUTPUT:
                 columns = block.mlp.down.weight.detach().double().norm(dim=0)  # F
                 score = score * columns.cpu().numpy()
-            # Stable, so that equal scores keep the lower index on every machine.
-            best = np.argsort(-score, kind="stable")[:width]
-            kept.append(np.sort(best))
+            kept.append(best(score, width))
         return kept
 
 
@@ -189,16 +191,14 @@ def _blocks(decoder: Decoder) -> list[Block]:
     return [cast("Block", block) for block in decoder.layers]
 
 
-def _narrowed(decoder: Decoder, kept: list[npt.NDArray[np.intp]]) -> dict[str, StoredTensor]:
+def _narrowed(decoder: Decoder, kept: list[Places]) -> dict[str, StoredTensor]:
     weights = decoder.to_weights()
     for spec in tensor_table(decoder.config):
         if spec.layer is None or ".mlp." not in spec.name:
             continue
-        old = weights[spec.name]
-        array = old.data.view("<f4").reshape(old.shape)
         index = kept[spec.layer]
         if spec.name.endswith("down.weight"):
-            weights[spec.name] = StoredTensor.from_f32(array[:, index])
+            weights[spec.name] = pick(weights[spec.name], index, axis=1)
         elif spec.role is Role.MLP or not spec.name.endswith("down.bias"):
-            weights[spec.name] = StoredTensor.from_f32(array[index])
+            weights[spec.name] = pick(weights[spec.name], index, axis=0)
     return weights

@@ -1,4 +1,4 @@
-"""Round-to-nearest weights: 4 to 8 bits in the blocks of GGUF, without calibration data.
+"""Round-to-nearest weights: 2 to 8 bits in the blocks of GGUF, without calibration data.
 
 For: a file a little over a quarter (Q8_0) or an eighth (Q4_0, Q4_K) of float32's size.
 Not for: keeping more of the quality at few bits, which takes data or training.
@@ -13,25 +13,22 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from miudo.compress.method import Report, check_finite, describe
+from miudo.compress.method import Report, check_finite
+from miudo.compress.quantize.plan import Plan, check_type, rounded_decoder
 from miudo.decoder.decoder import Decoder
-from miudo.errors import ConfigError
-from miudo.formats.blocks import WRITABLE, encode, to_f32
-from miudo.formats.precision import stored_dtype, type_notes
-from miudo.tensors import DType, Weights, tensor_table
+from miudo.formats.blocks import encode, to_f32
+from miudo.tensors import DType, Weights
 
 __all__ = ["NearestRounding"]
-
-_KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
 
 
 @dataclass(frozen=True, slots=True)
 class NearestRounding:
     """Stores matrices as `dtype`, those that do not fit as `precision.stored_dtype` says.
 
-    The rounding is llama.cpp's: Q8_0 holds per 32 values of a row one float16 scale and 32
-    signed bytes, 8.5 bits a weight; Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6, and in blocks of 256
-    Q4_K 4.5 and Q6_K 6.56. Q4_1, Q5_1 and Q4_K have offsets: zeros do not stay exactly zero.
+    Q8_0 holds per 32 values of a row one float16 scale and 32 signed bytes, 8.5 bits a weight;
+    docs/block-types.md has the others' bits, errors, and which keep zeros exactly zero. Scales
+    are llama.cpp's or, where they are searched for, of no larger error.
     Raises ConfigError for a type without a rounding rule.
     """
 
@@ -41,8 +38,7 @@ class NearestRounding:
     dtype: DType = DType.Q8_0
 
     def __post_init__(self) -> None:
-        if self.dtype not in _KNOWN:
-            raise ConfigError(f"dtype is {self.dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
+        check_type(self.dtype)
 
     def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> None:
         """Returns None: rounding needs no data."""
@@ -53,7 +49,7 @@ class NearestRounding:
         Raises CheckFailedError if a tensor holds NaN.
         """
         stored, report = self.store(decoder)
-        return Decoder.from_weights(decoder.config, stored), report
+        return rounded_decoder(decoder, stored), report
 
     def store(self, decoder: Decoder, statistics: None = None) -> tuple[Weights, Report]:
         """Returns the file's tensors, whose values `apply` gives a decoder, and the report.
@@ -62,20 +58,9 @@ class NearestRounding:
         is rounded anew. Raises CheckFailedError if a tensor holds NaN.
         """
         check_finite(decoder)
-        weights = decoder.to_weights()
-        dtypes: dict[str, DType] = {}
-        others = []
-        for spec in tensor_table(decoder.config):
-            dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], self.dtype)
-            if why:
-                others.append((spec.name, dtypes[spec.name], why))
-        stored = {name: encode(to_f32(t), dtypes[name]) for name, t in weights.items()}
-        report = describe(
-            self,
-            decoder.config,
-            decoder.config,
-            reasons={"": "rounded to nearest"},
-            dtypes=dtypes,
-            notes=type_notes(others),
-        )
-        return stored, report
+        plan = Plan.of(decoder, self.dtype)
+        stored = {
+            name: encode(to_f32(tensor), plan.dtypes[name])
+            for name, tensor in decoder.to_weights().items()
+        }
+        return stored, plan.report(self, decoder, "rounded to nearest")

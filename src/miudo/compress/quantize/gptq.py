@@ -1,0 +1,207 @@
+"""GPTQ: columns rounded one after the other, each one's error made up for by those to come.
+
+For: the most quality at the same bytes and type without training; blocks of GGUF as they are.
+Not for: other scales than an importance-weighted search finds (they are fixed beforehand), or
+training the rounding (`miudo.compress.quantize.learned`).
+Read next: `miudo.compress.hessian`, the arithmetic; `miudo.compress.quantize.plan`, the order.
+
+Shapes: B batch, T positions, O outputs and I inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miudo.compress.hessian import DAMPING, compensate, invert, output_error
+from miudo.compress.method import Report, in_range
+from miudo.compress.quantize.plan import (
+    Calibration,
+    Plan,
+    Rule,
+    calibrated,
+    check_calibrated,
+    check_type,
+    importance,
+    round_in_order,
+    rounded_decoder,
+)
+from miudo.compress.walk import Gram
+from miudo.decoder.decoder import Decoder
+from miudo.errors import CheckFailedError, ConfigError
+from miudo.formats.block_codec import ByteArray
+from miudo.formats.blocks import encode, to_f32
+from miudo.formats.grid import Grid, grid_of, with_codes
+from miudo.tensors import DType, StoredTensor, Weights
+
+__all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "round_matrix"]
+
+
+def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray:
+    """Returns codes [O, I] on `grid` for weight [O, I], columns taken in `order` [I].
+
+    `factor` is the upper factor of the inverse Hessian whose rows and columns are in that order
+    (Frantar et al. 2023). Exact zeros stay zeros where the grid has one: a pruned matrix keeps
+    its mask, and what is left makes up for what the pruned columns do not carry.
+    """
+    codes = np.zeros(tuple(weight.shape), dtype=np.uint8)
+    kept = (weight == 0)[:, order].numpy()
+    zero = int(np.argmin(np.abs(grid.levels)))
+    held = kept & (grid.offset == 0)[:, order.numpy()] & (grid.levels[zero] == 0)
+
+    def fix(j: int, columns: Tensor) -> Tensor:
+        at = int(order[j])
+        column = grid[:, at]
+        chosen = column.nearest(columns[:, 0].numpy().astype(np.float32))
+        chosen[held[:, j]] = zero
+        codes[:, at] = chosen
+        return torch.from_numpy(column.values(chosen)).double()
+
+    compensate(weight.double()[:, order], factor, fix)
+    return codes
+
+
+@dataclass
+class Outcome:
+    """What became of the matrices: how many kept plain rounding, what had to be damped more."""
+
+    matrices: int = 0
+    kept: list[str] = field(default_factory=list)
+    before: float = 0.0
+    after: float = 0.0
+    damped: list[str] = field(default_factory=list)
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns what a report says of it, nothing where no matrix was counted."""
+        if not self.matrices:
+            return ()
+        removed = 1 - self.after / self.before if self.before > 0 else 0.0
+        found = [
+            f"outputs' squared error {removed:.1%} below importance rounding's, summed over "
+            f"{self.matrices} matrices"
+        ]
+        if self.kept:
+            found.append(f"importance rounding was better for {', '.join(self.kept)}")
+        return (*found, *self.damped)
+
+
+def round_matrix(
+    name: str,
+    weight: Tensor,
+    gram: Gram,
+    dtype: DType,
+    outcome: Outcome,
+    *,
+    damping: float = DAMPING,
+    act_order: bool = True,
+) -> StoredTensor:
+    """Returns weight [O, I] as `dtype`: by GPTQ, or by importance where that errs less.
+
+    What each errs is measured on the calibration's inputs, trace((W - Q) H (W - Q)^T). Types
+    without blocks are rounded to nearest.
+    """
+    plain = encode(weight.numpy(), dtype, importance(gram))
+    if dtype.block == 1:
+        return plain
+    diagonal = gram.outer.diagonal()
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    if not act_order:
+        order = torch.arange(len(diagonal))
+    inverse = invert(gram.outer[order][:, order], damping=damping, where=name)
+    codes = gptq(weight, grid_of(plain), inverse.factor, order)
+    found = with_codes(plain, codes)
+    errors = [
+        output_error(weight, torch.from_numpy(to_f32(made)), gram.outer) for made in (plain, found)
+    ]
+    if not np.isfinite(errors).all():
+        raise CheckFailedError(
+            f"rounded to {dtype}, its outputs' error is {errors}",
+            where=name,
+            remedy="Check that the model is trained and the text is its kind of text",
+        )
+    outcome.matrices += 1
+    outcome.before += errors[0] / gram.tokens
+    outcome.after += min(errors) / gram.tokens
+    if inverse.note is not None:
+        outcome.damped.append(f"{name}: {inverse.note}")
+    if errors[1] < errors[0]:
+        return found
+    outcome.kept.append(name)
+    return plain
+
+
+class Rounding(StrEnum):
+    """What rounds a matrix once its weights are as a method wants them."""
+
+    IMPORTANCE = "importance"
+    GPTQ = "gptq"
+
+    def rule(self, outcome: Outcome, *, damping: float = DAMPING, act_order: bool = True) -> Rule:
+        """Returns the rule; GPTQ's counts in `outcome` what became of the matrices."""
+
+        def weighed(_: str, weight: Tensor, gram: Gram, dtype: DType) -> StoredTensor:
+            return encode(weight.numpy(), dtype, importance(gram))
+
+        def solved(name: str, weight: Tensor, gram: Gram, dtype: DType) -> StoredTensor:
+            return round_matrix(
+                name, weight, gram, dtype, outcome, damping=damping, act_order=act_order
+            )
+
+        return solved if self is Rounding.GPTQ else weighed
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQ:
+    """Stores matrices as `dtype`, rounded by GPTQ on what earlier rounded matrices give them.
+
+    `damping` is the share of the mean diagonal added to the Hessian's; `act_order` takes the
+    columns with the largest inputs first. Raises ConfigError for a type without a rounding rule
+    or a value out of range.
+    """
+
+    name: ClassVar[str] = "gptq"
+    needs_calibration: ClassVar[bool] = True
+
+    dtype: DType = DType.Q4_0
+    damping: float = DAMPING
+    act_order: bool = True
+
+    def __post_init__(self) -> None:
+        check_type(self.dtype)
+        in_range("damping", self.damping, 1e-6, 10.0)
+        if type(self.act_order) is not bool:
+            raise ConfigError(f"act_order is {self.act_order!r}", remedy="Give true or false")
+
+    def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
+        """Returns ids [B, T]: the inputs are found while earlier blocks are rounded.
+
+        Raises DataError if there was no token, CheckFailedError for a tensor that holds NaN.
+        """
+        return calibrated(self, decoder, batches)
+
+    def apply(
+        self, decoder: Decoder, statistics: Calibration | None = None
+    ) -> tuple[Decoder, Report]:
+        """Returns the decoder with the weights that the file will hold, and the report."""
+        stored, report = self.store(decoder, statistics)
+        return rounded_decoder(decoder, stored), report
+
+    def store(
+        self, decoder: Decoder, statistics: Calibration | None = None
+    ) -> tuple[Weights, Report]:
+        """Returns the file's tensors and the report, which counts what kept plain rounding.
+
+        Raises DataError without calibration, CheckFailedError where no damping gives a factor.
+        """
+        batches = check_calibrated(self, statistics)
+        plan, outcome = Plan.of(decoder, self.dtype), Outcome()
+
+        rule = Rounding.GPTQ.rule(outcome, damping=self.damping, act_order=self.act_order)
+        stored = round_in_order(decoder, batches, plan, rule)
+        return stored, plan.report(self, decoder, "rounded by GPTQ", outcome.notes())

@@ -1,0 +1,192 @@
+"""What rounding methods have in common: which tensor gets which type, and block after block.
+
+For: one plan of types and one order of work, so that a method only says how a matrix is rounded.
+Not for: the rounding (`nearest`, `gptq`, `learned`), or choosing types by a budget (`mixed`).
+Read next: `miudo.compress.quantize.nearest`, which needs no order; then `gptq`.
+
+Shapes: B batch, T positions, O outputs and I inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miudo.compress.method import Method, Report, check_finite, check_seen, describe
+from miudo.compress.quantize.tables import table_gram
+from miudo.compress.walk import Gram, Station, walk
+from miudo.decoder.decoder import Decoder
+from miudo.errors import ConfigError, DataError
+from miudo.formats.block_codec import FloatArray
+from miudo.formats.blocks import WRITABLE, encode, to_f32
+from miudo.formats.precision import stored_dtype, type_notes
+from miudo.tensors import DType, StoredTensor, Weights, tensor_table
+
+__all__ = [
+    "Calibration",
+    "Plan",
+    "Rule",
+    "Statistics",
+    "calibrated",
+    "check_calibrated",
+    "check_enum",
+    "check_type",
+    "importance",
+    "put",
+    "round_in_order",
+    "rounded_decoder",
+    "squared_error",
+]
+
+_KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
+
+Statistics = TypeVar("Statistics")
+Calibration = tuple[Tensor, ...]
+"""Ids [B, T]: methods that go block by block need the text itself."""
+
+Rule = Callable[[str, Tensor, Gram, DType], StoredTensor]
+"""Given a matrix's name, its weight [O, I], its inputs and its type, returns it rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The type of every tensor of a file, and a note on each that is not the wanted one."""
+
+    dtypes: Mapping[str, DType]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, decoder: Decoder, wanted: DType | Mapping[str, DType]) -> Plan:
+        """Returns the plan for one type, or for a type a tensor; see `precision.stored_dtype`."""
+        dtypes: dict[str, DType] = {}
+        others = []
+        weights = decoder.to_weights()
+        for spec in tensor_table(decoder.config):
+            asked = wanted if isinstance(wanted, DType) else wanted.get(spec.name, DType.F32)
+            dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], asked)
+            if why:
+                others.append((spec.name, dtypes[spec.name], why))
+        return cls(dtypes, type_notes(others))
+
+    def report(
+        self, method: Method, decoder: Decoder, reason: str, notes: Iterable[str] = ()
+    ) -> Report:
+        """Returns the report of a file with these types."""
+        config = decoder.config
+        return describe(
+            method,
+            config,
+            config,
+            reasons={"": reason},
+            dtypes=self.dtypes,
+            notes=(*self.notes, *notes),
+        )
+
+
+def check_type(dtype: DType) -> None:
+    """Raises ConfigError for a type without a rounding rule."""
+    if dtype not in _KNOWN:
+        raise ConfigError(f"dtype is {dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
+
+
+def check_enum(name: str, value: object, kind: type[Enum]) -> None:
+    """Raises ConfigError for what is no member of `kind`."""
+    if not isinstance(value, kind):
+        known = ", ".join(str(member.value) for member in kind)
+        raise ConfigError(f"{name} is {value!r}", remedy=f"Known are {known}")
+
+
+def calibrated(method: Method, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
+    """Returns ids [B, T] as they were given. Raises DataError if there is none.
+
+    Raises CheckFailedError if a tensor of `decoder` holds NaN.
+    """
+    check_finite(decoder)
+    given = tuple(ids for ids in batches if ids.numel())
+    check_seen(method.name, sum(ids.numel() for ids in given))
+    return given
+
+
+def check_calibrated(method: Method, statistics: Statistics | None) -> Statistics:
+    """Returns `statistics`. Raises DataError where `calibrate` was not called."""
+    if statistics is None:
+        raise DataError("needs calibration", where=method.name, remedy="Call calibrate first")
+    return statistics
+
+
+def importance(gram: Gram) -> FloatArray:
+    """Returns the mean square of each input [I], as `formats.blocks.encode` takes it."""
+    return gram.mean_square.numpy().astype(np.float32)
+
+
+def rounded_decoder(decoder: Decoder, stored: Weights) -> Decoder:
+    """Returns a decoder with the values that the file's tensors have."""
+    return Decoder.from_weights(decoder.config, stored)
+
+
+@torch.no_grad()
+def squared_error(
+    station: Station, weights: Mapping[str, Tensor], target: Sequence[Tensor]
+) -> float:
+    """Returns the squared error of a block with these weights, summed over all its inputs.
+
+    `target` are tensors [B, T, D], one an input.
+    """
+    errors = (
+        float((station.run(x, i, weights) - wanted).double().square().sum())
+        for i, (x, wanted) in enumerate(zip(station.inputs, target, strict=True))
+    )
+    return sum(errors)
+
+
+@torch.no_grad()
+def put(weight: Tensor, stored: StoredTensor) -> None:
+    """Gives `weight` the values of `stored`, in place."""
+    weight.copy_(torch.from_numpy(to_f32(stored)))
+
+
+def round_in_order(
+    decoder: Decoder,
+    batches: Calibration,
+    plan: Plan,
+    rule: Rule,
+    before: Callable[[Station], None] = lambda _: None,
+) -> dict[str, StoredTensor]:
+    """Returns the file's tensors: each matrix rounded by `rule` on the inputs that it will get.
+
+    Those are made by what was rounded before it, in the same block too. The token table comes
+    first, since everything is made from it (`tables.table_gram`). `before` may change a block
+    that is about to be rounded (its float function must stay). What has no inputs, norms and
+    positions, is stored as the plan says.
+    """
+    work = copy.deepcopy(decoder)
+    stored: dict[str, StoredTensor] = {}
+
+    def settle(name: str, weight: Tensor, gram: Gram) -> None:
+        stored[name] = rule(name, weight.detach(), gram, plan.dtypes[name])
+        put(weight, stored[name])
+
+    settle("embed.weight", work.embed.weight, table_gram(decoder, batches))
+    if work.position is not None:
+        name = "position.weight"
+        stored[name] = encode(work.position.weight.detach().numpy(), plan.dtypes[name])
+        put(work.position.weight, stored[name])
+    for station in walk(work, batches):
+        before(station)
+        for group in station.groups():
+            left = [name for name in group if name not in stored]
+            grams = station.grams(left)
+            for name in left:
+                settle(name, station.weights[name], grams[name])
+    values = work.to_weights()
+    for name, dtype in plan.dtypes.items():
+        if name not in stored:
+            stored[name] = encode(to_f32(values[name]), dtype)
+    return {name: stored[name] for name in plan.dtypes}

@@ -1,0 +1,94 @@
+"""Which values an encoded tensor can hold: its grids, and other codes on the same grids.
+
+For: methods that choose codes themselves (GPTQ, learned rounding) and want a file's very bits.
+Not for: finding the scales (`miudo.formats.blocks.encode` does, on values or on blocks of them).
+Read next: `miudo.formats.block_codec`, where a type says what its codes mean.
+
+Shapes: rows [..., I] as the tensor's, k levels. Block types only; Q8_0's code 0 is -128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from miudo.errors import ConfigError
+from miudo.formats.block_codec import ByteArray, Codec, FloatArray, reciprocal
+from miudo.formats.blocks import CODECS
+from miudo.tensors import DType, StoredTensor
+
+__all__ = ["Grid", "codes_of", "grid_of", "with_codes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What each value may be: levels[code] * scale + offset, bit for bit as a reader has it.
+
+    `levels` [k] are whole numbers; `scale` and `offset` have the tensor's shape. A scale may be
+    negative or 0. Take columns with `grid[..., a:b]`.
+    """
+
+    levels: FloatArray
+    scale: FloatArray
+    offset: FloatArray
+
+    def __getitem__(self, at: object) -> Grid:
+        """Returns the grid of a part of the tensor, as NumPy indexes it."""
+        return Grid(self.levels, self.scale[at], self.offset[at])  # type: ignore[index]
+
+    def nearest(self, values: FloatArray) -> ByteArray:
+        """Returns the codes of the nearest values of the grid, of the grid's shape."""
+        steps = (values - self.offset) * reciprocal(self.scale)
+        if (np.diff(self.levels) == 1).all():
+            return np.clip(np.rint(steps) - self.levels[0], 0, len(self.levels) - 1).astype(
+                np.uint8
+            )
+        order = np.argsort(self.levels, kind="stable")
+        ordered = self.levels[order]
+        found: ByteArray = order.astype(np.uint8)[
+            np.searchsorted((ordered[1:] + ordered[:-1]) / 2, steps)
+        ]
+        return found
+
+    def values(self, codes: ByteArray) -> FloatArray:
+        """Returns what `codes`, of the grid's shape, stand for."""
+        return self.levels[codes] * self.scale + self.offset
+
+
+def grid_of(tensor: StoredTensor) -> Grid:
+    """Returns the grid that the scales of `tensor` make. Raises ConfigError if it has none."""
+    codec = _codec(tensor.dtype)
+    scales, offsets = codec.grid(tensor.data.view(codec.fields))
+    width = tensor.dtype.block // scales.shape[1]
+    scale = np.repeat(scales, width, axis=1).reshape(tensor.shape)
+    if offsets is None:
+        return Grid(codec.levels, scale, np.zeros_like(scale))
+    return Grid(codec.levels, scale, np.repeat(offsets, width, axis=1).reshape(tensor.shape))
+
+
+def codes_of(tensor: StoredTensor) -> ByteArray:
+    """Returns the code of each value of `tensor`, in its shape."""
+    codec = _codec(tensor.dtype)
+    return codec.codes(tensor.data.view(codec.fields)).reshape(tensor.shape)
+
+
+def with_codes(tensor: StoredTensor, codes: ByteArray) -> StoredTensor:
+    """Returns `tensor` with its scales and other codes, of its shape.
+
+    Raises ConfigError for codes that have no level, or of another shape.
+    """
+    codec = _codec(tensor.dtype)
+    if codes.shape != tensor.shape or int(codes.max(initial=0)) >= len(codec.levels):
+        raise ConfigError(
+            f"codes of shape {codes.shape} up to {codes.max(initial=0)}",
+            remedy=f"{tensor.dtype} of {tensor.shape} takes codes below {len(codec.levels)}",
+        )
+    blocks = codes.astype(np.uint8, copy=False).reshape(-1, tensor.dtype.block)
+    return StoredTensor(tensor.dtype, tensor.shape, codec.with_codes(tensor.data, blocks))
+
+
+def _codec(dtype: DType) -> Codec:
+    if dtype not in CODECS:
+        raise ConfigError(f"{dtype} has no grid", remedy=f"Types of blocks are {', '.join(CODECS)}")
+    return CODECS[dtype]

@@ -1,0 +1,360 @@
+"""What is predicted of every candidate before any training: bytes, speed, loss, cost.
+
+For: choosing which candidates are worth a short training.
+Not for: what is measured (`miudo.shrink.measure`); the report holds both against each other.
+Read next: `miudo.shrink.halving`.
+
+Bytes are counted in the tensor table, plus what the teacher's file has besides tensors. Speed
+is the time in which a token's bytes could be read and its products done here, times the factor
+by which the rounded teacher was slower than that. Loss is that right after cutting, plus what
+the rounding alone added to the teacher's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from miudo.config import ModelConfig
+from miudo.decoder.decoder import Decoder
+from miudo.engine.probe import Peaks
+from miudo.errors import CheckFailedError, UsageError
+from miudo.evaluate.roofline import Numbers, bounds, step_work
+from miudo.formats.precision import stored_dtype
+from miudo.shrink.budget import Figures
+from miudo.shrink.candidates import LEARN, NEAREST, TRAINED, Candidate, Step, propose
+from miudo.shrink.ground import Baseline, Ground
+from miudo.shrink.halving import Round, plan_rounds, rounds_of_steps
+from miudo.shrink.jobs import ShrinkSettings
+from miudo.shrink.making import cut, round_trunk
+from miudo.tensors import DType, Role, StoredTensor, parameter_count, tensor_table
+
+__all__ = [
+    "Forecast",
+    "Guess",
+    "controls_step_s",
+    "forecast",
+    "predicted_bytes",
+    "predicted_speed",
+    "stored_types",
+]
+
+_SLOW = 0.02
+"""Of the time: a rounding that takes longer for the teacher alone is not tried."""
+
+_PROBED = ("Q4_0", "Q3_K", "Q4_K")
+"""Types for which methods that calibrate are tried on the teacher: the first that there is."""
+
+_NO_VALUES = StoredTensor.from_f32(np.zeros(1, dtype=np.float32))
+"""A tensor whose values need no wider type: shapes decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What is predicted of a candidate. `out` says why it is not tried, empty if it may be."""
+
+    candidate: Candidate
+    parameters: int
+    size_bytes: float
+    tokens_per_s: float
+    loss: float
+    step_s: float
+    out: str = ""
+
+    def figures(self, teacher_loss: float) -> Figures:
+        """Returns the figures to rank by."""
+        increase = math.expm1(min(50.0, self.loss - teacher_loss))
+        return Figures(self.size_bytes, self.tokens_per_s, increase)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """All guesses, the trunks to be tried in order, and the rounds of those that learn.
+
+    `last_steps` is how long the last round's learn; the others' share grows to that.
+    """
+
+    guesses: tuple[Guess, ...]
+    trunks: tuple[str, ...]
+    rounds: tuple[Round, ...]
+    seconds: float
+
+    def of(self, group: str) -> list[Guess]:
+        """Returns the guesses of one trunk that may be tried."""
+        return [g for g in self.guesses if g.candidate.group == group and not g.out]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values; `from_json` gives back an equal forecast."""
+        return {
+            "schema": 1,
+            "guesses": [
+                {
+                    **{f.name: getattr(g, f.name) for f in dataclasses.fields(g)},
+                    "candidate": g.candidate.to_json(),
+                }
+                for g in self.guesses
+            ],
+            "trunks": list(self.trunks),
+            "rounds": [dataclasses.asdict(r) for r in self.rounds],
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Forecast:
+        """Returns the forecast that `to_json` wrote."""
+        guesses = [
+            Guess(**{**g, "candidate": Candidate.from_json(g["candidate"])})
+            for g in values["guesses"]
+        ]
+        rounds = tuple(Round(**r) for r in values["rounds"])
+        return cls(tuple(guesses), tuple(values["trunks"]), rounds, values["seconds"])
+
+
+def forecast(ground: Ground, baseline: Baseline) -> Forecast:
+    """Returns the forecast of every candidate for the ground's budget and time.
+
+    Raises CheckFailedError where no candidate is small enough, naming the smallest, and
+    UsageError where the time is too short for one step.
+    """
+    candidates = propose(ground.teacher.decoder.config, ground.job.settings.order)
+    if not candidates:
+        raise UsageError(
+            "this teacher has no candidate of that order",
+            where="--order",
+            remedy="Leave --order out: all are tried",
+        )
+    started = time.perf_counter()
+    damage, slow = _rounding_damage(ground, baseline, candidates)
+    guesses: list[Guess] = []
+    trunks: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        trunks.setdefault(candidate.group, []).append(candidate)
+    cuts = _Cuts(ground)
+    for name, members in trunks.items():
+        ground.progress.note(f"forecast: {name}")
+        decoder, loss = cuts.of(members[0])
+        guesses += [
+            _guess(ground, baseline, candidate, decoder, loss + damage[candidate.rounding])
+            for candidate in members
+            if candidate.rounding.method not in slow
+        ]
+    for why in slow.values():
+        ground.progress.note(f"not tried: {why}")
+    guesses = _without_doubles(guesses)
+    _check_possible(ground, guesses)
+    tried = _ranked_trunks(ground, baseline, guesses)
+    spent_s = baseline.elapsed_s + time.perf_counter() - started
+    seconds = _seconds_to_learn(ground, baseline, spent_s)
+    rounds = _rounds(ground, baseline, guesses, tried, seconds)
+    learning = [name for name in tried if _learns(guesses, name)]
+    kept = set(learning[: rounds[0].candidates] if rounds else ())
+    free = [name for name in tried if name not in learning]
+    chosen = tuple(n for n in tried if n in kept or n in free[: ground.job.settings.trunks])
+    return Forecast(tuple(guesses), chosen, rounds, seconds)
+
+
+def stored_types(config: ModelConfig, rounding: Step) -> dict[str, DType]:
+    """Returns the type of every tensor by name, as `rounding` will store it by its shape."""
+    settings = getattr(rounding.build(), "tables", None)
+    dtype = DType(str(rounding.values["dtype"]))
+    found = {}
+    for spec in tensor_table(config):
+        table = spec.role in (Role.EMBED, Role.HEAD) and settings is not None
+        wanted = DType(settings) if table and settings is not None else dtype
+        found[spec.name] = stored_dtype(spec, _NO_VALUES, wanted)[0]
+    return found
+
+
+def predicted_bytes(config: ModelConfig, dtypes: Mapping[str, DType]) -> int:
+    """Returns the bytes of a model's tensors in these types."""
+    return sum(dtypes[s.name].size_bytes(s.shape) for s in tensor_table(config))
+
+
+def controls_step_s(settings: ShrinkSettings, baseline: Baseline, costs: Iterable[float]) -> float:
+    """Returns what a step of all controls together costs at most, in seconds.
+
+    From nothing and by text alone are trained for every seed, that by magnitude once, and the
+    chosen one again for every further seed.
+    """
+    return 2 * settings.seeds * baseline.plain_step_s + settings.seeds * max(costs, default=0.0)
+
+
+def predicted_speed(config: ModelConfig, dtypes: Mapping[str, DType], baseline: Baseline) -> float:
+    """Returns new tokens a second of a model in these types, by the baseline's machine."""
+    numbers = Numbers(dtypes, int8=True, cache="f16")
+    speed = baseline.eight_bit.row.bench.speed
+    work = step_work(config, numbers, [(speed.prompt_tokens + speed.new_tokens // 2, 1)])
+    peaks = Peaks(0, baseline.read_bytes_per_s, baseline.int8_ops_per_s, baseline.float_ops_per_s)
+    return 1.0 / (max(bounds(work, peaks)) * baseline.slowness)
+
+
+class _Cuts:
+    """Cuts trunks, remembering the losses: trunks that differ in their learning are cut alike."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._known: dict[tuple[Step, ...], tuple[ModelConfig, float]] = {}
+
+    def of(self, candidate: Candidate) -> tuple[ModelConfig, float]:
+        """Returns the shape, and the loss before any learning."""
+        steps = tuple(step for step in candidate.trunk if step.method != LEARN)
+        if steps not in self._known:
+            decoder = cut(self._ground, steps, seed=self._ground.job.settings.seed)
+            self._known[steps] = decoder.config, self._ground.loss(decoder)
+        return self._known[steps]
+
+
+def _rounding_damage(
+    ground: Ground, baseline: Baseline, candidates: Iterable[Candidate]
+) -> tuple[dict[Step, float], dict[str, str]]:
+    """Returns what each rounding adds to the teacher's loss, and why some methods are not tried.
+
+    Rounding to nearest is measured for every type. A method that calibrates is measured for one
+    type, and for the others taken to do as much better than nearest as there; one that trains,
+    to do as nearest does.
+    """
+    settings = ground.job.settings
+    steps = list(dict.fromkeys(candidate.rounding for candidate in candidates))
+    nearest: dict[Any, float] = {}
+    for dtype in dict.fromkeys(step.values["dtype"] for step in steps):
+        nearest[dtype] = _damage(ground, baseline, Step.of(NEAREST, dtype=dtype))
+    ratios: dict[str, float] = {NEAREST: 1.0, TRAINED: 1.0}
+    slow: dict[str, str] = {}
+    for step in steps:
+        if step.method not in ratios:
+            own = {s.values["dtype"]: s for s in steps if s.method == step.method}
+            dtype = next((t for t in _PROBED if t in own), step.values["dtype"])
+            begun = time.perf_counter()
+            ratio = _damage(ground, baseline, own[dtype]) / max(nearest[dtype], 1e-6)
+            took = time.perf_counter() - begun
+            ratios[step.method] = min(1.0, max(0.0, ratio))
+            if settings.steps is None and took > _SLOW * 60.0 * settings.minutes:
+                slow[step.method] = f"{step.method} took {took:.0f} s for the teacher"
+    return {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}, slow
+
+
+def _damage(ground: Ground, baseline: Baseline, step: Step) -> float:
+    ground.progress.note(f"rounding the teacher: {step.label()}")
+    rounded = round_trunk(ground, step, ground.teacher.decoder)
+    config = ground.teacher.decoder.config
+    return ground.loss(Decoder.from_weights(config, rounded.weights)) - baseline.loss
+
+
+def _guess(
+    ground: Ground, baseline: Baseline, candidate: Candidate, config: ModelConfig, loss: float
+) -> Guess:
+    dtypes = stored_types(config, candidate.rounding)
+    size = predicted_bytes(config, dtypes) + baseline.extra_bytes
+    limit = ground.job.budget.max_size_bytes
+    share = _products(config) / _products(ground.teacher.decoder.config)
+    # The teacher reads along; a student's own share goes with its products.
+    teaching = baseline.full_step_s - baseline.plain_step_s
+    step_s = max(0.0, teaching) + baseline.plain_step_s * share if candidate.learns else 0.0
+    return Guess(
+        candidate=candidate,
+        parameters=parameter_count(config),
+        size_bytes=size,
+        tokens_per_s=predicted_speed(config, dtypes, baseline),
+        loss=loss,
+        step_s=step_s,
+        out="" if limit is None or size <= limit else f"{size / 1e6:,.2f} MB, too large",
+    )
+
+
+def _without_doubles(guesses: Sequence[Guess]) -> list[Guess]:
+    """Marks as out what would be the same file: rows that fit no blocks of 256 fall to others."""
+    seen: dict[tuple[str, str, float], str] = {}
+    found = []
+    for guess in guesses:
+        candidate = guess.candidate
+        key = candidate.trunk_name, candidate.rounding.method, guess.size_bytes
+        first = seen.setdefault(key, candidate.name)
+        if first != candidate.name and not guess.out:
+            guess = dataclasses.replace(guess, out=f"the same types as {first}")
+        found.append(guess)
+    return found
+
+
+def _products(config: ModelConfig) -> float:
+    """Counts of a token: every matrix, the head too."""
+    inside = parameter_count(config, embeddings=False)
+    return inside + config.vocab_size * config.d_model
+
+
+def _check_possible(ground: Ground, guesses: Sequence[Guess]) -> None:
+    """Raises CheckFailedError where no candidate is small enough: no training makes it smaller."""
+    if any(not guess.out for guess in guesses):
+        return
+    smallest = min(guesses, key=lambda guess: guess.size_bytes)
+    (short, *_) = ground.job.budget.shortfalls(
+        Figures(smallest.size_bytes, math.inf, -math.inf, 0.0)
+    )
+    raise CheckFailedError(
+        f"the budget cannot be met: the smallest of {len(guesses)} candidates, "
+        f"{smallest.candidate.name}, takes {short.text}",
+        where=short.limit,
+        remedy=f"Give --max-size {smallest.size_bytes / 1e6:.3f}MB or more, or a smaller teacher",
+    )
+
+
+def _ranked_trunks(ground: Ground, baseline: Baseline, guesses: Sequence[Guess]) -> list[str]:
+    """Returns the trunks that may be tried, best first, the best of every order at the top."""
+    job = ground.job
+    best: dict[str, tuple[tuple[float, float], Guess]] = {}
+    for guess in guesses:
+        if guess.out:
+            continue
+        key = job.budget.rank(guess.figures(baseline.loss), job.settings.prefer)
+        name = guess.candidate.group
+        if name not in best or key < best[name][0]:
+            best[name] = key, guess
+    ranked = sorted(best, key=lambda name: best[name][0])
+    firsts: dict[str, str] = {}
+    for name in ranked:
+        firsts.setdefault(best[name][1].candidate.order, name)
+    top = [name for name in ranked if name in firsts.values()]
+    return [*top, *(name for name in ranked if name not in top)]
+
+
+def _learns(guesses: Sequence[Guess], group: str) -> bool:
+    return any(g.candidate.learns for g in guesses if g.candidate.group == group)
+
+
+def _seconds_to_learn(ground: Ground, baseline: Baseline, spent_s: float) -> float:
+    """Returns what is left of the time beside `spent_s` and measuring, but never under a third."""
+    settings = ground.job.settings
+    files = settings.measured + 4 * settings.seeds
+    total = 60.0 * settings.minutes
+    return max(total / 3.0, total - spent_s - files * baseline.measure_s)
+
+
+def _rounds(
+    ground: Ground,
+    baseline: Baseline,
+    guesses: Sequence[Guess],
+    tried: Sequence[str],
+    seconds: float,
+) -> tuple[Round, ...]:
+    """Returns the rounds of the trunks that learn."""
+    settings = ground.job.settings
+    costs = {g.candidate.group: g.step_s for g in guesses if not g.out}
+    learning = [costs[name] for name in tried if costs[name] > 0.0][: settings.trunks]
+    if not learning:
+        return ()
+    if settings.steps is not None:
+        return rounds_of_steps(len(learning), settings.steps)
+    rounds = plan_rounds(learning, seconds, extra=controls_step_s(settings, baseline, learning))
+    if not rounds:
+        raise UsageError(
+            f"{settings.minutes:g} minutes are too short for one step of learning "
+            f"({learning[0]:.1f} s) and its controls",
+            where="--minutes",
+            remedy="Give more minutes, or a smaller --batch-size",
+        )
+    return rounds

@@ -1,0 +1,133 @@
+"""Limits, the front and rank correlation, against small implementations of their own."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miudo.cli.options import parse_size
+from miudo.cli.planning import _ORDERS, parse_share
+from miudo.errors import ConfigError, UsageError
+from miudo.shrink.budget import Budget, Figures, Prefer, pareto_front, spearman
+from miudo.shrink.candidates import Order
+
+number = st.integers(1, 6).map(float)
+points = st.lists(st.builds(Figures, number, number, number), min_size=1, max_size=12)
+
+
+def beats(a: Figures, b: Figures) -> bool:
+    better = (
+        a.size_bytes < b.size_bytes,
+        a.tokens_per_s > b.tokens_per_s,
+        a.ppl_increase < b.ppl_increase,
+    )
+    worse = (
+        a.size_bytes > b.size_bytes,
+        a.tokens_per_s < b.tokens_per_s,
+        a.ppl_increase > b.ppl_increase,
+    )
+    return any(better) and not any(worse)
+
+
+@given(points)
+def test_the_front_is_those_that_none_beats(figures: list[Figures]) -> None:
+    front = pareto_front(figures, lambda f: f)
+    assert front
+    for one in figures:
+        assert (one in front) == (not any(beats(other, one) for other in figures))
+
+
+@given(st.lists(st.tuples(number, number), min_size=3, max_size=15))
+def test_rank_correlation_is_that_of_the_ranks(pairs: list[tuple[float, float]]) -> None:
+    x, y = [p[0] for p in pairs], [p[1] for p in pairs]
+
+    def ranks(values: list[float]) -> list[float]:
+        # The mean place of a value is (how many are below + how many are not above + 1) / 2.
+        below = [sum(w < v for w in values) for v in values]
+        upto = [sum(w <= v for w in values) for v in values]
+        return [(b + u + 1) / 2 for b, u in zip(below, upto, strict=True)]
+
+    a, b = ranks(x), ranks(y)
+    n = len(a)
+    covariance = sum(p * q for p, q in zip(a, b, strict=True)) / n - (sum(a) / n) * (sum(b) / n)
+    spread = [math.sqrt(max(0.0, sum(v * v for v in r) / n - (sum(r) / n) ** 2)) for r in (a, b)]
+    found = spearman(x, y)
+    if found is None:
+        assert min(spread) == pytest.approx(0.0, abs=1e-9)
+    else:
+        assert found == pytest.approx(covariance / (spread[0] * spread[1]), abs=1e-9)
+
+
+def test_rank_correlation_of_known_rows() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    # 1 - 6 sum d^2 / (n (n^2 - 1)) with d = 0, 1, -1, 0.
+    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
+    assert spearman([1, 2], [1, 2]) is None
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_limits_say_by_how_much_they_are_broken() -> None:
+    budget = Budget(max_size_bytes=40_000_000, min_tokens_per_s=30.0, max_ppl_increase=0.05)
+    short = budget.shortfalls(Figures(41_200_000, 24.0, 0.0710))
+    assert [s.limit for s in short] == ["--max-size", "--min-speed", "--max-ppl-increase"]
+    assert "1.20 MB over" in short[0].text
+    assert "6.0 under" in short[1].text
+    assert "2.10 points over" in short[2].text
+    assert short[0].share == pytest.approx(0.03)
+    assert budget.shortfalls(Figures(40_000_000, 30.0, 0.05)) == ()
+
+
+def test_energy_that_was_not_measured_keeps_no_limit() -> None:
+    budget = Budget(max_energy_j=0.5)
+    assert budget.shortfalls(Figures(1, 1, 0.0, None))
+    assert budget.shortfalls(Figures(1, 1, 0.0, 0.6))
+    assert not budget.shortfalls(Figures(1, 1, 0.0, 0.4))
+
+
+@given(points, st.sampled_from(Prefer))
+def test_what_keeps_the_budget_comes_before_what_does_not(
+    figures: list[Figures], prefer: Prefer
+) -> None:
+    budget = Budget(max_size_bytes=3, min_tokens_per_s=2.0, max_ppl_increase=4.0)
+    ranked = sorted(figures, key=lambda f: budget.rank(f, prefer))
+    kept = [not budget.shortfalls(f) for f in ranked]
+    assert kept == sorted(kept, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"max_size_bytes": 0},
+        {"min_tokens_per_s": -1.0},
+        {"max_ppl_increase": -0.1},
+        {"max_energy_j": float("nan")},
+    ],
+)
+def test_no_budget_and_wrong_ones_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        Budget(**limits)  # type: ignore[arg-type]
+
+
+@given(st.floats(0.001, 99999.0))
+def test_a_share_is_read_as_written(value: float) -> None:
+    assert parse_share(f"{value:.6f}%") == pytest.approx(value / 100, abs=1e-8)
+    assert parse_share(f"{value:.6f}") == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", "five", "-5%", "5%%", "nan", "inf", "1e3", "5 %x"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no share"):
+        parse_share(text)
+
+
+def test_sizes_name_the_flag_that_is_wrong() -> None:
+    assert parse_size("40MB", "--max-size") == 40_000_000
+    with pytest.raises(UsageError, match="--max-size"):
+        parse_size("large", "--max-size")
+
+
+def test_the_command_line_names_every_order() -> None:
+    assert ("search", *(order.value for order in Order)) == _ORDERS
