@@ -37,6 +37,7 @@ __all__ = [
     "check_unmarked",
     "coarse_gradient",
     "drawn_gradient",
+    "filled_gradient",
 ]
 
 _LEAST = -80.0
