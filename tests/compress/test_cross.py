@@ -212,4 +212,4 @@ def test_a_broken_teacher_and_wrong_settings_are_refused() -> None:
         CrossLoss(teacher, Aligner(SMALL, LARGE, ENDS), CrossSettings())
     for values in ({"alpha": 1.1}, {"uld": -1.0}, {"temperature": 0.0}, {"mode": "gold"}):
         with pytest.raises(ConfigError, match=next(iter(values))):
-            CrossSettings(**values)  # type: ignore[arg-type]
+            CrossSettings(**values)

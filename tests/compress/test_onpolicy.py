@@ -123,7 +123,9 @@ def test_no_gradient_goes_through_the_draws(student: Decoder, ids: Tensor) -> No
 
 
 def test_the_share_of_batches_is_lambda(student: Decoder) -> None:
-    def taken(decoder: Decoder, ids: Tensor, marks: Marks | None = None) -> tuple[Tensor, dict]:
+    def taken(
+        decoder: Decoder, ids: Tensor, marks: Marks | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         return torch.zeros(()), {}
 
     loss = OnPolicyLoss(taken, taken, OnPolicySettings(share=0.3, prompt=0.95))

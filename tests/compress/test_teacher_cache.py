@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,12 @@ def test_another_teacher_tokenizer_or_text_is_refused_by_name(
     data, other = text(), text(1)
     plan = plan_of(data)
     make_cache(tmp_path, plan, teacher, data)
-    wrong = {"teacher": "x", "tokenizer": "x", "data": other.sha256, "codes": TopCodes(k=8)}
+    wrong: dict[str, Any] = {
+        "teacher": "x",
+        "tokenizer": "x",
+        "data": other.sha256,
+        "codes": TopCodes(k=8),
+    }
     for name, value in wrong.items():
         with pytest.raises(ConfigError, match=f"{name} is"):
             make_cache(tmp_path, replace(plan, **{name: value}), teacher, data)
@@ -239,7 +245,10 @@ def test_a_student_learns_as_from_the_teacher_itself(
     settings = FitSettings(steps=25, batch_size=3, length=LENGTH, save_every=0, lr=3e-3)
     near = CachedSettings(2.0, 1.0)
     losses: dict[str, Loss] = {"teacher": Dense(teacher, near)}
-    for name, codes in {"top": TopCodes(12), "draws": DrawCodes(40, temperature=2.0)}.items():
+    kinds: dict[str, TopCodes | DrawCodes] = {"top": TopCodes(12)}
+    kinds["draws"] = DrawCodes(40, temperature=2.0)
+    kinds["filled"] = TopCodes(8, draws=12)
+    for name, codes in kinds.items():
         cache = make_cache(tmp_path / name, plan_of(data, codes), teacher, data)
         losses[name] = CachedLoss(cache, near)
     before = losses["teacher"](tiny("llama-untied"), ids)[1]["kl"]
@@ -251,6 +260,7 @@ def test_a_student_learns_as_from_the_teacher_itself(
     assert left["teacher"] < 0.85 * before
     assert left["top"] == pytest.approx(left["teacher"], rel=0.01)
     assert left["draws"] == pytest.approx(left["teacher"], rel=0.03)
+    assert left["filled"] == pytest.approx(left["teacher"], rel=0.02)
 
 
 def test_every_epoch_shows_every_block_in_another_order() -> None:

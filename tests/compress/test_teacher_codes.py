@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from miudo.compress.distill.cached_loss import coarse_gradient, drawn_gradient
+from miudo.compress.distill.cached_loss import coarse_gradient, drawn_gradient, filled_gradient
 from miudo.compress.distill.codes import Coarse, DrawCodes, TopCodes, coarse_kl
 from miudo.errors import ConfigError
 
@@ -44,6 +44,7 @@ def test_sizes_are_as_stated() -> None:
     assert TopCodes().dtype(65_536).itemsize == 50
     assert TopCodes().dtype(65_537).itemsize == 82
     assert DrawCodes().dtype(65_536).itemsize == 50
+    assert TopCodes(k=8, draws=12).dtype(65_536).itemsize == 50
     assert TopCodes(k=5).dtype(100).itemsize == 3 * 5 + 2
 
 
@@ -65,8 +66,10 @@ def test_what_is_read_is_what_was_said(temperature: float, sharp: float) -> None
 
 
 def test_another_temperature_cannot_be_formed() -> None:
-    with pytest.raises(ConfigError, match=r"3\.0, the cache holds 1 and 2"):
+    with pytest.raises(ConfigError, match=r"3\.0, the cache holds 1\.0 and 2\.0"):
         TopCodes().check(3.0)
+    with pytest.raises(ConfigError, match=r"1\.0, the cache holds 2\.0"):
+        TopCodes(draws=3).check(1.0)
     with pytest.raises(ConfigError, match="drawn at"):
         DrawCodes().check(2.0)
     with pytest.raises(ConfigError, match="k is 40"):
@@ -155,3 +158,44 @@ def test_draws_are_keyed_by_seed_and_block() -> None:
     assert np.array_equal(first, DrawCodes().encode(z, 3))
     assert not np.array_equal(first, DrawCodes().encode(z, 4))
     assert not np.array_equal(first, DrawCodes(seed=1).encode(z, 3))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_mean_gradient_of_a_filled_bucket_is_the_whole_one(temperature: float) -> None:
+    """Exactly, as above: the expectation over one id drawn from what is in the bucket."""
+    teacher, z = logits(6, n=1, vocab=23), logits(7, n=1, vocab=23).requires_grad_()
+    p = (teacher / temperature).softmax(-1)[0]
+    coarse = exact(teacher, temperature, k=5)
+    inside = [v for v in range(23) if v not in coarse.ids[0].tolist()]
+    mean, value = torch.zeros(1, 23), 0.0
+    for v in inside:
+        filled = Coarse(coarse.ids, coarse.logprobs, coarse.rest, torch.tensor([[v, v]]))
+        far, slope = filled_gradient(z.detach(), filled, temperature)
+        share = p[v] / coarse.rest.exp()
+        mean += share * slope
+        value += float(share * far)
+    whole = temperature**2 * F.kl_div((z / temperature).log_softmax(-1), p[None], reduction="sum")
+    (wanted,) = torch.autograd.grad(whole, z)
+    torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-6)
+    within = p[inside] / p[inside].sum()
+    entropy = -(within * within.log()).sum() * p[inside].sum()
+    assert value == pytest.approx(float(whole.detach() + temperature**2 * entropy), rel=1e-4)
+
+
+def test_the_bucket_is_filled_from_what_is_in_it() -> None:
+    codes = TopCodes(k=4, temperature=2.0, draws=200)
+    z = logits(8, n=1, vocab=12).expand(500, -1)
+    read = codes.decode(codes.encode(z, 0), 12, 2.0)
+    assert read.drawn is not None
+    found = np.bincount(read.drawn.reshape(-1).numpy(), minlength=12) / read.drawn.numel()
+    wanted = (z[0].double() / 2.0).softmax(-1)
+    wanted[read.ids[0]] = 0.0
+    shares = (wanted / wanted.sum()).numpy()
+    assert np.all(np.abs(found - shares) <= 5 * np.sqrt(shares * (1 - shares) / 100_000))
+    coarse = TopCodes(k=4, temperature=2.0)
+    plain = coarse.decode(coarse.encode(z, 0), 12, 2.0)
+    assert torch.equal(read.logprobs, plain.logprobs)
+    nothing = torch.full((1, 12), -math.inf)
+    nothing[0, :4] = 1.0
+    empty = codes.decode(codes.encode(nothing, 0), 12, 2.0)
+    assert torch.isfinite(filled_gradient(z[:1], empty, 2.0)[1]).all()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file
 
 from miudo.compress.distill.cross import CrossSettings
 from miudo.compress.distill.divergence import Divergence
+from miudo.compress.distill.lesson import distill
 from miudo.compress.distill.onpolicy import OnPolicySettings
 from miudo.compress.distill.terms import DistillSettings, TextTerm
 from miudo.compress.distill.ways import Cached, Way
@@ -22,7 +25,9 @@ from miudo.config import ModelConfig
 from miudo.data.pack import PackSettings
 from miudo.data.packed import DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
+from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, UsageError
+from miudo.train.loop import FitResult
 from miudo.train.metrics import read_metrics
 from miudo.train.pretrain import TrainJob, train
 from miudo.train.settings import FitSettings
@@ -55,7 +60,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(work: Path, out: Path, way: Way, **rest: object) -> DistillJob:
+def job(work: Path, out: Path, way: Way, **rest: Any) -> DistillJob:
     data = "other-data" if isinstance(way, CrossSettings) else "teacher-data"
     made = DistillJob(work / "teacher", (str(work / data),), out, FIT, student=0.5, way=way)
     if isinstance(way, CrossSettings):
@@ -67,11 +72,18 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("draws", [0, 20])
+@pytest.mark.parametrize(("k", "draws"), [(8, 0), (0, 20), (4, 6)])
 def test_a_cache_is_made_once_and_learned_from_again(
-    work: Path, tmp_path: Path, draws: int
+    work: Path, tmp_path: Path, k: int, draws: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way = Cached(tmp_path / "cache", k=8, draws=draws, shard_blocks=10)
+    places: list[str] = []
+
+    def watched(teachers: Sequence[Decoder], *rest: Any, **more: Any) -> FitResult:
+        places.extend(teacher.embed.weight.device.type for teacher in teachers)
+        return distill(teachers, *rest, **more)
+
+    monkeypatch.setattr("miudo.compress.verbs.distill", watched)
+    way = Cached(tmp_path / "cache", k=k, draws=draws, shard_blocks=10)
     first = run_distill(job(work, tmp_path / "a", way))
     shards = sorted((tmp_path / "cache").glob("shard-*"))
     before = [path.stat().st_mtime_ns for path in shards]
@@ -79,6 +91,7 @@ def test_a_cache_is_made_once_and_learned_from_again(
     assert [path.stat().st_mtime_ns for path in shards] == before
     for name, value in weights(tmp_path / "a").items():
         assert np.array_equal(value, weights(tmp_path / "b")[name]), name
+    assert places == ["meta", "meta"]  # no memory for who has said all
     assert first.record.settings["way"]["kind"] == "Cached"
     assert str(tmp_path) not in str(second.record.to_json()["settings"])
     names = {measurement.name for measurement in first.record.measurements}

@@ -132,8 +132,11 @@ def distill(  # noqa: PLR0913 - one parameter an option
         if "terms" not in extra:  # the teacher at temperature 1, and no text
             temperature = 1.0 if temperature is None else temperature
             alpha = 1.0 if alpha is None else alpha
-    flags = {"loss": loss, "temperature": temperature, "alpha": alpha, "features": features}
+    flags: dict[str, Any] = {"loss": loss, "temperature": temperature}
+    flags |= {"alpha": alpha, "features": features}
     way = chosen_way(extra, flags, cache=cache, on_policy=on_policy, cross=cross)
+    if cache is not None and temperature is None and "terms" not in extra:
+        flags["temperature"] = 1.0  # flattened, most of a distribution lies outside its top
     learned = _learned(extra, shared_vocab, **({} if cross else flags))
     settings, packing = run_settings(extra, length)
     require_data(data, packing)

@@ -27,7 +27,7 @@ _OPTIONS = (
     click.option(
         "--cache",
         type=click.Path(path_type=Path),
-        help="Learn from TEACHER's answers in this folder; made if need be.",
+        help="Learn from TEACHER's answers in this folder, made if need be; temperature 1.",
     ),
     click.option(
         "--on-policy",

@@ -21,16 +21,9 @@ from typing import Any
 from miudo.compress.catalogue import method_to_json
 from miudo.compress.distill.cross import CrossSettings
 from miudo.compress.distill.lesson import Lesson, distill
-from miudo.compress.distill.onpolicy import OnPolicySettings
 from miudo.compress.distill.student import scaled
 from miudo.compress.distill.terms import DistillSettings
-from miudo.compress.distill.ways import (
-    Cached,
-    cached_lesson,
-    crossing_loss,
-    own_text_loss,
-    way_to_json,
-)
+from miudo.compress.distill.ways import Cached, lesson_by, way_to_json
 from miudo.compress.jobs import DistillJob, PruneJob, Shrunk, report_measurements
 from miudo.compress.prune.depth import with_layers
 from miudo.compress.prune.recover import Recovery, calibration_batches, prune_and_recover
@@ -100,7 +93,7 @@ def run_distill(
         check_order(folder, _order(job, record), resume=resume)
         lesson = _lesson(data, job.fit, job.loss)
         with Meter() as meter:
-            lesson = _asked(job, [teacher, *more], student, data, lesson, progress)
+            lesson, taught = _asked(job, [teacher, *more], student, data, lesson, progress)
             result = distill(
                 [opened.decoder for opened in (teacher, *more)],
                 student,
@@ -114,7 +107,7 @@ def run_distill(
             )
         found = [*_counts(teacher.decoder, student), *result.measurements(job.fit)]
         if pattern is teacher:  # another tokenizer's loss a token is no number to compare with
-            found += _teachers_loss(teacher.decoder, lesson)
+            found += taught or _teachers_loss(teacher.decoder, lesson)
         record = dataclasses.replace(
             record,
             seed=job.fit.seed,
@@ -245,26 +238,18 @@ def _asked(
     data: DataSet,
     lesson: Lesson,
     progress: Progress,
-) -> Lesson:
-    """Returns the lesson with the loss, and perhaps the batches, of the job's way."""
-    way = job.way
-    if isinstance(way, OnPolicySettings):
-        known = min(data.tokenizer().vocab_size, student.config.vocab_size)
-        decoders = [opened.decoder for opened in teachers]
-        layers = job.student_layers or None
-        loss = own_text_loss(
-            way, decoders, student, job.loss, job.fit, n_ids=known, surviving=layers
-        )
-        return dataclasses.replace(lesson, loss=loss)
-    if way is None:
-        return lesson
-    if len(teachers) > 1:
-        raise UsageError("takes one teacher", where="--cache, --cross")
-    if isinstance(way, Cached):
-        loss, blocks = cached_lesson(way, teachers[0], job.loss, data, job.fit, progress)
-        return dataclasses.replace(lesson, loss=loss, data=blocks)
-    loss = crossing_loss(way, teachers[0], data.tokenizer(), data.end_id)
-    return dataclasses.replace(lesson, loss=loss)
+) -> tuple[Lesson, list[Measurement]]:
+    """Returns the lesson in the job's way; the teacher's loss too where it is needed no more."""
+    if job.way is None:
+        return lesson, []
+    surviving = job.student_layers or None
+    lesson = lesson_by(job.way, teachers, student, data, lesson, surviving, progress)
+    if not isinstance(job.way, Cached) or job.dtype is not None:
+        return lesson, []
+    # It has said all: its memory is the student's now.
+    taught = _teachers_loss(teachers[0].decoder, lesson)
+    teachers[0].decoder.to("meta")
+    return lesson, taught
 
 
 def _rounding(job: DistillJob, student: Decoder, start: Opened | None) -> RoundedStudent | None:

@@ -14,16 +14,16 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
 from miudo import __version__
-from miudo.errors import DataError, MissingError, RequestError, UsageError
+from miudo.engine.chat_events import AgainError, body_lines, streamed_events, whole_events
+from miudo.errors import MissingError, RequestError, UsageError
 from miudo.files import open_regular
 from miudo.protocol import Message, TextEvent
 
@@ -32,10 +32,9 @@ __all__ = ["KEY_VARIABLE", "RemoteGenerator", "RemoteSettings", "read_key"]
 KEY_VARIABLE = "MIUDO_API_KEY"
 """The environment variable that holds the key unless another is named."""
 
-_ANSWER_BYTES = 16 << 20
-_LINE_BYTES = 4 << 20
 _KEY_BYTES = 16 << 10
 _BUSY = (408, 409, 425, 429)
+_REACH = "Check the address and the network; what was asked so far is kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ class RemoteGenerator:
                     begun = True
                     yield event
                 return
-            except _AgainError as again:
+            except AgainError as again:
                 if begun or attempt == self.settings.attempts:
                     tries = "" if begun else f", {attempt} times"
                     raise MissingError(
@@ -171,15 +170,15 @@ class RemoteGenerator:
         try:
             with self._client.stream("POST", url, json=body, headers=headers) as response:
                 self._check_status(response)
-                lines = _lines(response.iter_bytes(), s.server)
+                lines = body_lines(response.iter_bytes(), s.server)
                 if response.headers.get("content-type", "").startswith("application/json"):
-                    yield from _whole("\n".join(lines), s.server)
+                    yield from whole_events("\n".join(lines), s.server)
                 else:
-                    yield from _streamed(lines, s.server)
+                    yield from streamed_events(lines, s.server)
         except httpx2.TimeoutException as error:
-            raise _AgainError(f"nothing came for {s.timeout_s:g} s", _REACH) from error
+            raise AgainError(f"nothing came for {s.timeout_s:g} s", _REACH) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise _AgainError(f"cannot be reached ({error or type(error).__name__})", _REACH) from (
+            raise AgainError(f"cannot be reached ({error or type(error).__name__})", _REACH) from (
                 error
             )
 
@@ -190,7 +189,7 @@ class RemoteGenerator:
         said = _said(response)
         if status in _BUSY or status >= 500:
             wait = _seconds(response.headers.get("retry-after"))
-            raise _AgainError(f"answers {status}{said}", "Try again later", wait)
+            raise AgainError(f"answers {status}{said}", "Try again later", wait)
         cures = {
             401: f"Check the key in {KEY_VARIABLE}",
             403: "Check what the key permits",
@@ -223,106 +222,6 @@ def read_key(variable: str | None = None, file: Path | None = None) -> str | Non
     if not all(33 <= ord(c) <= 126 for c in found):
         raise UsageError("holds no key: not one line of plain characters", where=where)
     return found
-
-
-class _AgainError(Exception):
-    """What may go better the next time. `after_s` is when the server wants to be asked again."""
-
-    def __init__(self, what: str, remedy: str, after_s: float | None = None) -> None:
-        super().__init__(what)
-        self.what, self.remedy, self.after_s = what, remedy, after_s
-
-
-_REACH = "Check the address and the network; what was asked so far is kept"
-_BROKEN = "Try again; a shorter answer may get through"
-
-
-def _streamed(lines: Iterator[str], where: str) -> Iterator[TextEvent]:
-    """Yields the events of server-sent lines. Raises _AgainError if they end before the answer."""
-    reason, usage = None, dict[str, int]()
-    for line in lines:
-        if not line.startswith("data:"):  # comments, event names, blank lines
-            continue
-        data = line[5:].strip()
-        if data == "[DONE]":
-            yield TextEvent("", reason or "stop", usage)
-            return
-        values = _object(data, where)
-        usage |= _usage(values)
-        for choice in _choices(values, where):
-            reason = choice.get("finish_reason") or reason
-            text = _text(choice.get("delta"), where)
-            if text:
-                yield TextEvent(text)
-    if reason is None:
-        raise _AgainError("breaks off in the middle of an answer", _BROKEN)
-    yield TextEvent("", reason, usage)  # a server that does not say [DONE]
-
-
-def _whole(text: str, where: str) -> Iterator[TextEvent]:
-    """Yields the events of an answer in one piece, from a server that does not stream."""
-    values = _object(text, where)
-    choices = _choices(values, where)
-    if not choices:
-        raise DataError("the answer has no choices", where=where, remedy=_PROTOCOL)
-    yield TextEvent(_text(choices[0].get("message"), where))
-    yield TextEvent("", choices[0].get("finish_reason") or "stop", _usage(values))
-
-
-_PROTOCOL = "Check that the address is that of an OpenAI-compatible server"
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the answer is not JSON ({error})", where=where, remedy=_PROTOCOL) from (
-            error
-        )
-    if not isinstance(values, dict):
-        raise DataError("the answer is not a JSON object", where=where, remedy=_PROTOCOL)
-    if values.get("error"):
-        raise RequestError(f"says {values['error']!r:.300}", where=where)
-    return values
-
-
-def _choices(values: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    found = values.get("choices")
-    if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
-        raise DataError("the answer has no choices", where=where, remedy=_PROTOCOL)
-    return found
-
-
-def _text(part: Any, where: str) -> str:
-    found = part.get("content") if isinstance(part, dict) else None
-    if found is None:
-        return ""
-    if not isinstance(found, str):
-        raise DataError(f"the answer's content is {found!r:.60}", where=where, remedy=_PROTOCOL)
-    return found
-
-
-def _usage(values: Mapping[str, Any]) -> dict[str, int]:
-    found = values.get("usage")
-    counts = found if isinstance(found, dict) else {}
-    return {
-        name: counts[name]
-        for name in ("prompt_tokens", "completion_tokens")
-        if type(counts.get(name)) is int
-    }
-
-
-def _lines(pieces: Iterator[bytes], where: str) -> Iterator[str]:
-    """Yields lines, of a body that is not trusted to end."""
-    rest, size = b"", 0
-    for piece in pieces:
-        rest, size = rest + piece, size + len(piece)
-        *whole, rest = rest.split(b"\n")
-        if size > _ANSWER_BYTES or len(rest) > _LINE_BYTES:
-            raise DataError(f"an answer of more than {len(rest)} bytes", where=where)
-        yield from (line.decode("utf-8", "replace").rstrip("\r") for line in whole)
-    if rest:
-        yield rest.decode("utf-8", "replace")
 
 
 def _said(response: httpx2.Response) -> str:

@@ -219,9 +219,10 @@ def _asked(teacher: Decoder, plan: CachePlan, row: _IdArray, number: int, *, che
     """Returns the codes [T] of one block."""
     ids = torch.from_numpy(row[None, :-1]).to(teacher.embed.weight.device)  # 1 T
     hidden = teacher(ids)[0]  # T D
-    if isinstance(plan.codes, DrawCodes):  # one stream of draws a block
+    if isinstance(plan.codes, DrawCodes):
         return plan.codes.encode(teacher.logits(hidden), number)
-    rows = max(1, _CHUNK_LOGITS // plan.vocab_size)
+    # One stream of draws a block: it is not cut into pieces then.
+    rows = len(hidden) if plan.codes.draws else max(1, _CHUNK_LOGITS // plan.vocab_size)
     parts = []
     for at in range(0, len(hidden), rows):
         logits = teacher.logits(hidden[at : at + rows])

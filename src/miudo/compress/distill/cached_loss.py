@@ -37,6 +37,7 @@ __all__ = [
     "check_unmarked",
     "coarse_gradient",
     "drawn_gradient",
+    "filled_gradient",
 ]
 
 _LEAST = -80.0
@@ -94,10 +95,11 @@ class FixedBlocks:
 class CachedLoss:
     """A `Loss` over cached answers: `alpha * T^2 * divergence + (1 - alpha) * cross-entropy`.
 
-    Of top ids the divergence is the KL in buckets (part `kl`); of draws it is the cross-entropy
-    of the student under them (part `drawn`), which is the KL and the teacher's entropy in
-    expectation, with the KL's gradient. Nats a token. Serves running text in the cache's own
-    blocks (`FixedBlocks`). Raises ConfigError for a temperature that the cache does not hold.
+    Of top ids alone the divergence is the KL in buckets (part `kl`). With draws it is the KL and
+    an entropy of the teacher's in expectation, with the KL's gradient (part `drawn`): that of all
+    ids, or of those in the bucket where top ids are kept too. Nats a token. Serves running text in
+    the cache's own blocks (`FixedBlocks`). Raises ConfigError for a temperature that the cache does
+    not hold.
     """
 
     def __init__(self, cache: TeacherCache, settings: CachedSettings) -> None:
@@ -130,10 +132,9 @@ class CachedLoss:
                 far, slope = drawn_gradient(logits, drawn, settings.temperature)
             else:
                 coarse = plan.codes.decode(known, plan.vocab_size, settings.temperature)
-                here = Coarse(
-                    *(part.to(logits.device) for part in (coarse.ids, coarse.logprobs, coarse.rest))
-                )
-                far, slope = coarse_gradient(logits, here, settings.temperature)
+                here = coarse.to(logits.device)
+                by = coarse_gradient if here.drawn is None else filled_gradient
+                far, slope = by(logits, here, settings.temperature)
             plain, of_plain = chunk_gradient(logits, targets[rows])
             sums.add_(torch.stack((far, plain)))
             alpha = settings.alpha
@@ -145,7 +146,7 @@ class CachedLoss:
         through = through_head(student.config, gradient)
         total = mean_loss(hidden, weight, rows, gradient=through)
         divergence, cross_entropy = (sums / len(targets)).tolist()
-        name = "drawn" if isinstance(plan.codes, DrawCodes) else "kl"
+        name = "drawn" if plan.codes.draws else "kl"
         return total, {name: divergence, "cross_entropy": cross_entropy}
 
 
@@ -173,6 +174,23 @@ def coarse_gradient(logits: Tensor, coarse: Coarse, temperature: float) -> tuple
     slope = given.exp() * (1.0 - (coarse.rest - others).exp())[:, None]
     slope = slope.scatter(1, coarse.ids, kept.exp() - asked)
     return temperature**2 * divergence, temperature * slope
+
+
+def filled_gradient(logits: Tensor, coarse: Coarse, temperature: float) -> tuple[Tensor, Tensor]:
+    """Returns T^2 times the summed divergence, its bucket filled by ids drawn, and its gradient.
+
+    In expectation the value is T^2 (KL + r H), r being the rest and H the entropy inside it, and
+    the gradient that of T^2 KL: T (s_v - p_v), p_v being r / N a draw for ids that are not kept.
+    """
+    given = (logits.float() / temperature).log_softmax(-1)  # n V
+    kept = given.gather(1, coarse.ids)  # n k
+    drawn = coarse.drawn if coarse.drawn is not None else coarse.ids[:, :0]  # n N
+    asked, rest = coarse.logprobs.exp(), coarse.rest.exp()  # n k, n
+    each = (rest / drawn.shape[1])[:, None].expand(drawn.shape)  # n N
+    far = (asked * (coarse.logprobs - kept)).sum() + (rest * coarse.rest).sum()
+    far = far - (each * given.gather(1, drawn)).sum()
+    slope = given.exp().scatter_add_(1, coarse.ids, -asked).scatter_add_(1, drawn, -each)
+    return temperature**2 * far, temperature * slope
 
 
 def drawn_gradient(logits: Tensor, drawn: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

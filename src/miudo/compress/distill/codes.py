@@ -1,4 +1,4 @@
-"""A teacher's next-token distribution in 50 bytes: its most probable ids, or ids drawn from it.
+"""A teacher's next-token distribution in 50 bytes: its most probable ids, and ids drawn from it.
 
 For: what a cache of a teacher's answers stores of each token, and reading it back.
 Not for: files (`miudo.compress.distill.cached`) or the loss (`miudo.compress.distill.cached_loss`).
@@ -11,6 +11,8 @@ Top k ids cost 3k + 2 bytes a token, 50 at k = 16 (5k + 2 where a vocabulary nee
     steps  (k - 2) x u8  the same of the ids between, in 255ths of `span`
     rest   u16           10 bits: log(r / (1 - r)) from -16 on in 32nds of a nat;
                          6 bits: log m in 63rds of log(V - k)
+
+Of the rest, ids may be drawn: 2 (4) bytes each, 50 in all at k = 8 with 12 draws.
 
 The first log-probability is not stored: all k and the rest r sum to 1. The rest counts as m
 tokens of equal probability, m being chosen so that the rest's weight is right at temperature 1
@@ -52,28 +54,42 @@ class Coarse:
     """A distribution of k ids and one bucket for all others; the k + 1 sum to 1.
 
     `ids` int64 [n, k], `logprobs` [n, k] and `rest` [n], the bucket's log-probability, float32.
+    `drawn` int64 [n, N] are ids drawn from what is in the bucket, None where none were.
     """
 
     ids: Tensor
     logprobs: Tensor
     rest: Tensor
+    drawn: Tensor | None = None
+
+    def to(self, device: torch.device) -> Coarse:
+        """Returns the same on `device`."""
+        drawn = None if self.drawn is None else self.drawn.to(device)
+        ids, logprobs, rest = (x.to(device) for x in (self.ids, self.logprobs, self.rest))
+        return Coarse(ids, logprobs, rest, drawn)
 
 
 @dataclass(frozen=True, slots=True)
 class TopCodes:
     """Keeps the `k` most probable ids, to be read at `temperature` or at 1.
 
-    Raises ConfigError for a value out of range.
+    With `draws` so many ids are drawn from the rest at `temperature`, by which alone the codes are
+    read then: the loss's gradient is that of the whole distribution in expectation, and only the
+    rest of it is noisy. Raises ConfigError for a value out of range.
     """
 
     kind: ClassVar[str] = "top"
 
     k: int = 16
     temperature: float = 2.0
+    draws: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         in_range("k", self.k, 2, 4096, whole=True)
         in_range("temperature", self.temperature, 0.05, 100.0)
+        in_range("draws", self.draws, 0, 4096, whole=True)
+        in_range("seed", self.seed, 0, (1 << 64) - 1, whole=True)
 
     def dtype(self, vocab_size: int) -> np.dtype[np.void]:
         """Returns the record of one token. Raises ConfigError for k of the vocabulary or more."""
@@ -81,10 +97,11 @@ class TopCodes:
             raise ConfigError(f"k is {self.k}, the vocabulary has {vocab_size} tokens")
         ids = _id_type(vocab_size)
         steps = ("steps", "u1", (self.k - 2,))
-        return np.dtype([("ids", ids, (self.k,)), ("span", "<f2"), steps, ("rest", "<u2")])
+        drawn = [("drawn", ids, (self.draws,))] if self.draws else []
+        return np.dtype([("ids", ids, (self.k,)), ("span", "<f2"), steps, ("rest", "<u2"), *drawn])
 
     def encode(self, logits: Tensor, block: int) -> Codes:
-        """Returns the codes of logits [n, V]; `block` does not matter."""
+        """Returns the codes of a block's logits [n, V]; draws are keyed by seed and block."""
         every = logits.float().log_softmax(-1)  # n V
         top, ids = every.topk(self.k, dim=-1)  # n k
         others = every.scatter(1, ids, -math.inf)  # n V
@@ -95,6 +112,8 @@ class TopCodes:
         codes = np.empty(len(logits), self.dtype(logits.shape[1]))
         codes["ids"], codes["span"] = ids.cpu().numpy(), span.cpu().numpy()
         codes["steps"], codes["rest"] = steps.cpu().numpy(), self._rest(top, others).cpu().numpy()
+        if self.draws:
+            codes["drawn"] = _drawn(others, self.temperature, self.draws, self.seed, block)
         return codes
 
     def decode(self, codes: Codes, vocab_size: int, temperature: float) -> Coarse:
@@ -111,14 +130,17 @@ class TopCodes:
         sharp = 1.0 / temperature
         both = torch.cat((sharp * top, ((1.0 - sharp) * many + sharp * rest)[:, None]), 1)
         both = both.log_softmax(-1)
-        return Coarse(ids, both[:, :-1], both[:, -1])
+        drawn = torch.from_numpy(codes["drawn"].astype(np.int64)) if self.draws else None
+        return Coarse(ids, both[:, :-1], both[:, -1], drawn)
 
     def check(self, temperature: float) -> None:
         """Raises ConfigError for a temperature that the codes cannot be read at."""
-        if temperature not in (1.0, self.temperature):
+        known = {self.temperature} if self.draws else {1.0, self.temperature}
+        if temperature not in known:
+            held = " and ".join(map(str, sorted(known)))
             raise ConfigError(
-                f"temperature is {temperature}, the cache holds 1 and {self.temperature}",
-                remedy="Choose one of them, or make another cache",
+                f"temperature is {temperature}, the cache holds {held}",
+                remedy="Choose one that it holds, or make another cache",
             )
 
     def _rest(self, top: Tensor, others: Tensor) -> Tensor:
@@ -162,14 +184,8 @@ class DrawCodes:
 
     def encode(self, logits: Tensor, block: int) -> Codes:
         """Returns the codes of a block's logits [n, V]; draws are keyed by seed and block."""
-        chances = (logits.double() / self.temperature).softmax(-1).cumsum(-1)  # n V
-        words = np.random.Philox(counter=_BEHIND, key=self.seed | block << 64)
-        raw = words.random_raw(len(logits) * self.draws).reshape(len(logits), self.draws)
-        points = torch.from_numpy((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-        points = points.to(chances.device) * chances[:, -1:]
-        ids = torch.searchsorted(chances, points, right=True).clamp_(max=logits.shape[1] - 1)
         codes = np.empty(len(logits), self.dtype(logits.shape[1]))
-        codes["ids"] = ids.cpu().numpy()
+        codes["ids"] = _drawn(logits, self.temperature, self.draws, self.seed, block)
         return codes
 
     def check(self, temperature: float) -> None:
@@ -188,6 +204,19 @@ def coarse_kl(logits: Tensor, coarse: Coarse, temperature: float) -> Tensor:
     top = every.gather(1, coarse.ids)  # n k
     kept = (top.exp() * (top - coarse.logprobs)).sum(-1)
     return kept + rest.exp() * (rest - coarse.rest)
+
+
+def _drawn(
+    logits: Tensor, temperature: float, draws: int, seed: int, block: int
+) -> npt.NDArray[np.int64]:
+    """Returns ids [n, draws] from the distributions of logits [n, V], -inf among them."""
+    chances = (logits.double() / temperature).softmax(-1).nan_to_num_(0.0).cumsum(-1)  # n V
+    raw = np.random.Philox(counter=_BEHIND, key=seed | block << 64).random_raw(len(logits) * draws)
+    points = torch.from_numpy((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    points = points.view(len(logits), draws).to(chances.device) * chances[:, -1:]
+    ids = torch.searchsorted(chances, points, right=True).clamp_(max=logits.shape[1] - 1)
+    found: npt.NDArray[np.int64] = ids.cpu().numpy()
+    return found
 
 
 def _id_type(vocab_size: int) -> Any:

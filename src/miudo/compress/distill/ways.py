@@ -20,7 +20,7 @@ from miudo.compress.distill.cached_loss import CachedLoss, CachedSettings, Fixed
 from miudo.compress.distill.codes import DrawCodes, TopCodes
 from miudo.compress.distill.cross import CrossLoss, CrossSettings
 from miudo.compress.distill.divergence import Divergence
-from miudo.compress.distill.lesson import check_positions
+from miudo.compress.distill.lesson import Lesson, check_positions
 from miudo.compress.distill.loss import DistillLoss
 from miudo.compress.distill.onpolicy import OnPolicyLoss, OnPolicySettings
 from miudo.compress.distill.spans import Aligner
@@ -29,7 +29,7 @@ from miudo.compress.method import in_range
 from miudo.compress.settings import settings_to_json
 from miudo.data.packed import DataSet
 from miudo.decoder.decoder import Decoder
-from miudo.errors import ConfigError, DataError
+from miudo.errors import ConfigError, DataError, UsageError
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.artefact import Opened
 from miudo.train.loss import Loss
@@ -37,14 +37,23 @@ from miudo.train.progress import Progress
 from miudo.train.settings import FitSettings
 from miudo.train.stepper import Tokens
 
-__all__ = ["Cached", "Way", "cached_lesson", "crossing_loss", "own_text_loss", "way_to_json"]
+__all__ = [
+    "Cached",
+    "Way",
+    "cached_lesson",
+    "crossing_loss",
+    "lesson_by",
+    "own_text_loss",
+    "way_to_json",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Cached:
     """The teacher's answers lie in `folder`; what is missing there is asked first.
 
-    `draws` 0 keeps the `k` most probable ids of each token, else so many drawn ones.
+    Of each token the `k` most probable ids are kept, and `draws` ids drawn from the rest; with k 0
+    from all.
     `shard_blocks` blocks go into one file. Raises ConfigError for a value out of range.
     """
 
@@ -61,9 +70,9 @@ class Cached:
 
     def codes(self, temperature: float) -> TopCodes | DrawCodes:
         """Returns what is kept of a token, for a loss at `temperature`."""
-        if self.draws:
+        if self.k == 0:
             return DrawCodes(self.draws, temperature, self.seed)
-        return TopCodes(self.k, temperature)
+        return TopCodes(self.k, temperature, self.draws, self.seed)
 
 
 Way = Cached | OnPolicySettings | CrossSettings
@@ -75,6 +84,39 @@ def way_to_json(way: Way | None) -> dict[str, Any] | None:
         return None
     values = {k: v for k, v in settings_to_json(way).items() if k != "folder"}
     return {"kind": type(way).__name__, **values}
+
+
+def lesson_by(
+    way: Way,
+    teachers: Sequence[Opened],
+    student: Decoder,
+    data: DataSet,
+    lesson: Lesson,
+    surviving: Sequence[int] | None,
+    progress: Progress,
+) -> Lesson:
+    """Returns the lesson with the loss, and perhaps the batches, of `way`.
+
+    Raises UsageError for more teachers than the way has room for, and what the other functions
+    here raise.
+    """
+    settings, fit = lesson.loss, lesson.fit
+    if not isinstance(settings, DistillSettings):
+        raise UsageError("the lesson has a loss already", where="loss")
+    if isinstance(way, OnPolicySettings):
+        known = min(data.tokenizer().vocab_size, student.config.vocab_size)
+        everyone = [opened.decoder for opened in teachers]
+        loss = own_text_loss(
+            way, everyone, student, settings, fit, n_ids=known, surviving=surviving
+        )
+        return dataclasses.replace(lesson, loss=loss)
+    if len(teachers) > 1:
+        raise UsageError("takes one teacher", where="--cache, --cross")
+    if isinstance(way, Cached):
+        loss, blocks = cached_lesson(way, teachers[0], settings, data, fit, progress)
+        return dataclasses.replace(lesson, loss=loss, data=blocks)
+    loss = crossing_loss(way, teachers[0], data.tokenizer(), data.end_id)
+    return dataclasses.replace(lesson, loss=loss)
 
 
 def cached_lesson(
