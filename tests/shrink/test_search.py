@@ -14,6 +14,7 @@ import pytest
 
 from miudo.errors import CheckFailedError, ConfigError, DataError, ResourceError, UsageError
 from miudo.formats import open_model
+from miudo.formats.blocks import to_f32
 from miudo.shrink.budget import Budget, Prefer
 from miudo.shrink.candidates import Order
 from miudo.shrink.jobs import ShrinkJob
@@ -234,6 +235,29 @@ def test_a_file_whose_logits_differ_stops_it_by_name(
     monkeypatch.setattr("miudo.shrink.stored.REFERENCE_PATH", 0.0)
     with pytest.raises(CheckFailedError, match="the file's logits on the engine equal"):
         run_shrink(job(order=Order.CUT_ROUND, measured=1))
+
+
+@pytest.mark.parametrize(
+    ("order", "methods", "control"),
+    [
+        (Order.CUT_SPARSIFY_LEARN_ROUND, ("sparse", "nearest"), "by magnitude"),
+        (Order.CUT_LEARN_TRAINED_ROUND, ("depth", "trained"), "nearest"),
+    ],
+)
+def test_zeros_are_kept_and_rounding_is_trained(
+    job: Make, order: Order, methods: tuple[str, ...], control: str
+) -> None:
+    wanted = job(order=order, methods=methods, steps=4, trunks=1, measured=1)
+    run_shrink(wanted)
+    report = json.loads((wanted.out / "report.json").read_text())
+    assert report["checks"]["zeros of pruned matrices stay zeros"] > 0
+    rows = {row["kind"]: row for row in report["rows"]}
+    assert control in rows
+    assert rows["from nothing"]["tokens_learned"] == rows["candidate"]["tokens_learned"] > 0
+    if order is Order.CUT_SPARSIFY_LEARN_ROUND:
+        weights = open_model(wanted.out / "model.gguf").weights
+        values = to_f32(weights["layers.0.mlp.up.weight"])
+        assert np.mean(values == 0) >= 0.5
 
 
 def test_seeds_train_the_chosen_one_and_its_controls_again(job: Make) -> None:
