@@ -73,7 +73,7 @@ class Step:
     settings: str = "{}"
 
     @classmethod
-    def of(cls, method: str, **settings: Any) -> Self:
+    def of(cls, method: str, /, **settings: Any) -> Self:
         """Returns the step of these settings."""
         return cls(method, json.dumps(settings, sort_keys=True))
 
@@ -196,7 +196,7 @@ def propose(
         found += [
             candidate
             for candidate in (Candidate(kind, trunk, end) for end in ends)
-            if not sparse or holds_zero(DType(candidate.dtype))
+            if not sparse or holds_zero(DType(str(candidate.dtype)))
         ]
     return [
         candidate
