@@ -31,6 +31,7 @@ SETTINGS = ShrinkSettings(
     measured_bytes=1500,
     threads=1,
     repeats=1,
+    methods=("depth", "width", "nearest"),
 )
 
 

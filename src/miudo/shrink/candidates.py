@@ -11,7 +11,7 @@ Candidates that share a trunk share its training, unless rounding is trained its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -73,7 +73,7 @@ class Step:
     settings: str = "{}"
 
     @classmethod
-    def of(cls, method: str, **settings: Any) -> Self:
+    def of(cls, method: str, /, **settings: Any) -> Self:
         """Returns the step of these settings."""
         return cls(method, json.dumps(settings, sort_keys=True))
 
@@ -130,6 +130,11 @@ class Candidate:
         return sum(step.method in (LEARN, TRAINED) for step in (*self.trunk, self.rounding))
 
     @property
+    def uses(self) -> set[str]:
+        """The catalogue's methods among its steps."""
+        return {s.method for s in (*self.trunk, self.rounding)} - {LEARN, STUDENT}
+
+    @property
     def learns(self) -> bool:
         """Whether it takes training."""
         return self.lessons > 0
@@ -174,10 +179,13 @@ _LEARN = Step.of(LEARN, loss="teacher")
 _TRAINED_ORDERS = (Order.CUT_TRAINED_ROUND, Order.CUT_LEARN_TRAINED_ROUND)
 
 
-def propose(config: ModelConfig, order: Order | None = None) -> list[Candidate]:
+def propose(
+    config: ModelConfig, order: Order | None = None, methods: Collection[str] = ()
+) -> list[Candidate]:
     """Returns all candidates for a teacher of shape `config`, of one `order` if it is given.
 
-    The teacher itself, rounded, is among them.
+    With `methods` those made by these alone, beside learning and students. The teacher itself,
+    rounded, is among them.
     """
     roundings = list(_roundings())
     trained = [s for s in (Step.of(TRAINED, dtype=t) for t in _TRAINED_DTYPES) if _is_there(s)]
@@ -188,9 +196,13 @@ def propose(config: ModelConfig, order: Order | None = None) -> list[Candidate]:
         found += [
             candidate
             for candidate in (Candidate(kind, trunk, end) for end in ends)
-            if not sparse or holds_zero(DType(candidate.dtype))
+            if not sparse or holds_zero(DType(str(candidate.dtype)))
         ]
-    return [candidate for candidate in found if order in (None, candidate.order)]
+    return [
+        candidate
+        for candidate in found
+        if order in (None, candidate.order) and (not methods or candidate.uses <= set(methods))
+    ]
 
 
 def absent() -> list[str]:
@@ -212,7 +224,8 @@ def _trunks(config: ModelConfig) -> Iterator[tuple[Order, tuple[Step, ...]]]:
     for cuts in _cuts(config):
         yield Order.CUT_ROUND, cuts
         yield Order.CUT_TRAINED_ROUND, cuts
-        for step in sparsifying:
+        # Narrow layers and zeros in them are two ways to the same end.
+        for step in sparsifying if not any(step.method == "width" for step in cuts) else ():
             yield Order.CUT_SPARSIFY_LEARN_ROUND, (*cuts, step, _LEARN)
         if cuts:
             yield Order.CUT_LEARN_ROUND, (*cuts, _LEARN)

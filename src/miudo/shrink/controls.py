@@ -12,6 +12,7 @@ Read next: `miudo.shrink.search`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -141,4 +142,4 @@ def _magnitude_step(step: Step) -> Step:
 
 
 def _norm(parameters: Sequence[torch.Tensor]) -> float:
-    return float(sum(p.detach().double().square().sum() for p in parameters)) ** 0.5
+    return math.sqrt(sum(float(p.detach().double().square().sum()) for p in parameters))

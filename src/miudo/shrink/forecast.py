@@ -122,12 +122,13 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     Raises CheckFailedError where no candidate is small enough, naming the smallest, and
     UsageError where the time is too short for one step.
     """
-    candidates = propose(ground.teacher.decoder.config, ground.job.settings.order)
+    settings = ground.job.settings
+    candidates = propose(ground.teacher.decoder.config, settings.order, settings.methods)
     if not candidates:
         raise UsageError(
-            "this teacher has no candidate of that order",
-            where="--order",
-            remedy="Leave --order out: all are tried",
+            "this teacher has no candidate of that order and those methods",
+            where="--order, methods",
+            remedy="Leave them out: all are tried",
         )
     started = time.perf_counter()
     damage, slow = _rounding_damage(ground, baseline, candidates)
@@ -136,11 +137,10 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     for candidate in candidates:
         trunks.setdefault(candidate.group, []).append(candidate)
     cuts = _Cuts(ground)
-    for name, members in trunks.items():
-        ground.progress.note(f"forecast: {name}")
-        decoder, loss = cuts.of(members[0])
+    for members in trunks.values():
+        config, loss = cuts.of(members[0])
         guesses += [
-            _guess(ground, baseline, candidate, decoder, loss + damage[candidate.rounding])
+            _guess(ground, baseline, candidate, config, loss + damage[candidate.rounding])
             for candidate in members
             if candidate.rounding.method not in slow
         ]
@@ -155,7 +155,9 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     learning = [name for name in tried if _learns(guesses, name)]
     kept = set(learning[: rounds[0].candidates] if rounds else ())
     free = [name for name in tried if name not in learning]
-    chosen = tuple(n for n in tried if n in kept or n in free[: ground.job.settings.trunks])
+    # Without learning most cuts are worth nothing: a few show what learning gives.
+    few = free[: max(2, settings.trunks // 3)]
+    chosen = tuple(name for name in tried if name in kept or name in few)
     return Forecast(tuple(guesses), chosen, rounds, seconds)
 
 
@@ -205,6 +207,7 @@ class _Cuts:
         """Returns the shape, and the loss before any learning."""
         steps = tuple(step for step in candidate.trunk if step.method != LEARN)
         if steps not in self._known:
+            self._ground.progress.note(f"cut: {candidate.trunk_name}")
             decoder = cut(self._ground, steps, seed=self._ground.job.settings.seed)
             self._known[steps] = decoder.config, self._ground.loss(decoder)
         return self._known[steps]

@@ -61,9 +61,6 @@ __all__ = ["Baseline", "Ground", "measure_baseline", "open_ground"]
 
 _PIECE = 2048
 _FEWEST_PIECES = 8
-_KNOWS = 0.9
-"""Of the loss that the text's word counts alone give: above it, the teacher does not know it."""
-
 _BUSY = 0.25
 """Cores that others use, from which on a speed is not this machine's."""
 
@@ -234,7 +231,7 @@ def measure_baseline(ground: Ground) -> Baseline:
         full, plain, memory = _learning(ground)
     loss, counts = ground.loss(teacher.decoder), _counts_loss(ground)
     warnings = []
-    if loss > _KNOWS * counts:
+    if loss >= counts:
         warnings.append(
             f"the teacher's loss on this text is {loss:.2f} nats a token, counting words alone "
             f"gives {counts:.2f}: the text may be of another language or kind than the teacher's"

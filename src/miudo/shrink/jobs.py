@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from miudo.compress.catalogue import METHODS
 from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.method import in_range
 from miudo.data.pipeline import PrepareSettings
@@ -41,7 +42,8 @@ class ShrinkSettings:
     machine. `seeds` is how often the chosen one and its controls are trained. Losses for
     choosing are taken on `selection_tokens` of held-out text, the report's figures on other
     held-out text of `measured_bytes`. `measured` candidates become files. `tasks` are names of
-    `miudo.evaluate.tasks`, whose files are `task_data`.
+    `miudo.evaluate.tasks`, whose files are `task_data`. `methods`, if given, are the catalogue's
+    that may be used.
     """
 
     minutes: float = 20.0
@@ -63,6 +65,7 @@ class ShrinkSettings:
     measured_bytes: int = 60_000
     threads: int | None = None
     repeats: int = 5
+    methods: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     task_data: tuple[str, ...] = ()
     task_limit: int | None = None
@@ -75,6 +78,12 @@ class ShrinkSettings:
             in_range(name, getattr(self, name), 1, 1000, whole=True)
         for name in ("calibration_tokens", "selection_tokens", "measured_bytes"):
             in_range(name, getattr(self, name), 1, 1 << 40, whole=True)
+        if unknown := sorted(set(self.methods) - set(METHODS)):
+            raise ConfigError(
+                f"no method is called {unknown[0]!r}",
+                where="methods",
+                remedy=f"Known are {', '.join(sorted(METHODS))}",
+            )
         if bool(self.tasks) != bool(self.task_data):
             raise ConfigError(
                 "tasks and task_data go together", remedy="Name the tasks and their files"

@@ -60,7 +60,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         return {
-            "schema": 1,
+            **self.forecast.to_json(),
             "dry_run": True,
             "baseline": dataclasses.asdict(self.baseline),
             "seconds": {
@@ -68,7 +68,6 @@ class Plan:
                 for name, (value, basis) in self.seconds().items()
             },
             "absent_methods": absent(),
-            **self.forecast.to_json(),
         }
 
     def text(self) -> str:
