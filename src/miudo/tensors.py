@@ -33,8 +33,8 @@ __all__ = [
 class DType(StrEnum):
     """How numbers lie in a file: single numbers, or blocks of a row with scales of their own.
 
-    The names are GGUF's, but for the sparse ones; `miudo.formats.blocks` reads and writes their bits. The order is that
-    of `miudo_dtype` in native/core/miudo.h.
+    The names are GGUF's, but for the sparse ones; `miudo.formats.blocks` reads and writes their
+    bits. The order is that of `miudo_dtype` in native/core/miudo.h.
     """
 
     F32 = "F32"

@@ -22,6 +22,7 @@ from miudo.cli.training_options import (
     run_options,
     run_settings,
 )
+from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:

@@ -141,8 +141,8 @@ def run_quantize(
     """Rounds a model's weights and writes one GGUF file, `out`.
 
     With `sparse` matrices are stored without their zeros where that is smaller: a file for
-    miudo alone. Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that holds NaN,
-    and what `open_model` raises.
+    miudo alone. Raises UsageError unless `out` ends in .gguf, CheckFailedError for a model that
+    holds NaN, and what `open_model` raises.
     """
     if out.suffix != ".gguf":
         raise UsageError("is no GGUF file's name", where=out, remedy="Write --out NAME.gguf")

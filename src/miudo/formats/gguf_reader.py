@@ -25,7 +25,16 @@ from miudo.formats.mapping import map_file
 from miudo.limits import LIMITS, Limits
 from miudo.tensors import DType, StoredTensor
 
-__all__ = ["BYTES", "FLOAT32", "GGUF_TYPES", "INT32", "NUMBERS", "ArrayAt", "Container", "read_container"]
+__all__ = [
+    "BYTES",
+    "FLOAT32",
+    "GGUF_TYPES",
+    "INT32",
+    "NUMBERS",
+    "ArrayAt",
+    "Container",
+    "read_container",
+]
 
 GGUF_TYPES: Mapping[int, DType] = {
     0: DType.F32, 1: DType.F16, 2: DType.Q4_0, 3: DType.Q4_1, 6: DType.Q5_0, 7: DType.Q5_1,
