@@ -169,14 +169,14 @@ def _numbers(dense: DType, blocks: _Bytes) -> _Bytes:
     if dense is DType.Q8_0:
         return np.ascontiguousarray(blocks[:, 2:])
     # Q4_0 stores 8 for zero: the low halves of 16 bytes, then the high ones.
-    return np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1) ^ np.uint8(8)
+    return np.concatenate([blocks[:, 2:] & np.uint8(15), blocks[:, 2:] >> np.uint8(4)], axis=1) ^ np.uint8(8)
 
 
 def _stored(dense: DType, numbers: _Bytes) -> _Bytes:
     if dense is DType.Q8_0:
         return numbers
     codes = numbers ^ np.uint8(8)
-    return codes[:, :16] | codes[:, 16:] << 4
+    return codes[:, :16] | codes[:, 16:] << np.uint8(4)
 
 
 def _packed(dtype: DType, codes: _Bytes) -> _Bytes:
@@ -184,7 +184,7 @@ def _packed(dtype: DType, codes: _Bytes) -> _Bytes:
         return codes
     even = np.zeros(-(-codes.size // 2) * 2, dtype=np.uint8)
     even[: codes.size] = codes
-    return even[::2] | even[1::2] << 4
+    return even[::2] | even[1::2] << np.uint8(4)
 
 
 def _unpacked(dtype: DType, data: _Bytes, count: int) -> _Bytes:
