@@ -78,9 +78,7 @@ def main() -> None:
         f"{options.clock} clock"
     )
     print(text_table(Table(HEADERS, rows, text_columns=frozenset({0, 1, 6}))))
-    print(
-        "file, memory: sparse matrices' bytes, and all that the engine holds, to dense ones'"
-    )
+    print("file, memory: sparse matrices' bytes, and all that the engine holds, to dense ones'")
     for dtype, sparse in TYPES.items():
         dense = 8 * dtype.block_bytes / dtype.block
         even = (bits_per_weight(sparse, 0.0) - dense) / (

@@ -169,7 +169,8 @@ def _numbers(dense: DType, blocks: _Bytes) -> _Bytes:
     if dense is DType.Q8_0:
         return np.ascontiguousarray(blocks[:, 2:])
     # Q4_0 stores 8 for zero: the low halves of 16 bytes, then the high ones.
-    return np.concatenate([blocks[:, 2:] & np.uint8(15), blocks[:, 2:] >> np.uint8(4)], axis=1) ^ np.uint8(8)
+    low, high = blocks[:, 2:] & np.uint8(15), blocks[:, 2:] >> np.uint8(4)
+    return np.concatenate([low, high], axis=1) ^ np.uint8(8)
 
 
 def _stored(dense: DType, numbers: _Bytes) -> _Bytes:
@@ -190,4 +191,4 @@ def _packed(dtype: DType, codes: _Bytes) -> _Bytes:
 def _unpacked(dtype: DType, data: _Bytes, count: int) -> _Bytes:
     if dtype is DType.SPARSE8:
         return data
-    return np.stack([data & 15, data >> 4], axis=1).reshape(-1)[:count]
+    return np.stack([data & np.uint8(15), data >> np.uint8(4)], axis=1).reshape(-1)[:count]
