@@ -42,7 +42,7 @@ __all__ = [
 
 _Bytes = npt.NDArray[np.uint8]
 
-_FORMS = {dtype.dense: dtype for dtype in DType if dtype.dense is not dtype}
+_FORMS = {dtype.dense: dtype for dtype in DType if dtype.sparse}
 _BITS = {DType.SPARSE4: 4, DType.SPARSE8: 8}
 _BLOCK = 32
 _HEAD = 4 + 2  # bytes of a block's mask and scale
@@ -81,9 +81,9 @@ def to_sparse(tensor: StoredTensor) -> StoredTensor:
 
 def as_dense(tensor: StoredTensor) -> StoredTensor:
     """Returns a sparse tensor with its zeros, as Q4_0 or Q8_0; any other as it is."""
-    dense = tensor.dtype.dense
-    if dense is tensor.dtype:
+    if not tensor.dtype.sparse:
         return tensor
+    dense = tensor.dtype.dense
     data, n = tensor.data, _blocks(tensor.shape)
     masks = data[: 4 * n].view("<u4")
     scales = data[4 * n : _HEAD * n].reshape(n, 2)
@@ -105,7 +105,7 @@ def dense_weights(weights: Weights) -> Weights:
     """Returns `weights` with sparse tensors made dense when they are asked for."""
 
     def dense(tensor: StoredTensor) -> StoredTensor:
-        if tensor.dtype.dense is tensor.dtype:
+        if not tensor.dtype.sparse:
             return tensor
         return DerivedTensor(
             tensor.dtype.dense, tensor.shape, lambda held: as_dense(held).data, tensor
