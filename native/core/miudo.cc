@@ -298,13 +298,13 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
         kernels.quantize(x + i * k, k, 0, k / miudo::kGroup, i, n, in.quants);
       }
     }
-    if (miudo::is_sparse(dtype)) {
+    if (miudo::is_sparse(weight.type())) {
       std::vector<std::uint8_t> space(miudo::dense_tile_bytes(dtype, k));
-      miudo::multiply_sparse(kernels, weight.view(), nullptr, in, int8, space.data(), out, r, 0,
+      miudo::multiply_pairs(kernels, weight.view(), nullptr, in, int8, space.data(), out, r, 0,
                              weight.tiles());
       return;
     }
-    const auto at = static_cast<std::size_t>(dtype);
+    const auto at = static_cast<std::size_t>(weight.type());
     (int8 ? kernels.matmul_int8[at] : kernels.matmul_float[at])(weight.view(), nullptr, in, out, r,
                                                                 0, weight.tiles());
   });

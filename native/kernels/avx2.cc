@@ -13,7 +13,7 @@
 //
 #include "kernels/weights_inl.h"
 //
-#include "kernels/sparse_avx2.h"
+#include "kernels/pairs_inl.h"
 //
 #include "kernels/table_inl.h"
 

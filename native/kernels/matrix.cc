@@ -32,9 +32,14 @@ void transpose(const std::uint8_t* rows, std::size_t row_bytes, std::size_t coun
 }
 
 std::size_t tile_bytes_of(DType type, std::size_t cols) {
-  const std::size_t bytes = is_float(type) ? kTileRows * stored_bytes(type, 1, cols)
-                                           : TileLayout(format_of(type)).size(cols / kGroup);
-  return round_up(bytes, kLine);
+  if (is_float(type)) return round_up(kTileRows * stored_bytes(type, 1, cols), kLine);
+  const TileLayout at = is_sparse(type) ? pairs_layout(type) : TileLayout(format_of(type));
+  return round_up(at.size(cols / kGroup), kLine);
+}
+
+// A sparse type: in tiles of pairs.
+DType type_in_memory(const SparseMatrix& m) {
+  return is_sparse(m.type) && !is_pairs(m) ? dense_of(m.type) : m.type;
 }
 
 }  // namespace
@@ -57,8 +62,7 @@ std::size_t wanted_bytes(DType type, std::size_t rows, std::size_t cols, const s
 
 std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols,
                          const std::uint8_t* bytes) {
-  if (is_sparse(type)) return plan_sparse(type, rows, cols, bytes).size_bytes;
-  return tiles_of(rows) * tile_bytes_of(type, cols);
+  return tiles_of(rows) * tile_bytes_of(type_in_memory({type, rows, cols, bytes}), cols);
 }
 
 PackedMatrix::PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
@@ -76,28 +80,19 @@ PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols,
 void PackedMatrix::plan(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
                         const std::uint8_t* bytes) {
   space_ = space;
-  view_.data = space;
-  view_.rows = rows;
-  view_.cols = cols;
-  view_.type = type;
-  if (!is_sparse(type)) {
-    view_.tile_bytes = tile_bytes_of(type, cols);
-    size_bytes_ = tiles() * view_.tile_bytes;
-    return;
-  }
-  const SparsePlan made = plan_sparse(type, rows, cols, bytes);
-  starts_ = Buffer<TileStart>(made.starts.size(), kUnset);
-  std::copy(made.starts.begin(), made.starts.end(), starts_.data());
-  view_.starts = starts_.data();
-  view_.pairs = made.pairs;
-  view_.tile_bytes = made.size_bytes / std::max(tiles(), std::size_t{1});
-  size_bytes_ = made.size_bytes;
+  stored_ = type;
+  const SparseMatrix stored{type, rows, cols, bytes};
+  const DType own = type_in_memory(stored);
+  view_ = {space, rows, cols, tile_bytes_of(own, cols), own};
+  if (is_sparse(type)) first_numbers_ = first_numbers(stored);
 }
 
 void PackedMatrix::pack(const std::uint8_t* bytes, std::size_t begin, std::size_t end) {
-  if (is_sparse(type())) {
+  if (is_sparse(stored_)) {
+    const SparseMatrix stored{stored_, rows(), cols(), bytes};
     for (std::size_t tile = begin; tile < end; ++tile) {
-      pack_sparse_tile(view_, tile, bytes, space_);
+      pack_sparse_tile(stored, tile, first_numbers_[tile], is_sparse(type()),
+                       space_ + tile * view_.tile_bytes, view_.tile_bytes);
     }
     return;
   }

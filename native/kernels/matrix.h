@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/packed.h"
 #include "util/buffer.h"
@@ -43,11 +44,14 @@ class PackedMatrix {
   void pack(const std::uint8_t* bytes, std::size_t begin, std::size_t end);
 
   const Packed& view() const { return view_; }
+  // As it lies in memory: a matrix that is stored sparse may be dense there.
   DType type() const { return view_.type; }
   std::size_t rows() const { return view_.rows; }
   std::size_t cols() const { return view_.cols; }
   std::size_t tiles() const { return tiles_of(view_.rows); }
-  std::size_t size_bytes() const { return size_bytes_; }
+  std::size_t size_bytes() const { return tiles() * view_.tile_bytes; }
+  // Of one that is stored sparse: the number in the file of the first one of a tile, and of all.
+  std::size_t first_number(std::size_t tile) const { return first_numbers_[tile]; }
 
   // Writes the dequantised row [cols]; of a sparse matrix slowly.
   void read_row(std::size_t row, float* out) const;
@@ -57,8 +61,8 @@ class PackedMatrix {
             const std::uint8_t* bytes);
 
   Packed view_;
-  std::size_t size_bytes_ = 0;
-  Buffer<TileStart> starts_;
+  DType stored_ = DType::kF32;
+  std::vector<std::size_t> first_numbers_;  // by tile, of one that is stored sparse
   std::uint8_t* space_ = nullptr;
   Buffer<std::uint8_t> own_;
 };

@@ -14,7 +14,7 @@
 //
 #include "kernels/weights_inl.h"
 //
-#include "kernels/sparse_none.h"
+#include "kernels/pairs_inl.h"
 //
 #include "kernels/table_inl.h"
 

@@ -131,19 +131,19 @@ struct TileLayout {
   }
 };
 
-// Where a sparse tile begins: its byte in memory, and the number of its first number in the file.
-struct TileStart {
-  std::size_t packed, stored;
-};
+// Of sparse types in tiles of pairs: a line of places, then 2 or 4 of numbers.
+static constexpr TileLayout pairs_layout(DType type) {
+  TileLayout at(format_of(dense_of(type)));
+  at.group = (type == DType::kSparse8 ? 5 : 3) * kLine;
+  return at;
+}
 
+// A sparse type stands for tiles of pairs here; other sparse matrices are dense in memory.
 struct Packed {
   const std::uint8_t* data = nullptr;
   std::size_t rows = 0, cols = 0;
-  std::size_t tile_bytes = 0;  // of a sparse one the mean
+  std::size_t tile_bytes = 0;
   DType type = DType::kF32;
-  // Of sparse ones alone: see kernels/sparse.h.
-  const TileStart* starts = nullptr;
-  bool pairs = false;
 };
 
 }  // namespace miudo

@@ -8,10 +8,6 @@ namespace miudo {
 namespace {
 
 constexpr std::size_t kMaskBytes = 4, kScaleBytes = 2;
-constexpr std::size_t kMaskHead = kTileRows * (kScaleBytes + kMaskBytes);
-constexpr std::size_t kPairBytes = kTileRows * kScaleBytes + 3 * kLine;
-constexpr std::size_t kBehind = 64;  // that a kernel may read past the last number
-constexpr std::size_t kLaneRows = 4;
 
 std::uint32_t word_at(const std::uint8_t* p) {
   std::uint32_t word;
@@ -19,173 +15,85 @@ std::uint32_t word_at(const std::uint8_t* p) {
   return word;
 }
 
-// The three parts of a matrix in a file.
-struct Stored {
-  const std::uint8_t *masks, *scales, *codes;
-  std::size_t groups;
-  bool bytes;  // numbers of 8 bits, not 4
+std::size_t count(std::uint32_t mask) { return static_cast<std::size_t>(std::popcount(mask)); }
 
-  Stored(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* all)
-      : masks(all),
-        scales(all + rows * (cols / kGroup) * kMaskBytes),
-        codes(all + sparse_head(rows, cols)),
-        groups(cols / kGroup),
-        bytes(type == DType::kSparse8) {}
+// The parts of a matrix in a file.
+struct Parts {
+  const std::uint8_t *masks, *scales, *numbers;
+  std::size_t groups;
+  bool whole;  // numbers of 8 bits, not 4
+
+  explicit Parts(const SparseMatrix& m)
+      : masks(m.bytes),
+        scales(m.bytes + m.rows * (m.cols / kGroup) * kMaskBytes),
+        numbers(m.bytes + sparse_head(m.rows, m.cols)),
+        groups(m.cols / kGroup),
+        whole(m.type == DType::kSparse8) {}
 
   std::uint32_t mask(std::size_t row, std::size_t g) const {
     return word_at(masks + (row * groups + g) * kMaskBytes);
   }
-  // Number i, as a byte of two's complement, its upper half 0 where there are 4 bits.
-  std::uint8_t code(std::size_t i) const {
-    return bytes ? codes[i] : static_cast<std::uint8_t>(codes[i / 2] >> (i % 2 * 4) & 15u);
+  const std::uint8_t* scale(std::size_t row, std::size_t g) const {
+    return scales + (row * groups + g) * kScaleBytes;
+  }
+  // Number i in two's complement, the upper half 0 where there are 4 bits.
+  std::uint8_t number(std::size_t i) const {
+    return whole ? numbers[i] : static_cast<std::uint8_t>(numbers[i / 2] >> (i % 2 * 4) & 15u);
   }
 };
 
-constexpr std::size_t bytes_of(bool whole, std::size_t n) { return whole ? n : (n + 1) / 2; }
+std::size_t bytes_of(bool whole, std::size_t n) { return whole ? n : (n + 1) / 2; }
 
-std::uint32_t nibble(std::uint32_t mask, std::size_t quad) { return mask >> (4 * quad) & 15u; }
-
-// A mask of columns with its quads in the order of packed ones, and back.
-std::uint32_t folded(std::uint32_t mask) {
-  std::uint32_t out = 0;
-  for (std::size_t j = 0; j < 4; ++j) {
-    out |= (nibble(mask, j) | nibble(mask, j + 4) << 4) << (8 * j);
-  }
-  return out;
-}
-std::uint32_t unfolded(std::uint32_t mask) {
-  std::uint32_t out = 0;
-  for (std::size_t quad = 0; quad < kQuads; ++quad) {
-    out |= (mask >> (quad % 4 * 8 + quad / 4 * 4) & 15u) << (4 * quad);
-  }
-  return out;
-}
-
-// Whether no quad has more than two bits.
-bool is_pairs(std::uint32_t mask) {
+// Whether a quad has more than two bits: its count and 5 carry into the fourth bit.
+bool has_three(std::uint32_t mask) {
   const std::uint32_t two = (mask & 0x55555555u) + (mask >> 1 & 0x55555555u);
   const std::uint32_t four = (two & 0x33333333u) + (two >> 2 & 0x33333333u);
-  return ((four + 0x55555555u) & 0x88888888u) == 0;  // 3 + 5 carries into the fourth bit
+  return ((four + 0x55555555u) & 0x88888888u) != 0;
 }
 
-// The numbers of a group's rows: [row][column], zero where there is none.
-using Square = std::uint8_t[kTileRows][kGroup];
-
-// Reads group g of rows from `first` on; `at` holds each row's next number and moves on.
-void gather(const Stored& from, std::size_t first, std::size_t count, std::size_t g,
-            std::size_t* at, std::uint32_t (&masks)[kTileRows], Square& square) {
-  std::memset(square, 0, sizeof(square));
-  std::memset(masks, 0, sizeof(masks));
-  for (std::size_t r = 0; r < count; ++r) {
-    masks[r] = from.mask(first + r, g);
-    for (std::uint32_t left = masks[r]; left != 0; left &= left - 1) {
-      square[r][std::countr_zero(left)] = from.code(at[r]++);
-    }
-  }
+// A group of numbers that are all zero, and a number of one in its place; of 4 bits, zero is 8.
+void clear_group(bool whole, std::uint8_t* group, std::size_t size) {
+  std::memset(group, whole ? 0 : 0x88, size);
 }
-
-// Calls take(row, column) for every number in the order of packed masks.
-template <typename Take>
-void each_number(const std::uint32_t (&masks)[kTileRows], const Take& take) {
-  for (std::size_t lane = 0; lane < kTileRows; lane += kLaneRows) {
-    for (std::size_t quad = 0; quad < kQuads; ++quad) {
-      for (std::size_t r = lane; r < lane + kLaneRows; ++r) {
-        for (std::uint32_t left = nibble(masks[r], quad); left != 0; left &= left - 1) {
-          take(r, 4 * quad + static_cast<std::size_t>(std::countr_zero(left)));
-        }
-      }
-    }
-  }
+void put(bool whole, std::size_t line, std::size_t half, std::size_t byte, std::uint8_t number,
+         std::uint8_t* group) {
+  std::uint8_t& at = group[line * kLine + byte];
+  at = static_cast<std::uint8_t>(at ^ number << (whole ? 0 : 4 * half));
 }
-
-// Number i of n in a group of packed masks.
-std::uint8_t packed_code(const std::uint8_t* codes, bool whole, std::size_t n, std::size_t i) {
-  const std::size_t half = (n + 1) / 2;
-  if (whole) return codes[i];
-  return static_cast<std::uint8_t>(i < half ? codes[i] & 15u : codes[i - half] >> 4);
-}
-
-std::size_t pack_masks(const std::uint32_t (&masks)[kTileRows], const Square& square, bool whole,
-                       std::uint8_t* to) {
-  std::size_t n = 0;
-  for (std::size_t r = 0; r < kTileRows; ++r) {
-    const std::uint32_t mask = folded(masks[r]);
-    std::memcpy(to + r * kMaskBytes, &mask, sizeof(mask));
-    n += static_cast<std::size_t>(std::popcount(mask));
-  }
-  std::uint8_t* codes = to + kTileRows * kMaskBytes;
-  const std::size_t half = (n + 1) / 2;
-  std::size_t i = 0;
-  std::memset(codes, 0, bytes_of(whole, n));
-  each_number(masks, [&](std::size_t r, std::size_t c) {
-    const std::uint8_t code = square[r][c];
-    if (whole) {
-      codes[i] = code;
-    } else if (i < half) {
-      codes[i] = code;
-    } else {
-      codes[i - half] = static_cast<std::uint8_t>(codes[i - half] | code << 4);
-    }
-    ++i;
-  });
-  return kTileRows * kMaskBytes + bytes_of(whole, n);
-}
-
-void pack_pairs(const std::uint32_t (&masks)[kTileRows], const Square& square, std::uint8_t* to) {
-  std::uint8_t *places = to, *codes = to + kLine;
-  std::memset(places, 0, kLine);
-  std::memset(codes, 0x88, 2 * kLine);  // a missing number is 0, which Q4_0 stores as 8
-  for (std::size_t r = 0; r < kTileRows; ++r) {
-    for (std::size_t quad = 0; quad < kQuads; ++quad) {
-      const std::size_t high = quad / 4, v = quad % 4;
-      std::size_t byte = 2 * r;
-      for (std::uint32_t left = nibble(masks[r], quad); left != 0; left &= left - 1, ++byte) {
-        const auto c = static_cast<unsigned>(std::countr_zero(left));
-        std::uint8_t& place = places[high * 32 + byte];
-        place = static_cast<std::uint8_t>(place | c << (2 * v));
-        std::uint8_t& code = codes[v * 32 + byte];
-        code = static_cast<std::uint8_t>(code ^ square[r][4 * quad + c] << (4 * high));
-      }
-    }
-  }
-}
-
-// A number of two's complement into its place of a dense tile, whose numbers are all zero.
-void put(DType type, std::size_t r, std::size_t c, std::uint8_t code, std::uint8_t* group) {
+void put_dense(bool whole, std::size_t r, std::size_t c, std::uint8_t number,
+               std::uint8_t* group) {
   const std::size_t quad = c / 4;
-  if (type == DType::kSparse8) {
-    group[quad * kLine + r * 4 + c % 4] = code;
-    return;
-  }
-  std::uint8_t& byte = group[quad % 4 * kLine + r * 4 + c % 4];
-  byte = static_cast<std::uint8_t>(byte ^ code << (quad / 4 * 4));
+  put(whole, whole ? quad : quad % 4, quad / 4, 4 * r + c % 4, number, group);
 }
 
-void expand_pairs(DType type, const std::uint8_t* from, std::uint8_t* group) {
-  const std::uint8_t *places = from, *codes = from + kLine;
-  for (std::size_t quad = 0; quad < kQuads; ++quad) {
-    const std::size_t high = quad / 4, v = quad % 4;
-    for (std::size_t byte = 0; byte < 2 * kTileRows; ++byte) {
-      const unsigned c = places[high * 32 + byte] >> (2 * v) & 3u;
-      const unsigned code = (codes[v * 32 + byte] >> (4 * high) & 15u) ^ 8u;
-      put(type, byte / 2, 4 * quad + c, static_cast<std::uint8_t>(code), group);
-    }
+// Where number `i` of a row's quad lies in a group of pairs.
+struct PairPlace {
+  std::size_t unit, byte;  // the pair of quads
+
+  PairPlace(std::size_t row, std::size_t quad, std::size_t i)
+      : unit(quad / 2), byte(4 * row + quad % 2 * 2 + i) {}
+  std::size_t line(bool whole) const { return whole ? unit : unit % 2; }
+};
+
+// One row of a group: `next` is its first number.
+void pack_pairs(const Parts& from, std::uint32_t mask, std::size_t r, std::size_t next,
+                std::uint8_t* group) {
+  std::uint8_t* numbers = group + kLine;
+  std::size_t in_quad[kQuads] = {};
+  for (std::uint32_t left = mask; left != 0; left &= left - 1) {
+    const auto c = static_cast<std::size_t>(std::countr_zero(left));
+    const PairPlace at(r, c / 4, in_quad[c / 4]++);
+    group[at.byte] = static_cast<std::uint8_t>(group[at.byte] | c % 4 << (2 * at.unit));
+    put(from.whole, at.line(from.whole), at.unit / 2, at.byte, from.number(next++), numbers);
   }
 }
 
-std::size_t expand_masks(DType type, const std::uint8_t* from, std::uint8_t* group) {
-  std::uint32_t masks[kTileRows];
-  std::size_t n = 0, i = 0;
-  for (std::size_t r = 0; r < kTileRows; ++r) {
-    masks[r] = unfolded(word_at(from + r * kMaskBytes));
-    n += static_cast<std::size_t>(std::popcount(masks[r]));
+void pack_dense(const Parts& from, std::uint32_t mask, std::size_t r, std::size_t next,
+                std::uint8_t* group) {
+  for (std::uint32_t left = mask; left != 0; left &= left - 1) {
+    const auto c = static_cast<std::size_t>(std::countr_zero(left));
+    put_dense(from.whole, r, c, from.number(next++), group);
   }
-  const bool whole = type == DType::kSparse8;
-  const std::uint8_t* codes = from + kTileRows * kMaskBytes;
-  each_number(masks, [&](std::size_t r, std::size_t c) {
-    put(type, r, c, packed_code(codes, whole, n, i++), group);
-  });
-  return kTileRows * kMaskBytes + bytes_of(whole, n);
 }
 
 }  // namespace
@@ -198,73 +106,51 @@ std::size_t sparse_bytes(DType type, std::size_t rows, std::size_t cols,
                          const std::uint8_t* bytes) {
   const std::size_t head = sparse_head(rows, cols);
   if (head == 0) return 0;
-  const Stored from(type, rows, cols, bytes);
+  const SparseMatrix m{type, rows, cols, bytes};
+  return head + bytes_of(type == DType::kSparse8, first_numbers(m).back());
+}
+
+bool is_pairs(const SparseMatrix& m) {
+  for (std::size_t i = 0; i < m.rows * (m.cols / kGroup); ++i) {
+    if (has_three(word_at(m.bytes + i * kMaskBytes))) return false;
+  }
+  return true;
+}
+
+std::vector<std::size_t> first_numbers(const SparseMatrix& m) {
+  const std::size_t groups = m.cols / kGroup, tiles = (m.rows + kTileRows - 1) / kTileRows;
+  std::vector<std::size_t> first(tiles + 1);
   std::size_t n = 0;
-  for (std::size_t i = 0; i < rows * from.groups; ++i) {
-    n += static_cast<std::size_t>(std::popcount(word_at(from.masks + i * kMaskBytes)));
-  }
-  return head + bytes_of(from.bytes, n);
-}
-
-SparsePlan plan_sparse(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes) {
-  const Stored from(type, rows, cols, bytes);
-  const std::size_t tiles = (rows + kTileRows - 1) / kTileRows;
-  SparsePlan plan{type == DType::kSparse4, {}, 0};
-  plan.starts.resize(tiles + 1);
-  TileStart at{0, 0};
   for (std::size_t tile = 0; tile < tiles; ++tile) {
-    plan.starts[tile] = at;
-    const std::size_t first = tile * kTileRows, last = std::min(rows, first + kTileRows);
-    for (std::size_t g = 0; g < from.groups; ++g) {
-      std::size_t n = 0;
-      for (std::size_t r = first; r < last; ++r) {
-        const std::uint32_t mask = from.mask(r, g);
-        n += static_cast<std::size_t>(std::popcount(mask));
-        plan.pairs = plan.pairs && is_pairs(mask);
-      }
-      at.packed += kMaskHead + bytes_of(from.bytes, n);
-      at.stored += n;
+    first[tile] = n;
+    const std::size_t end = std::min(m.rows, (tile + 1) * kTileRows) * groups;
+    for (std::size_t i = tile * kTileRows * groups; i < end; ++i) {
+      n += count(word_at(m.bytes + i * kMaskBytes));
     }
   }
-  plan.starts[tiles] = at;
-  if (plan.pairs) {
-    for (std::size_t t = 0; t <= tiles; ++t) plan.starts[t].packed = t * from.groups * kPairBytes;
-  }
-  plan.size_bytes = (plan.starts[tiles].packed + 2 * kBehind - 1) / kBehind * kBehind;
-  return plan;
+  first[tiles] = n;
+  return first;
 }
 
-void pack_sparse_tile(const Packed& to, std::size_t tile, const std::uint8_t* bytes,
-                      std::uint8_t* space) {
-  const Stored from(to.type, to.rows, to.cols, bytes);
-  const std::size_t first = tile * kTileRows, count = std::min(kTileRows, to.rows - first);
-  std::size_t at[kTileRows] = {}, next = to.starts[tile].stored;
-  for (std::size_t r = 0; r < count; ++r) {
-    at[r] = next;
-    for (std::size_t g = 0; g < from.groups; ++g) {
-      next += static_cast<std::size_t>(std::popcount(from.mask(first + r, g)));
-    }
-  }
-  std::uint8_t* out = space + to.starts[tile].packed;
+void pack_sparse_tile(const SparseMatrix& m, std::size_t tile, std::size_t first, bool pairs,
+                      std::uint8_t* to, std::size_t tile_bytes) {
+  const Parts from(m);
+  const TileLayout at(pairs ? pairs_layout(m.type) : TileLayout(format_of(dense_of(m.type))));
+  const std::size_t head = pairs ? kLine : 0;
+  std::memset(to, 0, tile_bytes);
   for (std::size_t g = 0; g < from.groups; ++g) {
-    std::memset(out, 0, kTileRows * kScaleBytes);
-    for (std::size_t r = 0; r < count; ++r) {
-      std::memcpy(out + r * kScaleBytes, from.scales + ((first + r) * from.groups + g) * kScaleBytes,
-                  kScaleBytes);
-    }
-    out += kTileRows * kScaleBytes;
-    std::uint32_t masks[kTileRows];
-    Square square;
-    gather(from, first, count, g, at, masks, square);
-    if (to.pairs) {
-      pack_pairs(masks, square, out);
-      out += 3 * kLine;
-    } else {
-      out += pack_masks(masks, square, from.bytes, out);
+    clear_group(from.whole, to + at.group_at(g) + head, at.group - head);
+  }
+  const std::size_t begin = tile * kTileRows, rows = std::min(kTileRows, m.rows - begin);
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t g = 0; g < from.groups; ++g) {
+      std::uint8_t* scales = to + at.pair_at(g) + g % 2 * kTileRows * kScaleBytes;
+      std::memcpy(scales + r * kScaleBytes, from.scale(begin + r, g), kScaleBytes);
+      const std::uint32_t mask = from.mask(begin + r, g);
+      (pairs ? pack_pairs : pack_dense)(from, mask, r, first, to + at.group_at(g));
+      first += count(mask);
     }
   }
-  // What kernels read past the last number is never used, but must not be what nobody wrote.
-  if (tile + 1 == (to.rows + kTileRows - 1) / kTileRows) std::memset(out, 0, kBehind);
 }
 
 std::size_t dense_tile_bytes(DType type, std::size_t cols) {
@@ -273,42 +159,41 @@ std::size_t dense_tile_bytes(DType type, std::size_t cols) {
 }
 
 void expand_tile(const Packed& w, std::size_t tile, std::uint8_t* dense) {
-  const TileLayout at(format_of(dense_of(w.type)));
-  const int zero = w.type == DType::kSparse4 ? 0x88 : 0;
-  const std::uint8_t* from = w.data + w.starts[tile].packed;
+  const bool whole = w.type == DType::kSparse8;
+  const TileLayout from = pairs_layout(w.type), to(format_of(dense_of(w.type)));
+  const std::uint8_t* packed = w.data + tile * w.tile_bytes;
   for (std::size_t g = 0; g < w.cols / kGroup; ++g) {
-    std::uint8_t *header = dense + at.pair_at(g), *group = dense + at.group_at(g);
-    if (g % 2 == 0) std::memset(header, 0, at.pair_header);
-    std::memcpy(header + g % 2 * kTileRows * kScaleBytes, from, kTileRows * kScaleBytes);
-    from += kTileRows * kScaleBytes;
-    std::memset(group, zero, at.group);
-    if (w.pairs) {
-      expand_pairs(w.type, from, group);
-      from += 3 * kLine;
-    } else {
-      from += expand_masks(w.type, from, group);
+    const std::uint8_t *places = packed + from.group_at(g), *numbers = places + kLine;
+    std::uint8_t* group = dense + to.group_at(g);
+    if (g % 2 == 0) std::memcpy(dense + to.pair_at(g), packed + from.pair_at(g), kLine);
+    clear_group(whole, group, to.group);
+    for (std::size_t unit = 0; unit < kQuads / 2; ++unit) {
+      const std::uint8_t* line = numbers + (whole ? unit : unit % 2) * kLine;
+      for (std::size_t byte = 0; byte < kLine; ++byte) {
+        // A number that is none is zero, and adds nothing to whatever stands in its place.
+        const unsigned raw = whole ? line[byte] : (line[byte] >> (unit / 2 * 4) & 15u) ^ 8u;
+        const std::size_t column = places[byte] >> (2 * unit) & 3u;
+        put_dense(whole, byte / 4, 8 * unit + byte % 4 / 2 * 4 + column,
+                  static_cast<std::uint8_t>(raw), group);
+      }
     }
   }
 }
 
-void multiply_sparse(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
-                     bool int8, std::uint8_t* space, float* out, std::size_t stride,
-                     std::size_t begin, std::size_t end) {
-  const Matmul few = kernels.matmul_sparse[w.type == DType::kSparse8 ? 1 : 0];
-  if (int8 && in.n <= kSparseRows && few != nullptr) {
+void multiply_pairs(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
+                    bool int8, std::uint8_t* space, float* out, std::size_t stride,
+                    std::size_t begin, std::size_t end) {
+  if (int8 && in.n <= kPairRows) {
+    const Matmul few = kernels.matmul_pairs[w.type == DType::kSparse8 ? 1 : 0];
     return few(w, bias, in, out, stride, begin, end);
   }
   const auto type = static_cast<std::size_t>(dense_of(w.type));
   const Matmul dense = int8 ? kernels.matmul_int8[type] : kernels.matmul_float[type];
-  Packed one;
-  one.data = space;
-  one.cols = w.cols;
-  one.tile_bytes = dense_tile_bytes(w.type, w.cols);
-  one.type = dense_of(w.type);
+  const std::size_t tile_bytes = dense_tile_bytes(w.type, w.cols);
   for (std::size_t tile = begin; tile < end; ++tile) {
-    const std::size_t row = tile * kTileRows;
+    const std::size_t row = tile * kTileRows, rows = std::min(kTileRows, w.rows - row);
     expand_tile(w, tile, space);
-    one.rows = std::min(kTileRows, w.rows - row);
+    const Packed one{space, rows, w.cols, tile_bytes, dense_of(w.type)};
     dense(one, bias == nullptr ? nullptr : bias + row, in, out + (tile - begin) * kTileRows, stride,
           0, 1);
   }

@@ -51,6 +51,18 @@ inline Wide wide_byte(const Bytes64& v) {
   return {byte_of_lanes<kByte, kSignedBytes>(v.lo), byte_of_lanes<kByte, kSignedBytes>(v.hi)};
 }
 
+inline Bytes64 filled_bytes64(int byte) {
+  const __m256i v = _mm256_set1_epi8(static_cast<char>(byte));
+  return {v, v};
+}
+inline Bytes64 picked(const Bytes64& places, const std::int8_t* x) {
+  std::int64_t eight;
+  std::memcpy(&eight, x, 8);
+  const __m256i from = _mm256_set1_epi64x(eight), last = _mm256_set1_epi32(0x04040000);
+  return {_mm256_shuffle_epi8(from, _mm256_or_si256(places.lo, last)),
+          _mm256_shuffle_epi8(from, _mm256_or_si256(places.hi, last))};
+}
+
 enum class Values { kNibbles, kSmall, kSigned };
 
 template <Values kValues>
@@ -89,6 +101,17 @@ struct Dots {
     } else {
       add_pairs(_mm256_maddubs_epi16(w.size.lo, _mm256_sign_epi8(four, w.bytes.lo)),
                 _mm256_maddubs_epi16(w.size.hi, _mm256_sign_epi8(four, w.bytes.hi)));
+    }
+  }
+  void add_each(const Factor<kValues>& w, const Bytes64& x) {
+    if constexpr (kValues == Values::kNibbles) {
+      lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w.bytes.lo, x.lo));
+      hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w.bytes.hi, x.hi));
+    } else if constexpr (kValues == Values::kSmall) {
+      add_pairs(_mm256_maddubs_epi16(w.bytes.lo, x.lo), _mm256_maddubs_epi16(w.bytes.hi, x.hi));
+    } else {
+      add_pairs(_mm256_maddubs_epi16(w.size.lo, _mm256_sign_epi8(x.lo, w.bytes.lo)),
+                _mm256_maddubs_epi16(w.size.hi, _mm256_sign_epi8(x.hi, w.bytes.hi)));
     }
   }
   WideInt total() const {

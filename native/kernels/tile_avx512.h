@@ -91,6 +91,14 @@ inline Wide wide_byte(Bytes64 a) {
                                           : _mm512_srli_epi32(top, 24))};
 }
 
+inline Bytes64 filled_bytes64(int byte) { return {_mm512_set1_epi8(static_cast<char>(byte))}; }
+inline Bytes64 picked(Bytes64 places, const std::int8_t* x) {
+  std::int64_t eight;
+  std::memcpy(&eight, x, 8);
+  const __m512i at = _mm512_or_si512(places.v, _mm512_set1_epi32(0x04040000));
+  return {_mm512_shuffle_epi8(_mm512_set1_epi64(eight), at)};
+}
+
 enum class Values { kNibbles, kSmall, kSigned };
 
 // The instruction takes its first factor as unsigned: signed bytes are raised by 128.
@@ -112,6 +120,7 @@ struct Dots {
     std::memcpy(&four, x, 4);
     v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four));
   }
+  void add_each(const Factor<kValues>& w, Bytes64 x) { v = _mm512_dpbusd_epi32(v, w.v, x.v); }
   WideInt total() const { return {v}; }
 };
 

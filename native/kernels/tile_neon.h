@@ -60,6 +60,16 @@ inline Wide wide_byte(const Bytes64& a) {
   return {{part(0), part(1)}, {part(2), part(3)}};
 }
 
+inline Bytes64 filled_bytes64(int byte) {
+  return each_part([&](int) { return vdupq_n_u8(static_cast<std::uint8_t>(byte)); });
+}
+inline Bytes64 picked(const Bytes64& places, const std::int8_t* x) {
+  const uint8x8_t eight = vreinterpret_u8_s8(vld1_s8(x));
+  const uint8x16_t from = vcombine_u8(eight, eight);
+  const uint8x16_t last = vreinterpretq_u8_u32(vdupq_n_u32(0x04040000u));
+  return each_part([&](int i) { return vqtbl1q_u8(from, vorrq_u8(places.v[i], last)); });
+}
+
 enum class Values { kNibbles, kSmall, kSigned };
 
 // Numbers below 64 are signed bytes as well as any.
@@ -81,6 +91,11 @@ struct Dots {
     std::memcpy(&four, x, 4);
     const int8x16_t each = vreinterpretq_s8_s32(vdupq_n_s32(four));
     for (std::size_t i = 0; i < kVectorsOfLine; ++i) v[i] = vdotq_s32(v[i], w.v[i], each);
+  }
+  void add_each(const Factor<kValues>& w, const Bytes64& x) {
+    for (std::size_t i = 0; i < kVectorsOfLine; ++i) {
+      v[i] = vdotq_s32(v[i], w.v[i], vreinterpretq_s8_u8(x.v[i]));
+    }
   }
   WideInt total() const { return {{v[0], v[1]}, {v[2], v[3]}}; }
 };

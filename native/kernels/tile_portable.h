@@ -51,6 +51,21 @@ inline Wide wide_byte(const Bytes64& v) {
   return wide_uint8(out);
 }
 
+inline Bytes64 filled_bytes64(int byte) {
+  Bytes64 v;
+  std::memset(v.b, byte, kLine);
+  return v;
+}
+// Of eight bytes x those at places below 4: two bytes of a lane take theirs from the first four,
+// two from the last.
+inline Bytes64 picked(const Bytes64& places, const std::int8_t* x) {
+  Bytes64 v;
+  for (std::size_t i = 0; i < kLine; ++i) {
+    v.b[i] = static_cast<std::uint8_t>(x[places.b[i] + i % 4 / 2 * 4]);
+  }
+  return v;
+}
+
 // What weights may be: below 16, below 64, or signed bytes.
 enum class Values { kNibbles, kSmall, kSigned };
 
@@ -75,6 +90,16 @@ struct Dots {
                    static_cast<std::int8_t>(b[2]) * x[2] + static_cast<std::int8_t>(b[3]) * x[3];
       } else {
         lane[i] += b[0] * x[0] + b[1] * x[1] + b[2] * x[2] + b[3] * x[3];
+      }
+    }
+  }
+  // The same with bytes of x for every lane.
+  void add_each(const Factor<kValues>& w, const Bytes64& x) {
+    for (std::size_t i = 0; i < kTileRows; ++i) {
+      for (std::size_t j = 4 * i; j < 4 * i + 4; ++j) {
+        const int number = kValues == Values::kSigned ? static_cast<std::int8_t>(w.bytes.b[j])
+                                                      : static_cast<int>(w.bytes.b[j]);
+        lane[i] += number * static_cast<std::int8_t>(x.b[j]);
       }
     }
   }

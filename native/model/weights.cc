@@ -33,11 +33,25 @@ void cut(const StoredTensor& tensor, PackedMatrix& matrix, std::vector<Piece>& p
   }
 }
 
+// Of a sparse tensor a piece lies in three parts: masks, scales, numbers.
+void let_go_parts(const Piece& piece) {
+  const PackedMatrix& to = *piece.to;
+  const std::size_t groups = to.cols() / kGroup, head = sparse_head(to.rows(), to.cols());
+  const std::size_t first = piece.begin * kTileRows * groups;
+  const std::size_t last = std::min(piece.end * kTileRows, to.rows()) * groups;
+  const std::uint8_t *masks = piece.from->bytes, *scales = masks + to.rows() * groups * 4;
+  const std::size_t per_byte = piece.from->type == DType::kSparse8 ? 1 : 2;
+  const std::size_t begin = to.first_number(piece.begin), end = to.first_number(piece.end);
+  let_go(masks + first * 4, (last - first) * 4);
+  let_go(scales + first * 2, (last - first) * 2);
+  let_go(masks + head + begin / per_byte, (end - begin) / per_byte);
+}
+
 void pack(const Piece& piece) {
   const StoredTensor& from = *piece.from;
   piece.to->pack(from.bytes, piece.begin, piece.end);
-  // A sparse tensor lies in three parts; it is let go as a whole, when all are packed.
-  if (from.mapped_before == 0 || is_sparse(from.type)) return;
+  if (from.mapped_before == 0) return;
+  if (is_sparse(from.type)) return let_go_parts(piece);
   const std::size_t tile_bytes = kTileRows * stored_bytes(from.type, 1, piece.to->cols());
   const std::size_t begin = piece.begin * tile_bytes;
   const std::size_t end = std::min(piece.end * tile_bytes, from.size_bytes);
@@ -217,7 +231,7 @@ PackedMatrix* Weights::place(const StoredTensor& tensor, std::uint8_t*& space) {
   Slot& slot = slot_of(tensor);
   if (slot.matrix != nullptr) {
     *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1], tensor.bytes);
-    if (is_sparse(tensor.type)) {
+    if (is_sparse(slot.matrix->type())) {
       expanded_bytes_ = std::max(expanded_bytes_, dense_tile_bytes(tensor.type, slot.shape[1]));
     }
     space += slot.matrix->size_bytes();

@@ -86,6 +86,11 @@ class DType(StrEnum):
         """The type that has the same values, zeros and all; of all but sparse ones, itself."""
         return _DENSE.get(self, self)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether zeros are left out."""
+        return self in _DENSE
+
 
 _BLOCKS = {
     DType.F32: (1, 4), DType.F16: (1, 2), DType.BF16: (1, 2), DType.Q8_0: (32, 34),
@@ -138,8 +143,7 @@ class StoredTensor:
     @property
     def size_bytes(self) -> int:
         """Bytes of `data`, which need not be made for it where the type says them."""
-        sparse = self.dtype.dense is not self.dtype
-        return self.data.size if sparse else self.dtype.size_bytes(self.shape)
+        return self.data.size if self.dtype.sparse else self.dtype.size_bytes(self.shape)
 
     @classmethod
     def from_f32(cls, array: npt.NDArray[np.float32]) -> StoredTensor:

@@ -15,7 +15,7 @@ from miudo.formats.block_codec import pack, unpack
 from miudo.formats.blocks import WRITABLE, encode, f32_chunks, is_finite, largest, recode, to_f32
 from miudo.tensors import DType, StoredTensor
 
-BLOCKS = tuple(dtype for dtype in DType if dtype.block > 1)
+BLOCKS = tuple(dtype for dtype in DType if dtype.block > 1 and not dtype.sparse)
 ENCODED = tuple(dtype for dtype in WRITABLE if dtype.block > 1)
 
 # CRC-32 of what `noise_blocks` means as float32; tests/parity finds the same bits in gguf's.

@@ -143,7 +143,7 @@ def test_types_that_are_only_read_are_refused_and_kept(make_model: Make, tmp_pat
     """A file of another program keeps its types when it is written again."""
     model = make_model("llama-untied", d_model=256, d_ff=256)
     rng = np.random.default_rng(3)
-    for dtype in sorted(set(DType) - set(WRITABLE)):
+    for dtype in sorted(t for t in set(DType) - set(WRITABLE) if not t.sparse):
         with pytest.raises(ConfigError, match=f"{dtype} is only read"):
             write_gguf(tmp_path / "m.gguf", model, dtype=dtype)
         weights = dict(model.weights)

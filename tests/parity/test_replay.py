@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDED = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
 PI_5, PI_4 = "cortex-a76", "cortex-a72"  # the second has no dot product
 LENGTH, SHORT = 60, 12  # the first is past a tile of 32 positions and every window
-BLOCKS = [t for t in DType if t.block > 1]
+BLOCKS = [t for t in DType if t.block > 1 and not t.sparse]
 THREE = ("llama", "gpt2", "gemma2")
 
 

@@ -49,7 +49,7 @@ class Numbers:
     @classmethod
     def of(cls, weights: Weights, *, int8: bool, cache: CacheType) -> Self:
         """Returns the numbers of a model whose tensors are `weights`."""
-        sparse = {n: t.size_bytes for n, t in weights.items() if t.dtype.dense is not t.dtype}
+        sparse = {n: t.size_bytes for n, t in weights.items() if t.dtype.sparse}
         return cls({n: tensor.dtype for n, tensor in weights.items()}, int8, cache, sparse)
 
 

@@ -116,7 +116,7 @@ def write_gguf(
     keys = _keys(family, config, model, languages) | {
         "general.file_type": _FILE_TYPES[_usual_type(weights).dense]
     }
-    if sparse := {n: t.dtype for n, t in weights.items() if t.dtype.dense is not t.dtype}:
+    if sparse := {n: t.dtype for n, t in weights.items() if t.dtype.sparse}:
         keys[_SPARSE] = json.dumps(sparse, separators=(",", ":"))
     atomic_write(path, lambda file: write_container(file, keys, tensors))
     size = sum(t.size_bytes for t in weights.values())
@@ -132,7 +132,7 @@ def write_gguf(
 
 def _fitting(model: ModelFile) -> tuple[Family | None, ModelConfig, Weights, tuple[str, ...]]:
     """A family that can say the model, and the model padded if only that makes it one."""
-    if any(tensor.dtype.dense is not tensor.dtype for tensor in model.weights.values()):
+    if any(tensor.dtype.sparse for tensor in model.weights.values()):
         return None, model.config, model.weights, ()  # no other program has sparse tensors
     for config, weights, notes in paddings(model.config, model.weights):
         if (family := for_gguf(config)) is not None:
@@ -262,7 +262,7 @@ def _sparse_tensors(container: Container, config: ModelConfig) -> dict[str, Stor
     text = container.text(_SPARSE) or "{}"
     types = parse_object(text.encode(), where)
     shapes = {spec.name: spec.shape for spec in tensor_table(config)}
-    known = {str(dtype): dtype for dtype in DType if dtype.dense is not dtype}
+    known = {str(dtype): dtype for dtype in DType if dtype.sparse}
     if types.keys() != container.plain.keys() or not types.keys() <= shapes.keys():
         odd = sorted(types.keys() ^ container.plain.keys() | types.keys() - shapes.keys())
         raise ModelFileError(f"does not fit the tensors: {', '.join(odd[:5])}", where=where)

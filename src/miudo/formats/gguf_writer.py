@@ -36,7 +36,7 @@ def write_container(
     offset = 0
     for name, tensor in tensors:
         # The format names the row first. Sparse tensors are bytes: what they are, keys tell.
-        sparse = tensor.dtype.dense is not tensor.dtype
+        sparse = tensor.dtype.sparse
         dims = (tensor.size_bytes,) if sparse else tuple(reversed(tensor.shape))
         number = BYTES if sparse else _NUMBER_OF[tensor.dtype]
         file.write(_text(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))

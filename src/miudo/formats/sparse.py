@@ -42,7 +42,7 @@ __all__ = [
 
 _Bytes = npt.NDArray[np.uint8]
 
-_FORMS = {dtype.dense: dtype for dtype in DType if dtype.dense is not dtype}
+_FORMS = {dtype.dense: dtype for dtype in DType if dtype.sparse}
 _BITS = {DType.SPARSE4: 4, DType.SPARSE8: 8}
 _BLOCK = 32
 _HEAD = 4 + 2  # bytes of a block's mask and scale
@@ -81,9 +81,9 @@ def to_sparse(tensor: StoredTensor) -> StoredTensor:
 
 def as_dense(tensor: StoredTensor) -> StoredTensor:
     """Returns a sparse tensor with its zeros, as Q4_0 or Q8_0; any other as it is."""
-    dense = tensor.dtype.dense
-    if dense is tensor.dtype:
+    if not tensor.dtype.sparse:
         return tensor
+    dense = tensor.dtype.dense
     data, n = tensor.data, _blocks(tensor.shape)
     masks = data[: 4 * n].view("<u4")
     scales = data[4 * n : _HEAD * n].reshape(n, 2)
@@ -105,7 +105,7 @@ def dense_weights(weights: Weights) -> Weights:
     """Returns `weights` with sparse tensors made dense when they are asked for."""
 
     def dense(tensor: StoredTensor) -> StoredTensor:
-        if tensor.dtype.dense is tensor.dtype:
+        if not tensor.dtype.sparse:
             return tensor
         return DerivedTensor(
             tensor.dtype.dense, tensor.shape, lambda held: as_dense(held).data, tensor
@@ -169,14 +169,15 @@ def _numbers(dense: DType, blocks: _Bytes) -> _Bytes:
     if dense is DType.Q8_0:
         return np.ascontiguousarray(blocks[:, 2:])
     # Q4_0 stores 8 for zero: the low halves of 16 bytes, then the high ones.
-    return np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1) ^ np.uint8(8)
+    low, high = blocks[:, 2:] & np.uint8(15), blocks[:, 2:] >> np.uint8(4)
+    return np.concatenate([low, high], axis=1) ^ np.uint8(8)
 
 
 def _stored(dense: DType, numbers: _Bytes) -> _Bytes:
     if dense is DType.Q8_0:
         return numbers
     codes = numbers ^ np.uint8(8)
-    return codes[:, :16] | codes[:, 16:] << 4
+    return codes[:, :16] | codes[:, 16:] << np.uint8(4)
 
 
 def _packed(dtype: DType, codes: _Bytes) -> _Bytes:
@@ -184,10 +185,10 @@ def _packed(dtype: DType, codes: _Bytes) -> _Bytes:
         return codes
     even = np.zeros(-(-codes.size // 2) * 2, dtype=np.uint8)
     even[: codes.size] = codes
-    return even[::2] | even[1::2] << 4
+    return even[::2] | even[1::2] << np.uint8(4)
 
 
 def _unpacked(dtype: DType, data: _Bytes, count: int) -> _Bytes:
     if dtype is DType.SPARSE8:
         return data
-    return np.stack([data & 15, data >> 4], axis=1).reshape(-1)[:count]
+    return np.stack([data & np.uint8(15), data >> np.uint8(4)], axis=1).reshape(-1)[:count]

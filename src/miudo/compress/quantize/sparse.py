@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from miudo.compress.method import Report
+from miudo.compress.method import Report, TensorChange
 from miudo.config import ModelConfig
 from miudo.formats.sparse import sparse_weights, zeros_of
-from miudo.tensors import Weights
+from miudo.tensors import StoredTensor, Weights
 
 __all__ = ["without_zeros"]
 
@@ -25,14 +25,7 @@ def without_zeros(config: ModelConfig, stored: Weights, report: Report) -> tuple
     sparse = sparse_weights(config, stored)
     moved = {name: t for name, t in sparse.items() if t.dtype is not stored[name].dtype}
     saved = sum(stored[name].size_bytes - t.size_bytes for name, t in moved.items())
-    changes = tuple(
-        dataclasses.replace(
-            c, dtype_after=moved[c.name].dtype, sparse_bytes=moved[c.name].size_bytes
-        )
-        if c.name in moved
-        else c
-        for c in report.changes
-    )
+    changes = tuple(_moved(change, moved.get(change.name)) for change in report.changes)
     note = f"{len(moved)} matrices are stored sparse, {zeros_of(moved):.1%} of them zeros"
     if not moved:
         note = "no matrix has enough zeros to be smaller without them: none is stored sparse"
@@ -43,3 +36,9 @@ def without_zeros(config: ModelConfig, stored: Weights, report: Report) -> tuple
         notes=(*report.notes, note),
     )
     return sparse, made
+
+
+def _moved(change: TensorChange, to: StoredTensor | None) -> TensorChange:
+    if to is None:
+        return change
+    return dataclasses.replace(change, dtype_after=to.dtype, sparse_bytes=to.size_bytes)
