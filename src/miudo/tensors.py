@@ -33,8 +33,8 @@ __all__ = [
 class DType(StrEnum):
     """How numbers lie in a file: single numbers, or blocks of a row with scales of their own.
 
-    The names are GGUF's, but for the sparse ones; `miudo.formats.blocks` reads and writes their
-    bits. The order is that of `miudo_dtype` in native/core/miudo.h.
+    The names are GGUF's (bits: `miudo.formats.blocks`), but for the last: Q4_0 and Q8_0 without
+    zeros (`miudo.formats.sparse`), of data's own size. Ordered as `miudo_dtype` in miudo.h.
     """
 
     F32 = "F32"
@@ -55,8 +55,6 @@ class DType(StrEnum):
     MXFP4 = "MXFP4"
     TQ1_0 = "TQ1_0"
     TQ2_0 = "TQ2_0"
-    # The last, and no types of GGUF: numbers of Q4_0 and Q8_0 without the zeros, of which
-    # `miudo.formats.sparse` tells. Their bytes depend on the numbers.
     SPARSE4 = "SPARSE4"
     SPARSE8 = "SPARSE8"
 
@@ -100,8 +98,6 @@ _BLOCKS = {
     DType.IQ4_XS: (256, 136), DType.MXFP4: (32, 17), DType.TQ1_0: (256, 54),
     DType.TQ2_0: (256, 66),
 }  # fmt: skip
-
-
 _DENSE = {DType.SPARSE4: DType.Q4_0, DType.SPARSE8: DType.Q8_0}
 
 

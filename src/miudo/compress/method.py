@@ -88,10 +88,8 @@ class TensorChange:
     @property
     def bytes_after(self) -> int:
         """Bytes it takes as `dtype_after`."""
-        if self.shape_after is None:
-            return 0
-        if self.sparse_bytes is not None:
-            return self.sparse_bytes
+        if self.shape_after is None or self.sparse_bytes is not None:
+            return self.sparse_bytes or 0
         return self.dtype_after.size_bytes(self.shape_after)
 
 
