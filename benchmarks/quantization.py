@@ -11,8 +11,9 @@ Read next: `docs/quantization.md`.
 One runtime measures all: the PyTorch decoder, dequantised weights times float activations;
 with --int8 activations are rounded as the engine's int8 path does. llama.cpp's quantiser is
 `ggml_quantize_chunk` in the library that xllamacpp carries, on the same tensors, types and
-calibration text (its imatrix is the same mean squares). A calibration set is another stretch of
-the text for each seed; the last part of the text, which no set reaches, is measured on.
+calibration text; its imatrix is miudo's own mean squares, those of `quantize.tables` for the
+token table. A calibration set is another stretch of the text for each seed; the last part of the
+text, which no set reaches, is measured on.
 A row that is in --out already is not made again.
 """
 
