@@ -58,8 +58,8 @@ class Cached:
     """
 
     folder: Path
-    k: int = 16
-    draws: int = 0
+    k: int = 8
+    draws: int = 12
     seed: int = 0
     shard_blocks: int = 1024
 
