@@ -25,6 +25,7 @@ from miudo.tensors import DType
 
 __all__ = [
     "LEARN",
+    "NEAREST",
     "SPARSE",
     "STUDENT",
     "TRAINED",
