@@ -115,14 +115,15 @@ def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     trained = [
         {
-            "name": f"trained-{dtype}-{share:g}-{seed}",
+            "name": f"{method}-{dtype}-{share:g}-{seed}",
             "dtype": dtype,
-            "method": "trained",
+            "method": method,
             "share": share,
             "seed": seed,
         }
         for seed in options.seeds
         for share in sorted(options.shares)
+        for method in ("trained", "gptq+trained")
         for dtype in options.types
     ]
     return plain + trained
@@ -135,20 +136,15 @@ def make(
     tables = DType(options.tables) if options.tables else dtype
     student = Decoder.from_weights(parent.file.config, parent.file.weights)
     rounded = RoundedStudent(student, dtype, tables)
+    if cell["method"] == "gptq+trained":
+        held = by_gptq(rounded, parent, data, options)
+        student = rounded_decoder(student, held)
+        rounded = RoundedStudent(student, dtype, tables, held)
     extra: dict[str, Any] = {"notes": list(rounded.plan.notes)}
     if cell["method"] == "nearest":
         stored: Weights = rounded.begun
     elif cell["method"] == "gptq":
-        batches = calibration_batches(
-            data.open_split("train"), tokens=options.calibration_tokens, length=options.length
-        )
-        outcome = Outcome()
-        stored = round_in_order(
-            parent.decoder,
-            tuple(batches),
-            rounded.plan,
-            lambda name, weight, gram, kind: round_matrix(name, weight, gram, kind, outcome),
-        )
+        stored = by_gptq(rounded, parent, data, options)
     else:
         stored, extra = trained(cell, parent, data, rounded, options)
     bits = 8 * sum(t.data.nbytes for t in stored.values())
@@ -159,6 +155,22 @@ def make(
         "bits_per_weight": bits / parameters,
         **measured(parent.decoder, made, options),
     }
+
+
+def by_gptq(
+    rounded: RoundedStudent, parent: Opened, data: DataSet, options: argparse.Namespace
+) -> Weights:
+    """Returns the parent in the same types, rounded by GPTQ."""
+    batches = calibration_batches(
+        data.open_split("train"), tokens=options.calibration_tokens, length=options.length
+    )
+    outcome = Outcome()
+    return round_in_order(
+        parent.decoder,
+        tuple(batches),
+        rounded.plan,
+        lambda name, weight, gram, kind: round_matrix(name, weight, gram, kind, outcome),
+    )
 
 
 def trained(
@@ -213,7 +225,7 @@ def measured(parent: Decoder, made: Decoder, options: argparse.Namespace) -> dic
     teacher = Decoder.from_weights(parent.config, parent.to_weights())
     loss = DistillLoss([teacher], made.config, DistillSettings((ResponseTerm(), TextTerm())))
     sums = np.zeros(2)
-    for ids in torch.from_numpy(blocks).split(ROWS):
+    for ids in torch.split(torch.from_numpy(blocks), ROWS):
         parts = loss(made, ids)[1]
         sums += np.array([parts["forward_kl"], parts["cross_entropy"]]) * len(ids)
     kl, cross_entropy = (sums / count).tolist()
@@ -234,8 +246,8 @@ def table(options: argparse.Namespace) -> str:
     ]
     lines = [
         f"parent: perplexity {math.exp(base):.3f} on {parent['eval_tokens']} held-out tokens",
-        "type    method         tokens  seeds  bits/weight  ppl ratio          KL                 "
-        "closed",
+        "type    method              tokens  seeds  bits/weight  ppl ratio          "
+        "KL                 closed",
     ]
     for dtype in options.types:
         here = [row for row in found if row["dtype"] == dtype]
@@ -245,9 +257,9 @@ def table(options: argparse.Namespace) -> str:
             rows = [r for r in here if (r["method"], r.get("share", 0.0)) == (method, share)]
             ratios = [math.exp(row["cross_entropy"] - base) for row in rows]
             kls = [row["kl"] for row in rows]
-            name = method if not share else f"{method} {share:.1%}"
+            name = method if not share else f"{method} {share:.2%}"
             lines.append(
-                f"{dtype:8}{name:15}{rows[0].get('tokens', 0):7}{len(rows):7}"
+                f"{dtype:8}{name:20}{rows[0].get('tokens', 0):7}{len(rows):7}"
                 f"{rows[0]['bits_per_weight']:13.3f}  {_spread(ratios, 4):18} {_spread(kls, 5):18} "
                 f"{1 - statistics.fmean(kls) / nearest:6.1%}"
             )
@@ -255,7 +267,7 @@ def table(options: argparse.Namespace) -> str:
 
 
 def _order(key: tuple[str, float]) -> tuple[int, float]:
-    return ("nearest", "gptq", "trained").index(key[0]), key[1]
+    return ("nearest", "gptq", "trained", "gptq+trained").index(key[0]), key[1]
 
 
 def _spread(values: list[float], digits: int) -> str:

@@ -129,8 +129,8 @@ def prepare(given: argparse.Namespace) -> Task:
     if len(rows) < wanted_rows:
         raise SystemExit(f"the text has {len(rows)} rows of {length} tokens, not {wanted_rows}")
     each, last = given.calibration // length, given.measured // length
-    measured = list(rows[-last:].split(ROWS))
-    sets = [list(rows[s * each : (s + 1) * each].split(ROWS)) for s in range(given.seeds)]
+    measured = list(torch.split(rows[-last:], ROWS))
+    sets = [list(torch.split(rows[s * each : (s + 1) * each], ROWS)) for s in range(given.seeds)]
     reference = log_probs(decoder, measured)
     return Task(file, decoder, measured, reference, sets, loss(reference, measured))
 
@@ -236,7 +236,7 @@ def read(path: Path) -> dict[Key, dict[str, Any]]:
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {tuple(row.pop(key) for key in KEYS): row for row in rows}  # type: ignore[misc]
+    return {tuple(row.pop(key) for key in KEYS): row for row in rows}
 
 
 def table(rows: dict[Key, dict[str, Any]]) -> str:

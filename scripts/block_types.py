@@ -11,8 +11,8 @@ from miudo.formats.blocks import CODECS, WRITABLE, encode, to_f32
 from miudo.formats.precision import SHORTER_BLOCKS
 from miudo.tensors import DType
 
-COLUMNS = ("type", "bits", "block", "share a scale", "levels", "zero is kept", "error", "short rows",
-           "what it is for")  # fmt: skip
+COLUMNS = ("type", "bits", "block", "share a scale", "levels", "zero is kept", "error",
+           "short rows", "what it is for")  # fmt: skip
 PURPOSE = {
     DType.Q8_0: "the file to start from: hardly another model",
     DType.Q6_K: "near Q8_0, a quarter less",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from miudo.compress.hessian import invert, output_error
-from miudo.compress.quantize.gptq import GPTQ, Outcome, gptq, round_matrix
+from miudo.compress.quantize.gptq import GPTQ, Outcome, gptq, refit, round_matrix
 from miudo.compress.quantize.importance import ImportanceRounding
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.walk import Gram, walk
@@ -114,13 +114,29 @@ def test_the_outputs_err_less_than_by_importance_and_that_less_than_by_nearest(
 
 
 @pytest.mark.parametrize("dtype", [*BLOCKS_32, *BLOCKS_256])
-def test_the_scales_are_the_importance_search_s(dtype: DType) -> None:
+def test_a_refit_of_scales_errs_less_and_leaves_the_codes(dtype: DType) -> None:
     weight, gram = weight_of(8, 256), gram_of(inputs(256))
-    squares = gram.mean_square.numpy().astype(np.float32)
-    made = grid_of(round_matrix("w", weight, gram, dtype, Outcome()))
-    searched = grid_of(encode(weight.numpy(), dtype, squares))
-    np.testing.assert_array_equal(made.scale, searched.scale)
-    np.testing.assert_array_equal(made.offset, searched.offset)
+    start = encode(weight.numpy(), dtype)
+    made = refit(weight, start, gram.outer)
+    np.testing.assert_array_equal(codes_of(made), codes_of(start))
+    errors = [
+        output_error(weight, torch.from_numpy(to_f32(stored)), gram.outer)
+        for stored in (start, made)
+    ]
+    assert errors[1] < errors[0]
+    again = refit(weight, made, gram.outer)
+    assert output_error(weight, torch.from_numpy(to_f32(again)), gram.outer) <= errors[1] * 1.0001
+
+
+def test_a_refit_scale_is_the_least_squares_one() -> None:
+    weight, x = weight_of(5, 32), inputs(32)
+    start = encode(weight.numpy(), DType.Q4_0)
+    made = refit(weight, start, gram_of(x).outer)
+    steps = codes_of(start).astype(np.float64) - 8
+    for row in range(5):
+        given = (x.double() @ torch.from_numpy(steps[row])).numpy()
+        wanted = np.linalg.lstsq(given[:, None], (x.double() @ weight[row].double()).numpy())[0]
+        assert grid_of(made).scale[row, 0] == pytest.approx(float(wanted[0]), rel=1e-3)
 
 
 def test_columns_that_saw_nothing_are_rounded_as_if_alone() -> None:
@@ -128,7 +144,8 @@ def test_columns_that_saw_nothing_are_rounded_as_if_alone() -> None:
     x[:, 40:50] = 0
     gram = gram_of(x)
     made = round_matrix("w", weight, gram, DType.Q4_0, Outcome())
-    codes = grid_of(made).nearest(weight.numpy())
+    squares = gram.mean_square.numpy().astype(np.float32)
+    codes = codes_of(encode(weight.numpy(), DType.Q4_0, squares))
     np.testing.assert_array_equal(codes_of(made)[:, 40:50], codes[:, 40:50])
     assert (codes_of(made) != codes).any()
 

@@ -27,6 +27,7 @@ from miudo.config import ModelConfig
 from miudo.data.pack import PackSettings
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.grids import Grid
 from miudo.decoder.sparsity import Masks
 from miudo.engine.native import NativeEngine
 from miudo.errors import ConfigError, UsageError
@@ -143,10 +144,11 @@ def test_a_sparse_model_gets_no_type_without_a_zero(dtype: DType) -> None:
         rounded.check_keeps(Masks.of(decoder))
 
 
-@pytest.mark.parametrize("where", ["dtype", "tables"])
-def test_a_type_that_training_cannot_round_to_is_refused(where: str) -> None:
-    with pytest.raises(ConfigError, match=f"{where} is MXFP4.*Known are"):
-        TrainedRounding(**{where: DType.MXFP4})
+def test_a_type_that_training_cannot_round_to_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dtype is MXFP4.*Known are"):
+        TrainedRounding(DType.MXFP4)
+    with pytest.raises(ConfigError, match=r"tables is MXFP4.*Known are"):
+        TrainedRounding(tables=DType.MXFP4)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +193,7 @@ def test_distill_writes_a_file_that_runs_as_it_was_trained(work: Path, tmp_path:
     engine = NativeEngine(file, activations="float")
     work_item = SeqWork(conversation=engine.open(), ids=ids, want=Want.ALL_LOGITS)
     logits = engine.step([work_item])[0].logits
+    assert logits is not None
     twin = Decoder.from_weights(file.config, file.weights)
     with torch.no_grad():
         expected = twin.logits(twin(torch.tensor([ids])))[0].numpy()
@@ -222,3 +225,18 @@ def test_a_smaller_student_may_be_trained_to_be_rounded_too(work: Path, tmp_path
 def test_tables_without_a_type_for_matrices_are_refused(work: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--dtype"):
         run_distill(replace(job_of(work, tmp_path / "out"), dtype=None))
+
+
+def test_scales_of_a_file_of_the_type_are_taken_as_they_are() -> None:
+    """Zero steps from another method's file: the same file, where a new search would differ."""
+    decoder = parent()
+    held = {name: encode(to_f32(t), DType.F32) for name, t in decoder.to_weights().items()}
+    name = "layers.0.mlp.up.weight"
+    grid = Grid(encode(to_f32(held[name]), DType.Q3_K))
+    x = decoder.get_parameter(name).detach().view(-1, grid.part)
+    held[name] = grid.store(x, grid.hold(grid.d * 0.8, None))  # scales that no search would find
+    student = Decoder.from_weights(decoder.config, held)
+    rounded = RoundedStudent(student, DType.Q3_K, DType.Q8_0, held)
+    np.testing.assert_array_equal(rounded.weights.store()[name].data, held[name].data)
+    searched = RoundedStudent(copy.deepcopy(student), DType.Q3_K, DType.Q8_0)
+    assert not np.array_equal(searched.begun[name].data, held[name].data)

@@ -74,7 +74,7 @@ def test_the_gradient_goes_straight_through_and_stops_beyond_the_levels() -> Non
     with torch.no_grad():  # after the scales were found: these lie beyond them
         decoder.get_parameter(NAME)[0, :3] *= 100.0
     with rounded.shown():
-        loss_of(decoder).backward()
+        loss_of(decoder).backward()  # type: ignore[no-untyped-call]
     plain = decoder.get_parameter(NAME).grad
     assert plain is not None
     wanted = plain.clone()
@@ -136,7 +136,7 @@ def test_scales_stay_at_the_end_of_a_run() -> None:
     decoder = tiny()
     rounded = RoundedWeights(decoder, as_type(decoder, DType.Q4_0))
     with rounded.shown():
-        loss_of(decoder).backward()
+        loss_of(decoder).backward()  # type: ignore[no-untyped-call]
     rounded.share_gradients(0.95)
     assert all(value.grad is None for value in rounded.learned.values())
     rounded.share_gradients(0.5)

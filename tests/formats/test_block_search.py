@@ -63,10 +63,10 @@ def test_a_scale_and_offset_are_about_as_good_as_the_best_of_a_net() -> None:
     ours, best = 0.0, 0.0
     for x, w, scale, offset in zip(parts, weight, scales, offsets, strict=True):
         low, high = min(float(x.min()), 0.0), float(x.max())
-        ladder = np.linspace(0.3, 1.1, 161, dtype=np.float32) * (high - low) / 3
+        ladder = (np.linspace(0.3, 1.1, 161) * (high - low) / 3).astype(np.float32)
         errors = [
             (w * (nearest(x + down, ladder, levels) - down - x) ** 2).sum(axis=1).min()
-            for down in np.linspace(0, -1.2 * low, 61, dtype=np.float32)
+            for down in np.linspace(0, -1.2 * low, 61).astype(np.float32)
         ]
         best += float(min(errors))
         one = nearest(x + offset, scale[None], levels) - offset

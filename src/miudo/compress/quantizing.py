@@ -28,7 +28,7 @@ from miudo.formats.model_file import ModelFile
 from miudo.formats.zeros import carried
 from miudo.meter import Meter
 from miudo.records import Artefact, Record, shared_licence
-from miudo.tensors import DType, StoredTensor
+from miudo.tensors import DType, Weights
 from miudo.train.artefact import Opened, open_decoder, text_data
 from miudo.train.progress import Progress, Silent
 
@@ -51,7 +51,7 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
     refuse_inputs(job.out, job.model)
     opened = open_decoder(job.model, "model")
     batches, artefacts, parents = _calibration(job, opened, progress or Silent())
-    decoder, notes = opened.decoder, ()
+    decoder, notes = opened.decoder, tuple[str, ...]()
     with Meter() as meter:
         if job.rotation_seed is not None:
             turned = rotate(decoder, job.rotation_seed)
@@ -103,7 +103,10 @@ def _calibration(
         )
     length = min(job.calibration_length, opened.file.config.max_positions)
     with tempfile.TemporaryDirectory(prefix="miudo-") as folder:
-        data = text_data(job.inputs, opened, Path(folder) / "data", job.prepare, progress)
+        # All of a text is calibrated on: one document is enough then.
+        pack = dataclasses.replace(job.prepare.pack, held_out=0.0)
+        settings = dataclasses.replace(job.prepare, pack=pack)
+        data = text_data(job.inputs, opened, Path(folder) / "data", settings, progress)
         batches = calibration_batches(
             data.open_split("train"), tokens=job.calibration_tokens, length=length
         )
@@ -139,6 +142,6 @@ def _description_bytes(opened: Opened) -> int:
     return size - sum(t.dtype.size_bytes(t.shape) for t in stored.values()) + 32 * len(stored)
 
 
-def _trial(opened: Opened, stored: dict[str, StoredTensor]) -> ModelFile:
+def _trial(opened: Opened, stored: Weights) -> ModelFile:
     record = Record(verb="quantize", name="trial", parents=opened.parents)
     return dataclasses.replace(opened.file, weights=stored, record=record, path=None)

@@ -66,7 +66,7 @@ def run_distill(
     teacher = open_decoder(job.teacher, "teacher")
     more = _more_teachers(job, teacher)
     start, student = _student(job, teacher)
-    masks, rounding = None, _rounding(job, student)
+    masks, rounding = None, _rounding(job, student, start)
     if start is not None or rounding is not None:
         record = (start or teacher).file.record
         masks = masks_to_keep(student, record, keep=job.keep_zeros, where=job.start or job.teacher)
@@ -210,12 +210,13 @@ def _student(job: DistillJob, teacher: Opened) -> tuple[Opened | None, Decoder]:
     return None, student
 
 
-def _rounding(job: DistillJob, student: Decoder) -> RoundedStudent | None:
+def _rounding(job: DistillJob, student: Decoder, start: Opened | None) -> RoundedStudent | None:
     if job.dtype is None:
         if job.tables is not None:
             raise ConfigError("tables has a type, the matrices have none", remedy="Give --dtype")
         return None
-    return RoundedStudent(student, job.dtype, job.tables or job.dtype)
+    held = None if start is None else start.file.weights
+    return RoundedStudent(student, job.dtype, job.tables or job.dtype, held)
 
 
 def _write_rounded(

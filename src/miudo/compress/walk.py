@@ -55,7 +55,7 @@ class Station:
 
     name: str
     module: nn.Module
-    weights: Mapping[str, nn.Parameter]
+    weights: Mapping[str, Tensor]
     inputs: list[Tensor]
     _rest: list[tuple[Any, ...]] = field(repr=False)
     _grams: Callable[[Station, Collection[str]], dict[str, Gram]] = field(repr=False)

@@ -44,7 +44,8 @@ class Levels:
     def codes(self, steps: FloatArray) -> ByteArray:
         """Returns the place in the table of the level nearest to each of `steps`."""
         if self._whole:
-            return (self.nearest(steps) - self.values[0]).astype(np.uint8)
+            whole: ByteArray = (self.nearest(steps) - self.values[0]).astype(np.uint8)
+            return whole
         code = np.zeros(steps.shape, dtype=np.uint8)
         # Some passes of comparisons take less time than a binary search of each value.
         for middle in (self.values[1:] + self.values[:-1]) / 2:
@@ -80,7 +81,8 @@ def weigh(x: FloatArray, importance: FloatArray | None) -> FloatArray:
     """
     if importance is not None:
         return importance.reshape(x.shape)
-    return np.sqrt(np.mean(x * x, axis=1, keepdims=True)) + np.abs(x)
+    weight: FloatArray = np.sqrt(np.mean(x * x, axis=1, keepdims=True)) + np.abs(x)
+    return weight
 
 
 def search_blocks(

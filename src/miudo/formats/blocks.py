@@ -172,7 +172,8 @@ def _weights(importance: FloatArray, inputs: int) -> FloatArray:
             f"importance has a mean of {mean}, its least is {given.min()}",
             remedy="Give mean squares of inputs, from a calibration that saw text",
         )
-    return np.maximum(given / mean, _LEAST_IMPORTANCE).astype(np.float32)
+    weights: FloatArray = np.maximum(given / mean, _LEAST_IMPORTANCE).astype(np.float32)
+    return weights
 
 
 def _repeated(weights: FloatArray, start: int, size: int) -> FloatArray:

@@ -10,6 +10,7 @@ Shapes: rows [..., I] as the tensor's, k levels. Block types only; Q8_0's code 0
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 
@@ -33,22 +34,22 @@ class Grid:
     scale: FloatArray
     offset: FloatArray
 
-    def __getitem__(self, at: object) -> Grid:
+    def __getitem__(self, at: EllipsisType | slice | tuple[EllipsisType | slice, ...]) -> Grid:
         """Returns the grid of a part of the tensor, as NumPy indexes it."""
-        return Grid(self.levels, self.scale[at], self.offset[at])  # type: ignore[index]
+        return Grid(self.levels, self.scale[at], self.offset[at])
 
     def nearest(self, values: FloatArray) -> ByteArray:
         """Returns the codes of the nearest values of the grid, of the grid's shape."""
         steps = (values - self.offset) * reciprocal(self.scale)
+        found: ByteArray
         if (np.diff(self.levels) == 1).all():
-            return np.clip(np.rint(steps) - self.levels[0], 0, len(self.levels) - 1).astype(
-                np.uint8
-            )
-        order = np.argsort(self.levels, kind="stable")
-        ordered = self.levels[order]
-        found: ByteArray = order.astype(np.uint8)[
-            np.searchsorted((ordered[1:] + ordered[:-1]) / 2, steps)
-        ]
+            places = np.rint(steps) - self.levels[0]
+            found = places.clip(0, len(self.levels) - 1).astype(np.uint8)
+        else:
+            order = np.argsort(self.levels, kind="stable")
+            ordered = self.levels[order]
+            places = np.searchsorted((ordered[1:] + ordered[:-1]) / 2, steps)
+            found = order.astype(np.uint8)[places]
         return found
 
     def values(self, codes: ByteArray) -> FloatArray:

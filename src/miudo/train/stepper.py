@@ -75,11 +75,13 @@ class MarkedTokens(Tokens, Protocol):
 class StandIn(Protocol):
     """Other values in the weights' place while a step computes, as a file will hold them.
 
-    `miudo.decoder.rounded.RoundedWeights` is one. `learned` are parameters that are trained
-    beside the weights, each of one axis.
+    `miudo.decoder.rounded.RoundedWeights` is one.
     """
 
-    learned: Mapping[str, nn.Parameter]
+    @property
+    def learned(self) -> Mapping[str, nn.Parameter]:
+        """What is trained beside the weights, by name."""
+        ...
 
     def to(self, device: torch.device | str) -> None:
         """Moves what it holds to where the weights are."""

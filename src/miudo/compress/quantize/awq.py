@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,11 +52,11 @@ class Fold:
     """
 
     name: str
-    before: tuple[nn.Parameter, ...]
+    before: tuple[Tensor, ...]
     readers: tuple[str, ...]
 
 
-def folds(block: nn.Module, at: str, config: ModelConfig, layer: LayerConfig) -> Iterator[Fold]:
+def folds(block: Any, at: str, config: ModelConfig, layer: LayerConfig) -> Iterator[Fold]:
     """Yields the places in a block named `at` where scales can be folded, in order of use."""
     shared = config.parallel is Parallel.ONE_NORM
     attention = [n for n in ("q", "q_a", "k", "kv_a", "v") if hasattr(block.attn, n)]
@@ -79,7 +79,7 @@ def folds(block: nn.Module, at: str, config: ModelConfig, layer: LayerConfig) ->
 
 
 @torch.no_grad()
-def apply_fold(fold: Fold, weights: Mapping[str, nn.Parameter], scale: Tensor) -> None:
+def apply_fold(fold: Fold, weights: Mapping[str, Tensor], scale: Tensor) -> None:
     """Multiplies the readers' columns by `scale` [I] and divides what is before them, in place."""
     for part in fold.before:
         part.div_(scale if part.dim() == 1 else scale[:, None])

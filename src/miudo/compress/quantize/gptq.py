@@ -1,8 +1,8 @@
 """GPTQ: columns rounded one after the other, each one's error made up for by those to come.
 
 For: the most quality at the same bytes and type without training; blocks of GGUF as they are.
-Not for: other scales than an importance-weighted search finds (they are fixed beforehand), or
-training the rounding (`miudo.compress.quantize.learned`).
+Scales are fixed by an importance-weighted search beforehand, and fitted to the codes afterwards.
+Not for: training the rounding (`miudo.compress.quantize.learned`).
 Read next: `miudo.compress.hessian`, the arithmetic; `miudo.compress.quantize.plan`, the order.
 
 Shapes: B batch, T positions, O outputs and I inputs of a matrix.
@@ -36,11 +36,11 @@ from miudo.compress.walk import Gram
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError
 from miudo.formats.block_codec import ByteArray
-from miudo.formats.blocks import encode, to_f32
+from miudo.formats.blocks import CODECS, encode, to_f32
 from miudo.formats.grid import Grid, grid_of, with_codes
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "round_matrix"]
+__all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "refit", "round_matrix"]
 
 
 def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray:
@@ -57,14 +57,47 @@ def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray
 
     def fix(j: int, columns: Tensor) -> Tensor:
         at = int(order[j])
-        column = grid[:, at]
-        chosen = column.nearest(columns[:, 0].numpy().astype(np.float32))
+        column = grid[:, at : at + 1]  # O 1
+        chosen = column.nearest(columns[:, :1].numpy().astype(np.float32))[:, 0]
         chosen[held[:, j]] = zero
         codes[:, at] = chosen
-        return torch.from_numpy(column.values(chosen)).double()
+        return torch.from_numpy(column.values(chosen[:, None])[:, 0]).double()
 
     compensate(weight.double()[:, order], factor, fix)
     return codes
+
+
+def refit(weight: Tensor, stored: StoredTensor, hessian: Tensor) -> StoredTensor:
+    """Returns `stored` with the blocks' own scales and offsets where the codes want them.
+
+    The error trace((W - Q) H (W - Q)^T), H `hessian` [I, I], is a parabola in each float16
+    number of a block while all else is held: each is moved to the vertex, block after block,
+    and only if what float16 makes of it errs less. Scales of scales stay.
+    """
+    blocks = stored.data.view(CODECS[stored.dtype].fields).copy()
+    rows, columns = stored.shape
+    grid = grid_of(stored)
+    values = to_f32(stored)
+    parts = {"d": values - grid.offset, "m": grid.offset}
+    left = (weight.double() - torch.from_numpy(values).double()).numpy()  # O I
+    h = hessian.numpy()
+    pulled = left @ h  # O I
+    for kind in [name for name in ("d", "m", "d") if name in (blocks.dtype.names or ())]:
+        held = blocks[kind].reshape(rows, -1).astype(np.float64)
+        per_unit = np.repeat(held, stored.dtype.block, axis=1)
+        unit = np.divide(parts[kind], per_unit, out=np.zeros(per_unit.shape), where=per_unit != 0)
+        for b in range(columns // stored.dtype.block):
+            at = slice(b * stored.dtype.block, (b + 1) * stored.dtype.block)
+            slope = (unit[:, at] * pulled[:, at]).sum(axis=1)
+            bend = ((unit[:, at] @ h[at, at]) * unit[:, at]).sum(axis=1)
+            best = held[:, b] + np.divide(slope, bend, out=np.zeros(rows), where=bend > 0)
+            moved = best.astype(np.float16).astype(np.float64) - held[:, b]
+            moved[~(2 * moved * slope > moved**2 * bend)] = 0.0
+            held[:, b] += moved
+            pulled -= (moved[:, None] * unit[:, at]) @ h[at]
+        blocks[kind] = held.reshape(-1).astype(np.float16)
+        parts[kind] = unit * np.repeat(held, stored.dtype.block, axis=1)
+    return StoredTensor(stored.dtype, stored.shape, blocks.view(np.uint8))
 
 
 @dataclass
@@ -115,7 +148,9 @@ def round_matrix(
         order = torch.arange(len(diagonal))
     inverse = invert(gram.outer[order][:, order], damping=damping, where=name)
     codes = gptq(weight, grid_of(plain), inverse.factor, order)
-    found = with_codes(plain, codes)
+    damped = gram.outer.clone()
+    damped.diagonal().add_(inverse.damping * damped.diagonal().mean())
+    found = refit(weight, with_codes(plain, codes), damped)
     errors = [
         output_error(weight, torch.from_numpy(to_f32(made)), gram.outer) for made in (plain, found)
     ]

@@ -25,16 +25,17 @@ from miudo.compress.quantize.plan import (
     importance,
     rounded_decoder,
 )
+from miudo.compress.quantize.tables import table_gram
 from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.formats.block_codec import FloatArray
 from miudo.formats.blocks import encode, to_f32
 from miudo.tensors import DType, Weights
 
-__all__ = ["ImportanceRounding"]
+__all__ = ["Importance", "ImportanceRounding"]
 
 Importance = Mapping[str, FloatArray]
-"""A matrix's name to the mean square of each of its inputs [I]."""
+"""A matrix's name to the mean square of each of its inputs [I], a table's to its like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,18 @@ class ImportanceRounding:
         check_type(self.dtype)
 
     def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Importance:
-        """Returns the mean squares of each matrix's inputs, on ids [B, T].
+        """Returns the mean squares of each matrix's inputs, on ids [B, T]; see `tables`.
 
         Raises DataError if there was no token, CheckFailedError for a tensor that holds NaN or
         a matrix that saw nothing.
         """
         given = calibrated(self, decoder, batches)
-        return {
+        matrices = {
             name: importance(gram)
             for station in walk(decoder, given)
             for name, gram in station.grams().items()
         }
+        return matrices | {"embed.weight": importance(table_gram(decoder, given))}
 
     def apply(
         self, decoder: Decoder, statistics: Importance | None = None

@@ -66,7 +66,7 @@ class Steps:
         self.shift = torch.zeros_like(weight, requires_grad=True)
 
     @staticmethod
-    def fit(grid: Grid) -> bool:
+    def fits(grid: Grid) -> bool:
         """Whether levels are steps of one: between those of a table there is no middle."""
         return bool((np.diff(grid.levels) == 1).all())
 
@@ -112,7 +112,7 @@ def learn_block(
     learned = {
         name: Steps(station.weights[name].detach(), stored)
         for name, stored in start.items()
-        if stored.dtype.block > 1 and Steps.fit(grid_of(stored))
+        if stored.dtype.block > 1 and Steps.fits(grid_of(stored))
     }
     fixed = {
         name: torch.from_numpy(to_f32(stored))
@@ -130,7 +130,8 @@ def learn_block(
         i = step % len(station.inputs)
         with torch.enable_grad():
             out = station.run(station.inputs[i], i, weights())
-            (out - target[i]).square().mean().backward()
+            loss = (out - target[i]).square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
         for matrix in learned.values():
             matrix.move((1 - step / steps) / steps)
         if (step + 1) % max(1, steps // _LOOKS) == 0 or step + 1 == steps:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from miudo.compress.method import Method, Report, check_finite, check_seen, describe
+from miudo.compress.quantize.tables import table_gram
 from miudo.compress.walk import Gram, Station, walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError
@@ -32,7 +33,6 @@ __all__ = [
     "Calibration",
     "Plan",
     "Rule",
-    "Statistics",
     "calibrated",
     "check_calibrated",
     "check_enum",
@@ -160,25 +160,23 @@ def round_in_order(
 ) -> dict[str, StoredTensor]:
     """Returns the file's tensors: each matrix rounded by `rule` on the inputs that it will get.
 
-    Those are made by what was rounded before it, in the same block too. A tied table comes
-    first, by the inputs that it has as the head of the whole model: everything is made from it.
-    `before` may change a block that is about to be rounded (its float function must stay). What
-    has no inputs, norms and tables, is stored as the plan says.
+    Those are made by what was rounded before it, in the same block too. The token table comes
+    first, since everything is made from it (`tables.table_gram`). `before` may change a block
+    that is about to be rounded (its float function must stay). What has no inputs, norms and
+    positions, is stored as the plan says.
     """
     work = copy.deepcopy(decoder)
-    parameters = dict(work.named_parameters())
     stored: dict[str, StoredTensor] = {}
 
     def settle(name: str, weight: Tensor, gram: Gram) -> None:
         stored[name] = rule(name, weight.detach(), gram, plan.dtypes[name])
         put(weight, stored[name])
 
-    if work.head is None:
-        settle("embed.weight", work.embed.weight, _head_gram(decoder, batches))
-    for name in ("embed.weight", "position.weight"):  # looked up: no inputs to weigh by
-        if name in parameters and name not in stored:
-            stored[name] = encode(parameters[name].detach().numpy(), plan.dtypes[name])
-            put(parameters[name], stored[name])
+    settle("embed.weight", work.embed.weight, table_gram(decoder, batches))
+    if work.position is not None:
+        name = "position.weight"
+        stored[name] = encode(work.position.weight.detach().numpy(), plan.dtypes[name])
+        put(work.position.weight, stored[name])
     for station in walk(work, batches):
         before(station)
         for group in station.groups():
@@ -191,11 +189,3 @@ def round_in_order(
         if name not in stored:
             stored[name] = encode(to_f32(values[name]), dtype)
     return {name: stored[name] for name in plan.dtypes}
-
-
-def _head_gram(decoder: Decoder, batches: Calibration) -> Gram:
-    for station in walk(decoder, batches):
-        if station.name == "head":
-            (gram,) = station.grams().values()
-            return gram
-    raise AssertionError("a walk ends at the head")

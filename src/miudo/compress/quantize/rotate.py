@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from miudo.compress.method import check_finite
 from miudo.config import Block, Norm, Parallel
 from miudo.decoder.decoder import Decoder
 
@@ -37,10 +39,13 @@ def rotate(decoder: Decoder, seed: int) -> Rotated:
     SpinQuant), always exactly. The residual stream (R1) is rotated where the model allows it: RMS
     norms before each sublayer alone, and a head of its own. The gain of a norm must be folded
     into the matrices that follow, and one that precedes a tied table cannot be. All arithmetic
-    is float64. Exact zeros of a pruned matrix are lost.
+    is float64. Exact zeros of a pruned matrix are lost. Raises CheckFailedError if a tensor
+    holds NaN.
     """
+    check_finite(decoder)
     made = copy.deepcopy(decoder).double()
     generator = torch.Generator().manual_seed(seed)
+    block: Any
     with torch.no_grad():
         for block, layer in zip(made.layers, decoder.config.layers, strict=True):
             turn = hadamard(layer.v_head_dim, generator)
@@ -65,7 +70,8 @@ def hadamard(size: int, generator: torch.Generator) -> Tensor:
     while len(one) < part:
         one = torch.cat((torch.cat((one, one), 1), torch.cat((one, -one), 1)))
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-    return signs[:, None] * torch.block_diag(*[one / part**0.5] * (size // part))
+    turn: Tensor = torch.kron(torch.eye(size // part, dtype=torch.float64), one / part**0.5)
+    return signs[:, None] * turn
 
 
 def _no_residual(decoder: Decoder) -> str | None:
@@ -80,7 +86,7 @@ def _no_residual(decoder: Decoder) -> str | None:
     return None
 
 
-def _rotate_heads(attn: nn.Module, turn: Tensor, plain: int | None) -> None:
+def _rotate_heads(attn: Any, turn: Tensor, plain: int | None) -> None:
     """Rotates each head's values; `plain`: keys that precede them in the latents' matrix."""
     width = len(turn)
     values = attn.v if plain is None else attn.kv_b
@@ -97,6 +103,7 @@ def _fold_gains(decoder: Decoder) -> None:
     if not decoder.config.norm_weight:
         return
     shared = decoder.config.parallel is Parallel.ONE_NORM
+    block: Any
     for block in decoder.layers:
         before, after = _readers(block)
         _fold(block.attn_norm, [*before, *(after if shared else [])])
@@ -106,14 +113,14 @@ def _fold_gains(decoder: Decoder) -> None:
         _fold(decoder.norm, [decoder.head])
 
 
-def _fold(norm: nn.Module, readers: list[nn.Linear]) -> None:
+def _fold(norm: Any, readers: list[nn.Linear]) -> None:
     gain = norm.weight
     for reader in readers:
         reader.weight.mul_(gain)
     gain.fill_(1.0)
 
 
-def _readers(block: nn.Module) -> tuple[list[nn.Linear], list[nn.Linear]]:
+def _readers(block: Any) -> tuple[list[nn.Linear], list[nn.Linear]]:
     """Returns the matrices that read the stream: of the attention, of the feed-forward."""
     attention = [getattr(block.attn, n, None) for n in ("q", "k", "v", "q_a", "kv_a")]
     mlp = [block.mlp.gate, block.mlp.up]
@@ -121,8 +128,9 @@ def _readers(block: nn.Module) -> tuple[list[nn.Linear], list[nn.Linear]]:
 
 
 def _rotate_residual(decoder: Decoder, turn: Tensor) -> None:
-    tables = [decoder.embed, *([] if decoder.position is None else [decoder.position])]
-    readers: list[nn.Module] = [] if decoder.head is None else [decoder.head]
+    tables: list[Any] = [decoder.embed, *([] if decoder.position is None else [decoder.position])]
+    readers: list[Any] = [] if decoder.head is None else [decoder.head]
+    block: Any
     for block in decoder.layers:
         before, after = _readers(block)
         readers += [*before, *after]

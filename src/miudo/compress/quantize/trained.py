@@ -40,7 +40,7 @@ from miudo.formats import open_model
 from miudo.formats.blocks import CODECS, encode, to_f32
 from miudo.protocol import SeqWork, Want
 from miudo.records import Measurement
-from miudo.tensors import DType, Role, Weights, tensor_table
+from miudo.tensors import DType, Role, StoredTensor, Weights, tensor_table
 from miudo.train.settings import FitSettings
 from miudo.train.stepper import Tokens
 
@@ -107,11 +107,15 @@ class Trained:
 class RoundedStudent:
     """A student that is trained in place, its matrices shown as `dtype`, its tables as `tables`.
 
-    Tables are the token table and the head. Scales begin as `formats.blocks.encode` finds them.
-    Raises ConfigError for a type that training cannot round to.
+    Tables are the token table and the head. Scales begin as in `start`, what the student's file
+    was, where a tensor is of the right type already (GPTQ's, say, whose scales a new search would
+    lose); else as `formats.blocks.encode` finds them. Raises ConfigError for a type that training
+    cannot round to.
     """
 
-    def __init__(self, student: Decoder, dtype: DType, tables: DType) -> None:
+    def __init__(
+        self, student: Decoder, dtype: DType, tables: DType, start: Weights | None = None
+    ) -> None:
         check_trainable("dtype", dtype)
         check_trainable("tables", tables)
         self.student = student
@@ -121,8 +125,8 @@ class RoundedStudent:
             for spec in tensor_table(student.config)
         }
         self.plan = Plan.of(student, wanted)
-        weights = student.to_weights()
-        self.begun = {n: encode(to_f32(t), self.plan.dtypes[n]) for n, t in weights.items()}
+        held = student.to_weights() if start is None else start
+        self.begun = {name: _as(held[name], kind) for name, kind in self.plan.dtypes.items()}
         """What the file would hold without training."""
         self.weights = RoundedWeights(student, self.begun)
 
@@ -155,6 +159,12 @@ class RoundedStudent:
         return Trained(trained if after < before else self.begun, before, after)
 
 
+def _as(tensor: StoredTensor, dtype: DType) -> StoredTensor:
+    if tensor.dtype is dtype:  # a copy: a file's memory map may go away
+        return StoredTensor(dtype, tensor.shape, np.array(tensor.data))
+    return encode(to_f32(tensor), dtype)
+
+
 @torch.no_grad()
 def mean_kl(teacher: Decoder, student: Decoder, text: Tokens, length: int) -> float:
     """Returns the mean KL of student to teacher in nats a token, over blocks spread over `text`."""
@@ -162,7 +172,7 @@ def mean_kl(teacher: Decoder, student: Decoder, text: Tokens, length: int) -> fl
     there = text.n_blocks(length)
     count = max(1, min(there, _MEASURED_TOKENS // length))
     blocks = np.stack([text.block(i * there // count, length) for i in range(count)])
-    parts = torch.from_numpy(blocks).split(_ROWS)
+    parts = torch.split(torch.from_numpy(blocks), _ROWS)
     sums = [float(loss(student, ids)[0]) * len(ids) for ids in parts]
     return sum(sums) / count
 
