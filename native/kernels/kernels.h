@@ -18,7 +18,6 @@ namespace miudo {
 enum class Activation { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
 
 constexpr std::size_t kBlockRows = 8;
-constexpr std::size_t kPairRows = 2;  // most positions of products with tiles of pairs
 constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even
 
 // Places that a block of n positions takes: 1, 4 or 8.
@@ -56,7 +55,7 @@ struct Kernels {
   Matmul matmul_float[kDTypes];
   Matmul matmul_int8[kDTypes];
   Matmul matmul_f32_add;  // the sum is added to what out holds
-  // Of SPARSE4 and SPARSE8 in tiles of pairs, int8, at most kPairRows positions.
+  // Of SPARSE4 and SPARSE8 in tiles of pairs, with int8 activations.
   Matmul matmul_pairs[kSparseTypes];
 
   // Groups [begin, end) of row `row` of n, which has k numbers; x are theirs: scale = max|x| / 127

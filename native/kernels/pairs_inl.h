@@ -1,4 +1,4 @@
-// Products of one or two positions with tiles of pairs, at most two numbers in four columns.
+// Products of int8 activations with tiles of pairs, at most two numbers in four columns.
 // Numbers stay as they lie: what they are multiplied with is picked by their places, half as many
 // products as dense tiles take. The sums are the same integers, and floats are made of them in the
 // same order: the bits are those of dense tiles.
@@ -48,29 +48,41 @@ inline void multiply_pairs_group(const std::uint8_t* p, const Wide& scale, const
 }
 
 template <DType kType, int N>
-void multiply_pairs_tiles(const Packed& w, const float* bias, const Rows& in, float* out,
-                          std::size_t stride, std::size_t begin, std::size_t end) {
+void pairs_block(const Packed& w, const float* bias, Place x, float* out, std::size_t stride,
+                 std::size_t tile) {
   constexpr TileLayout at = pairs_layout(kType);
-  for (std::size_t tile = begin; tile < end; ++tile) {
-    const std::uint8_t* data = w.data + tile * w.tile_bytes;
-    Place x{in.quants.values, in.quants.scales, nullptr, nullptr, block_width(N), 0};
-    Wide acc[N];
-    for (Wide& a : acc) a = wide(0.0f);
-    for (std::size_t g = 0; g < w.cols / kGroup; ++g) {
-      const Wide scale = wide_half(data + at.pair_at(g) + g % 2 * kTileRows * 2);
-      multiply_pairs_group<kType>(data + at.group_at(g), scale, x, acc);
-      x.values += x.width * kGroup;
-      x.scales += x.width;
-    }
-    finish<false>(w, tile, bias, acc, N, out + (tile - begin) * kTileRows, stride);
+  const std::uint8_t* data = w.data + tile * w.tile_bytes;
+  Wide acc[N];
+  for (Wide& a : acc) a = wide(0.0f);
+  for (std::size_t g = 0; g < w.cols / kGroup; ++g) {
+    const Wide scale = wide_half(data + at.pair_at(g) + g % 2 * kTileRows * 2);
+    multiply_pairs_group<kType>(data + at.group_at(g), scale, x, acc);
+    x.values += x.width * kGroup;
+    x.scales += x.width;
   }
+  finish<false>(w, tile, bias, acc, N, out, stride);
 }
 
+// Positions two by two: what is picked for each leaves no registers for more.
 template <DType kType>
 void matmul_pairs(const Packed& w, const float* bias, const Rows& in, float* out,
                   std::size_t stride, std::size_t begin, std::size_t end) {
-  if (in.n == 1) multiply_pairs_tiles<kType, 1>(w, bias, in, out, stride, begin, end);
-  if (in.n == 2) multiply_pairs_tiles<kType, 2>(w, bias, in, out, stride, begin, end);
+  const std::size_t k = w.cols, groups = k / kGroup;
+  for (std::size_t tile = begin; tile < end; ++tile) {
+    for (std::size_t at = 0; at < in.n; at += kBlockRows) {
+      const std::size_t n = in.n - at < kBlockRows ? in.n - at : kBlockRows;
+      for (std::size_t i = 0; i < n; i += 2) {
+        const Place x{in.quants.values + at * k + i * kGroup, in.quants.scales + at * groups + i,
+                      nullptr, nullptr, block_width(n), 0};
+        float* to = out + (at + i) * stride + (tile - begin) * kTileRows;
+        if (i + 1 < n) {
+          pairs_block<kType, 2>(w, bias, x, to, stride, tile);
+        } else {
+          pairs_block<kType, 1>(w, bias, x, to, stride, tile);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -183,12 +183,11 @@ void expand_tile(const Packed& w, std::size_t tile, std::uint8_t* dense) {
 void multiply_pairs(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
                     bool int8, std::uint8_t* space, float* out, std::size_t stride,
                     std::size_t begin, std::size_t end) {
-  if (int8 && in.n <= kPairRows) {
-    const Matmul few = kernels.matmul_pairs[w.type == DType::kSparse8 ? 1 : 0];
-    return few(w, bias, in, out, stride, begin, end);
+  if (int8) {
+    const Matmul pairs = kernels.matmul_pairs[w.type == DType::kSparse8 ? 1 : 0];
+    return pairs(w, bias, in, out, stride, begin, end);
   }
-  const auto type = static_cast<std::size_t>(dense_of(w.type));
-  const Matmul dense = int8 ? kernels.matmul_int8[type] : kernels.matmul_float[type];
+  const Matmul dense = kernels.matmul_float[static_cast<std::size_t>(dense_of(w.type))];
   const std::size_t tile_bytes = dense_tile_bytes(w.type, w.cols);
   for (std::size_t tile = begin; tile < end; ++tile) {
     const std::size_t row = tile * kTileRows, rows = std::min(kTileRows, w.rows - row);

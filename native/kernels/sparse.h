@@ -50,8 +50,8 @@ void expand_tile(const Packed& w, std::size_t tile, std::uint8_t* dense);
 std::size_t dense_tile_bytes(DType type, std::size_t cols);
 
 // A product with tiles of pairs, as Matmul does it; `space` of dense_tile_bytes is the caller's.
-// One or two positions are multiplied with numbers as they lie; for more each tile is made dense.
-// Either way gives the bits of dense tiles.
+// Int8 activations are multiplied with numbers as they lie; for floats, the reference, each tile is
+// made dense. Either way gives the bits of dense tiles.
 void multiply_pairs(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
                     bool int8, std::uint8_t* space, float* out, std::size_t stride,
                     std::size_t begin, std::size_t end);
