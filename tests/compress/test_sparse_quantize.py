@@ -11,9 +11,10 @@ import torch
 from click.testing import CliRunner
 
 from miudo.cli.main import cli
+from miudo.compress.jobs import QuantizeJob
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.sparse import without_zeros
-from miudo.compress.verbs import run_quantize
+from miudo.compress.quantizing import run_quantize
 from miudo.decoder.decoder import Decoder
 from miudo.formats import open_model
 from miudo.formats.blocks import to_f32
@@ -68,13 +69,16 @@ def test_from_file_to_file(pruned: Decoder, tmp_path: Path) -> None:
         pruned.config, pruned.to_weights(), None, None, None, "LlamaForCausalLM", None
     )
     write_folder(folder, model)
+    rounding = NearestRounding(DType.Q4_0)
     made = {
-        sparse: run_quantize(folder, tmp_path / f"{sparse}.gguf", dtype=DType.Q4_0, sparse=sparse)
+        sparse: run_quantize(
+            QuantizeJob(folder, tmp_path / f"{sparse}.gguf", rounding, sparse=sparse)
+        )
         for sparse in (False, True)
     }
     found = {sparse: open_model(shrunk.path) for sparse, shrunk in made.items()}
-    assert made[True].record.settings["sparse"] is True
-    assert "sparse" not in made[False].record.settings
+    assert made[True].record.settings["stored_sparse"] is True
+    assert made[False].record.settings["stored_sparse"] is False
     assert found[True].architecture == "miudo"
     assert found[True].weights[NAME].dtype is DType.SPARSE4
     for name, tensor in found[False].weights.items():

@@ -26,7 +26,9 @@ from miudo.tensors import DType, StoredTensor
 
 __all__ = ["TRAINABLE", "Grid", "Held", "check_trainable", "holds_zero"]
 
-TRAINABLE = tuple(t for t, codec in CODECS.items() if codec.fit and "d" in (codec.fields.names or ()))
+TRAINABLE = tuple(
+    t for t, codec in CODECS.items() if codec.fit and "d" in (codec.fields.names or ())
+)
 """Types of blocks that training can round to: those with a float16 scale."""
 
 _GREATEST = 65504.0  # of float16
