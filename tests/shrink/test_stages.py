@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ class Work:
     """Stages that write their product and keep a list of what ran."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.ran, self.said = folder, [], []
+        self.folder = folder
+        self.ran: list[str] = []
+        self.said: list[str] = []
         self.broken: str | None = None
 
     def __call__(self, **settings: int) -> dict[str, float]:
         stages = [
-            Stage(n, f"make {n}", self.folder / n, lambda n=n: self._make(n)) for n in ("a", "b")
+            Stage(n, f"make {n}", self.folder / n, partial(self._make, n)) for n in ("a", "b")
         ]
         return run_stages(stages, self.folder, settings, self.said.append)
 
