@@ -102,7 +102,9 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
         )
     number, news = worker.next_number(), asyncio.Queue[Progress | MiudoError]()
     stream, began = TextStream(tokenizer, ask.stop, after=ask.prompt), time.perf_counter()
-    worker.submit(_request(number, worker, tokenizer, ask), news.put_nowait, deadline_s=ask.deadline_s)
+    worker.submit(
+        _request(number, worker, tokenizer, ask), news.put_nowait, deadline_s=ask.deadline_s
+    )
     made, first, reason = 0, began, None
     try:
         while reason is None:

@@ -108,7 +108,8 @@ class Worker:
                 self._scheduler.submit(request)
             except MiudoError as error:
                 self._count(-1)
-                self._post(lambda: sink(error))
+                told = error  # the name `error` ends with this block, the call comes later
+                self._post(lambda: sink(told))
                 return
             self._sinks[request.number] = sink
             if end is not None:
