@@ -210,10 +210,9 @@ def _prompts(given: Any, hosted: Hosted) -> tuple[tuple[int, ...], ...]:
 
 
 def _text_ids(hosted: Hosted, text: str) -> list[int]:
-    ids = hosted.text_ids(text)
-    if not ids:
+    if not text:
         raise FieldError("prompt", "is empty", remedy="Give some text to go on from")
-    return ids
+    return hosted.text_ids(text)
 
 
 def _ids(values: list[Any], hosted: Hosted, where: str) -> tuple[int, ...]:
