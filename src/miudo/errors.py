@@ -17,16 +17,20 @@ Read next: `miudo.cli.main`, which turns this tree into exit codes.
     ├── DataError                       training or evaluation text
     ├── CheckpointError                 a training run's saved state
     ├── RequestError                    ids, sampling settings, a conversation
+    ├── BusyError                       a server with as many requests as it takes
+    ├── DeadlineError                   an answer that came too late to be wanted
     └── TrainingError                   a run that diverged or was locked by another
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "CheckFailedError",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeadlineError",
     "MissingError",
     "MiudoError",
     "ModelFileError",
@@ -109,6 +113,14 @@ class CheckpointError(MiudoError):
 
 class RequestError(MiudoError):
     """Ids, sampling settings or a conversation that the engine refuses."""
+
+
+class BusyError(MiudoError):
+    """As many requests wait or run as the server takes, or it is closing."""
+
+
+class DeadlineError(MiudoError):
+    """A request whose time was over before its answer was whole."""
 
 
 class TrainingError(MiudoError):

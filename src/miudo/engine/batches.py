@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from miudo.errors import RequestError
-from miudo.protocol import Engine, SamplingSettings, SeqWork, StepOut
+from miudo.protocol import Engine, FloatArray, SamplingSettings, SeqWork, StepOut
 
-__all__ = ["Close", "Limits", "Open", "Plan", "Progress", "Request", "carry_out"]
+__all__ = ["Close", "Guide", "Limits", "Open", "Plan", "Progress", "Request", "carry_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,26 @@ class Limits:
             )
 
 
+class Guide(Protocol):
+    """How a request draws where that hangs on what it drew: a grammar, or penalties."""
+
+    def choice(self) -> tuple[SamplingSettings, npt.NDArray[np.bool_] | None]:
+        """Returns settings and mask bool [V] of the next draw."""
+        ...
+
+    def take(self, token: int) -> bool:
+        """Takes in what was drawn; returns whether nothing can follow it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A text to go on with; `number` is the caller's and nobody else's while it runs.
 
-    `mask` is bool [V], True for ids that may be drawn.
+    `mask` is bool [V], True for ids that may be drawn; a `guide` stands in for it and `sampling`.
+    Only requests of one `scope` begin with each other's positions: how soon an answer comes must
+    not tell what somebody else asked. With `logits` each token comes with the row it was drawn
+    from.
     """
 
     number: int
@@ -62,6 +78,9 @@ class Request:
     eos_ids: tuple[int, ...] = ()
     adapter: str | None = None
     mask: npt.NDArray[np.bool_] | None = None
+    guide: Guide | None = None
+    scope: str = ""
+    logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +115,15 @@ class Plan:
 class Progress:
     """New tokens of a request, and with the last why it ended.
 
-    `finish_reason` is "stop", after an end token that is among the tokens, or "length".
+    `finish_reason` is "stop", after an end token that is among the tokens or where a guide ends,
+    or "length". `logprobs` are the tokens', `logits` [V] the row of the last, where asked for.
     """
 
     number: int
     tokens: tuple[int, ...]
     finish_reason: str | None = None
+    logprobs: tuple[float, ...] = ()
+    logits: FloatArray | None = None
 
 
 def carry_out(engine: Engine, plan: Plan, conversations: dict[int, int]) -> list[StepOut]:

@@ -40,11 +40,16 @@ class _Sequence:
         """How many ids the engine has not taken in: one of a sequence that draws every step."""
         return len(self.ids) - len(self.held)
 
+    @property
+    def kin(self) -> tuple[str | None, str]:
+        """Adapter and scope: among equals positions are shared."""
+        return self.request.adapter, self.request.scope
+
 
 @dataclass(frozen=True)
 class _Kept:
     ids: list[int]
-    adapter: str | None
+    kin: tuple[str | None, str]
 
 
 class Scheduler:
@@ -129,8 +134,11 @@ class Scheduler:
         takes = self._fitted()
         self._planned = [(s, self._work(s, n)) for s, n in takes.items()]
         for at, (sequence, work) in enumerate(self._planned):
-            if drafts and sequence.request.number in drafts and sequence.pending == 1:
-                draft = drafts[sequence.request.number]
+            request = sequence.request
+            if not drafts or request.guide is not None or request.logits:
+                continue
+            if request.number in drafts and sequence.pending == 1:
+                draft = drafts[request.number]
                 self._planned[at] = (sequence, self._drafted(sequence, work, draft))
         changes, self._changes = tuple(self._changes), []
         works = tuple(work for _, work in self._planned)
@@ -148,15 +156,16 @@ class Scheduler:
             if sequence.stopped:
                 self._retire(sequence)
             elif out.tokens:
-                news.append(self._written(sequence, out.tokens))
+                news.append(self._written(sequence, out))
         return news
 
-    def _written(self, sequence: _Sequence, drawn: Sequence[int]) -> Progress:
-        tokens, reason = [], None
-        for token in drawn:
+    def _written(self, sequence: _Sequence, out: StepOut) -> Progress:
+        tokens, reason, guide = [], None, sequence.request.guide
+        for token in out.tokens:
             tokens.append(token)
             sequence.drawn += 1
-            if token in sequence.request.eos_ids:
+            ended = guide is not None and guide.take(token)
+            if ended or token in sequence.request.eos_ids:
                 reason = "stop"
             elif sequence.drawn == sequence.limit:
                 reason = "length"
@@ -165,7 +174,8 @@ class Scheduler:
         sequence.ids += tokens
         if reason:
             self._retire(sequence)
-        return Progress(sequence.request.number, tuple(tokens), reason)
+        logprobs = out.logprobs[: len(tokens)]
+        return Progress(sequence.request.number, tuple(tokens), reason, logprobs, out.logits)
 
     # Requests come in.
 
@@ -192,10 +202,10 @@ class Scheduler:
 
     def _longest_held(self, sequence: _Sequence) -> tuple[int | None, int]:
         """Returns the slot that begins as the sequence does, and how far: not to its last id."""
-        wanted, adapter = sequence.ids[:-1], sequence.request.adapter
-        found = [(_common(k.ids, wanted), s) for s, k in self._kept.items() if k.adapter == adapter]
+        wanted, kin = sequence.ids[:-1], sequence.kin
+        found = [(_common(k.ids, wanted), s) for s, k in self._kept.items() if k.kin == kin]
         for other in self._running:
-            if other.request.adapter == adapter:
+            if other.kin == kin:
                 found.append((_common(other.held, wanted), other.slot))
         length, slot = max(found, default=(0, 0))
         return (slot, length) if length else (None, 0)
@@ -207,7 +217,7 @@ class Scheduler:
             len(other.held) < (common := _common(other.ids, wanted))
             and common >= length + self._limits.page_positions
             for other in self._running
-            if other.request.adapter == sequence.request.adapter
+            if other.kin == sequence.kin
         )
 
     def _have_room(self, sequences: Sequence[_Sequence], slot: int) -> bool:
@@ -251,15 +261,16 @@ class Scheduler:
 
     def _work(self, sequence: _Sequence, n: int) -> SeqWork:
         start, request = len(sequence.held), sequence.request
-        whole = n == sequence.pending
-        return SeqWork(
-            sequence.slot,
-            sequence.ids[start : start + n],
-            Want.SAMPLE if whole else Want.NOTHING,
-            request.sampling,
-            request.mask if whole else None,
-            request.adapter,
-        )
+        ids = sequence.ids[start : start + n]
+        if n < sequence.pending:
+            return SeqWork(
+                sequence.slot, ids, Want.NOTHING, request.sampling, None, request.adapter
+            )
+        want = Want.SAMPLE | Want.LAST_LOGITS if request.logits else Want.SAMPLE
+        sampling, mask = request.sampling, request.mask
+        if request.guide is not None:
+            sampling, mask = request.guide.choice()
+        return SeqWork(sequence.slot, ids, want, sampling, mask, request.adapter)
 
     def _drafted(self, sequence: _Sequence, work: SeqWork, draft: Sequence[int]) -> SeqWork:
         taken = sum(len(other.ids) for _, other in self._planned)
@@ -296,9 +307,9 @@ class Scheduler:
         if not sequence.held:
             self._close(sequence.slot)
             return
-        mine = _Kept(sequence.held, sequence.request.adapter)
+        mine = _Kept(sequence.held, sequence.kin)
         for slot, other in list(self._kept.items()):
-            if other.adapter != mine.adapter:
+            if other.kin != mine.kin:
                 continue
             common = _common(other.ids, mine.ids)
             if common == len(mine.ids):  # the other has it all

@@ -55,10 +55,12 @@ def load_model(
     adapter: Path | None = None,
     context: int | None = None,
     dtype: DType | None = None,
+    cache_bytes: int | None = None,
 ) -> LoadedModel:
     """Returns the model at `path` on the native engine, or on PyTorch as its twin.
 
     With `dtype` matrices are held as that type, as a GGUF file of it would hold them.
+    `cache_bytes` bounds the native engine's keys and values.
     Texts of `context` tokens must fit, see `ModelConfig.with_context`, and of fewer. Raises
     ConfigError for one beyond the model's, TokenizerError for a model without a tokenizer,
     ModelFileError for a damaged one, or an `adapter` that was made for another model or
@@ -67,7 +69,7 @@ def load_model(
     tensors: list[_Tensors] = []
 
     def build() -> AdaptableEngine:
-        return _engine(tensors[0], engine, threads, activations, context)
+        return _engine(tensors[0], engine, threads, activations, context, cache_bytes)
 
     with _Beside[AdaptableEngine]() as beside:
 
@@ -165,13 +167,20 @@ def _engine(
     threads: int | None,
     activations: Activations,
     context: int | None,
+    cache_bytes: int | None,
 ) -> AdaptableEngine:
     # What the model has anyway is not taken from it: tasks may need more than was thought of.
     context = max(context or 0, model.config.with_context().max_positions)
     if kind == "native":
-        from miudo.engine.native import NativeEngine
+        from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
 
-        return NativeEngine(model, threads=threads, activations=activations, context=context)
+        return NativeEngine(
+            model,
+            threads=threads,
+            activations=activations,
+            cache_bytes=cache_bytes or DEFAULT_CACHE_BYTES,
+            context=context,
+        )
     if kind == "torch":
         import torch
 

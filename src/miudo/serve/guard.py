@@ -1,0 +1,113 @@
+"""Who may ask: hosts, origins, keys, and how much a request may carry.
+
+For: one check before any route is looked up, the same for every spelling of a path.
+Not for: what a route does.
+Read next: `miudo.serve.app`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from miudo.serve.replies import json_reply
+
+__all__ = ["Guard", "hashed"]
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""What may be asked without a key: whether the server is there."""
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_MAX_KEY = 1024
+
+
+def hashed(key: str) -> bytes:
+    """Returns what is kept of a key."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+class Guard:
+    """Answers in the application's place where a request may not pass.
+
+    `keys` are hashes; without any, everybody on this machine may ask. `hosts` are names that a
+    Host header may have beside this machine's: others come from a page that was told that its
+    own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, keys: Sequence[bytes] = (), hosts: Iterable[str] = ()
+    ) -> None:
+        self._app, self._keys = app, tuple(keys)
+        self._hosts = frozenset((*_LOCAL, *hosts))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request through, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        refusal = self._refusal(scope["path"], headers)
+        if refusal is not None:
+            status, message, code = refusal
+            body = {
+                "message": message,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": code,
+            }
+            await json_reply({"error": body}, status)(scope, receive, send)
+            return
+        key = _key(headers)
+        scope["miudo.scope"] = hashed(key).hex() if self._keys and key else ""
+        await self._app(scope, receive, send)
+
+    def _refusal(
+        self, path: str, headers: Sequence[tuple[bytes, bytes]]
+    ) -> tuple[int, str, str] | None:
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or _without_port(hosts[0]) not in self._hosts:
+            return 421, "the Host header names no host of this server", "wrong_host"
+        for origin in (value for name, value in headers if name == b"origin"):
+            if not self._is_own(origin):
+                return 403, "pages of other origins may not ask", "wrong_origin"
+        if self._keys and path not in OPEN_PATHS and not self._known(_key(headers)):
+            return 401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key"
+        return None
+
+    def _is_own(self, origin: bytes) -> bool:
+        scheme, _, host = origin.decode("latin-1").partition("://")
+        return scheme in ("http", "https") and _without_port(host.encode()) in self._hosts
+
+    def _known(self, key: str | None) -> bool:
+        given = hashed(key or "")
+        # Every key is compared, whole, so that time tells neither which nor how far.
+        found = [hmac.compare_digest(given, known) for known in self._keys]
+        return key is not None and any(found)
+
+
+def _without_port(host: bytes) -> str:
+    text = host.decode("latin-1").lower()
+    if text.startswith("["):
+        end = text.find("]") + 1
+        name, rest = text[:end], text[end:]
+    else:
+        name, colon, port = text.partition(":")
+        rest = colon + port
+    fine = rest == "" or (rest.startswith(":") and rest[1:].isascii() and rest[1:].isdigit())
+    return name if fine else ""
+
+
+def _key(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    found: list[Any] = []
+    for name, value in headers:
+        text = value.decode("latin-1")
+        if name == b"authorization" and text[:7].lower() == "bearer ":
+            found.append(text[7:].strip())
+        elif name == b"x-api-key":
+            found.append(text.strip())
+    if len(found) != 1 or not 0 < len(found[0]) <= _MAX_KEY:
+        return None
+    return str(found[0])

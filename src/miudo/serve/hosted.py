@@ -1,0 +1,109 @@
+"""A model that is served: engine thread, tokenizer, template, and what its memory holds.
+
+For: opening a path under a name, with the memory of keys and values planned before.
+Not for: which models are open (`miudo.serve.house`) or answers (`miudo.serve.answering`).
+Read next: `miudo.serve.answering`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from miudo.engine.batches import Limits
+from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
+from miudo.errors import RequestError
+from miudo.evaluate.loading import LoadedModel, load_model
+from miudo.protocol import Message
+from miudo.serve.worker import Post, Worker
+from miudo.text.chat import ChatTemplate, encode_chat
+from miudo.text.prompt import begun, model_template
+
+__all__ = ["HostSettings", "Hosted", "open_hosted"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """How a model is run; `max_waiting` requests wait beside `max_sequences` that run.
+
+    `cache_bytes` bounds keys and values of all requests, finished ones that others may begin
+    with included. A step takes in at most `step_positions`.
+    """
+
+    threads: int | None = None
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    max_sequences: int = 32
+    max_waiting: int = 64
+    step_positions: int = 256
+
+
+@dataclass(eq=False)
+class Hosted:
+    """A model under `name`; `created` is when it was opened, in seconds since 1970."""
+
+    name: str
+    loaded: LoadedModel
+    worker: Worker
+    created: int
+    template: ChatTemplate | None
+    adapters: tuple[str, ...] = ()
+    fingerprint: str = field(default_factory=lambda: secrets.token_hex(6))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return self.loaded.model.config.eos_ids
+
+    @property
+    def token_mask(self) -> npt.NDArray[np.bool_] | None:
+        """Bool [V], False for rows of the vocabulary that are no tokens; None if all are."""
+        size, tokens = self.loaded.engine.config.vocab_size, self.loaded.tokenizer.vocab_size
+        return None if tokens >= size else np.arange(size) < tokens
+
+    @property
+    def context(self) -> int:
+        """Positions of prompt and answer together."""
+        return self.loaded.engine.config.max_positions
+
+    def now(self) -> int:
+        """Returns the time that replies carry, in seconds since 1970."""
+        return int(time.time())
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Returns a conversation's ids. Raises RequestError where there is no chat template."""
+        if self.template is None:
+            raise RequestError(
+                f"{self.name} has no chat template", remedy="Use /v1/completions, or another model"
+            )
+        ids = encode_chat(self.loaded.tokenizer, self.template, messages)
+        return begun(ids, self.loaded.model.config)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Returns a plain text's ids, begun as the model wants."""
+        return begun(self.loaded.tokenizer.encode(text), self.loaded.model.config)
+
+
+def open_hosted(name: str, path: Path, settings: HostSettings, *, post: Post) -> Hosted:
+    """Opens the model at `path`. Raises what `load_model` raises."""
+    loaded = load_model(path, threads=settings.threads, cache_bytes=settings.cache_bytes)
+    engine = loaded.engine
+    assert isinstance(engine, NativeEngine)  # what load_model makes unless told otherwise
+    limits = Limits(
+        context=engine.config.max_positions,
+        pages=settings.cache_bytes // engine.page_bytes,
+        page_positions=engine.page_positions,
+        max_positions=max(settings.step_positions, settings.max_sequences),
+        max_sequences=settings.max_sequences,
+    )
+    worker = Worker(engine, limits, max_waiting=settings.max_waiting, post=post)
+    source = loaded.model.chat_template
+    template = None
+    if source is not None:
+        template = model_template(loaded.tokenizer, loaded.model.config, source)
+    return Hosted(name, loaded, worker, int(time.time()), template)

@@ -1,0 +1,95 @@
+"""From what a request says to asks, and from answers to usage and timings.
+
+For: what chat and completions do alike.
+Not for: their shapes of reply.
+Read next: `miudo.serve.answering`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from miudo.engine.guides import Guided
+from miudo.serve.answering import Answer, Ask, Piece, answer
+from miudo.serve.fields import FieldError
+from miudo.serve.hosted import Hosted
+from miudo.serve.openai.sampling import Drawing
+
+__all__ = ["asks", "gathered", "timings", "usage"]
+
+
+def asks(
+    hosted: Hosted, prompt: Sequence[int], drawing: Drawing, *, top: int | None, scope: str
+) -> tuple[Ask, ...]:
+    """Returns an ask for each choice; each has random numbers of its own.
+
+    Raises FieldError with both counts where prompt and max_tokens are more than the context.
+    """
+    room = hosted.context - len(prompt)
+    wanted = drawing.max_tokens
+    if room < 1 or (wanted is not None and wanted > room):
+        rest = "" if wanted is None else f" and {wanted} new ones are wanted"
+        raise FieldError(
+            None,
+            f"the prompt has {len(prompt)} tokens{rest}, the model has {hosted.context} positions",
+            remedy="Shorten the prompt" + ("" if wanted is None else ", or ask for fewer tokens"),
+        )
+    made = []
+    for i in range(drawing.n):
+        sampling = dataclasses.replace(drawing.sampling, request=i)
+        guide = None
+        if drawing.penalties is not None:
+            guide = Guided(sampling, penalties=drawing.penalties, mask=hosted.token_mask)
+        made.append(
+            Ask(
+                prompt=prompt,
+                max_tokens=wanted or room,
+                sampling=sampling,
+                stop=drawing.stop,
+                eos_ids=hosted.eos_ids,
+                top=top,
+                guide=guide,
+                scope=scope,
+            )
+        )
+    return tuple(made)
+
+
+async def gathered(hosted: Hosted, asked: Sequence[Ask]) -> list[Answer]:
+    """Returns the whole answers, in order; where one fails the others are given up."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_whole(hosted, ask)) for ask in asked]
+    return [task.result() for task in tasks]
+
+
+def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
+    """Returns the counts of all choices together; the prompt counts once."""
+    new = sum(last.new_tokens for last in lasts)
+    prompt = lasts[0].prompt_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+
+def timings(last: Piece) -> dict[str, float]:
+    """Returns milliseconds and rates, named as llama.cpp's server names them."""
+    assert last.timings is not None
+    first, rest = last.timings.first_token_s, last.timings.rest_s
+    return {
+        "prompt_n": last.prompt_tokens,
+        "prompt_ms": round(first * 1e3, 3),
+        "prompt_per_second": round(last.prompt_tokens / max(first, 1e-9), 2),
+        "predicted_n": last.new_tokens,
+        "predicted_ms": round(rest * 1e3, 3),
+        "predicted_per_second": round(max(0, last.new_tokens - 1) / max(rest, 1e-9), 2),
+    }
+
+
+async def _whole(hosted: Hosted, ask: Ask) -> Answer:
+    text, chances = "", []
+    async for piece in answer(hosted.worker, hosted.loaded.tokenizer, ask):
+        text += piece.text
+        chances += piece.chances
+        last = piece
+    return Answer(text, tuple(chances), last)

@@ -1,0 +1,267 @@
+"""The one thread that runs an engine, and the one queue before it.
+
+For: requests from many clients that share steps: they join and leave between two of them, and
+each gets the tokens that it would get alone.
+Not for: which step comes next (`miudo.engine.scheduler`) or text (`miudo.serve.answering`).
+Read next: `miudo.serve.answering`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from miudo.engine.batches import Limits, Progress, Request, carry_out
+from miudo.engine.scheduler import Scheduler
+from miudo.errors import BusyError, DeadlineError, MiudoError
+from miudo.protocol import Engine
+
+__all__ = ["Load", "Sink", "Worker"]
+
+_T = TypeVar("_T")
+
+Sink = Callable[[Progress | MiudoError], None]
+"""Is given a request's news, in order; an error is the last of them."""
+
+Post = Callable[[Callable[[], None]], None]
+"""Runs a function where sinks may be called, such as `loop.call_soon_threadsafe`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much there is to do now, and how much was done since the start."""
+
+    waiting: int
+    running: int
+    pages_used: int
+    steps: int
+    prompt_tokens: int
+    new_tokens: int
+    reused_tokens: int
+    preempted: int
+
+
+class Worker:
+    """Runs `engine` on a thread of its own under `limits`.
+
+    `max_waiting` requests wait beside those that run; one more is refused with BusyError. News
+    of one step reach `post` as one function. Methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        *,
+        max_waiting: int = 64,
+        post: Post = lambda deliver: deliver(),
+    ) -> None:
+        self.engine, self.limits = engine, limits
+        self._most = limits.max_sequences + max_waiting
+        self._post = post
+        self._scheduler = Scheduler(limits)
+        self._conversations: dict[int, int] = {}
+        self._sinks: dict[int, Sink] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._wake = threading.Condition()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._closing: float | None = None  # when what is left is given up
+        self._failure: BaseException | None = None
+        self._numbers = self._open = 0
+        self._steps = self._read = self._drawn = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are worked on; False for good after the engine failed."""
+        return self._failure is None and self._thread.is_alive()
+
+    def load(self) -> Load:
+        """Returns what is going on; numbers of one moment, but not of one instant."""
+        s = self._scheduler
+        counts = (s.waiting, s.running, s.pages_used, self._steps, self._read, self._drawn)
+        return Load(*counts, s.reused, s.preempted)
+
+    def next_number(self) -> int:
+        """Returns a number for a request that no other has."""
+        with self._wake:
+            self._numbers += 1
+            return self._numbers
+
+    def submit(self, request: Request, sink: Sink, *, deadline_s: float | None = None) -> None:
+        """Takes a request in; its news come to `sink`. `deadline_s` counts from now.
+
+        Raises BusyError where too many wait or the server closes. A request that could never run
+        is told so through its sink.
+        """
+        end = None if deadline_s is None else time.monotonic() + deadline_s
+
+        def take() -> None:
+            try:
+                self._scheduler.submit(request)
+            except MiudoError as error:
+                self._count(-1)
+                told = error  # the name `error` ends with this block, the call comes later
+                self._post(lambda: sink(told))
+                return
+            self._sinks[request.number] = sink
+            if end is not None:
+                heapq.heappush(self._deadlines, (end, request.number))
+
+        with self._wake:
+            if not self.alive or self._closing is not None:
+                raise BusyError("the server is closing", remedy="Ask another, or later")
+            if self._open >= self._most:
+                raise BusyError(
+                    f"{self._open} requests wait or run, as many as are taken",
+                    remedy="Try again in a moment",
+                )
+            self._open += 1
+            self._orders.append(take)
+            self._wake.notify()
+
+    def cancel(self, number: int) -> None:
+        """Ends a request whose news nobody wants any more; one that has ended is no error."""
+        self._order(lambda: self._drop(number))
+
+    def call(self, work: Callable[[Engine], _T]) -> Future[_T]:
+        """Runs `work` on the engine between two steps; what it raises is the future's.
+
+        Every request waits meanwhile: long work is to be cut in pieces.
+        """
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work(self.engine))
+            except Exception as error:  # noqa: BLE001 - the caller's, raised where it waits
+                future.set_exception(error)
+
+        if not self._order(run):
+            future.set_exception(BusyError("the server is closing"))
+        return future
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Takes no more requests, gives those that run `drain_s` to end, waits for the thread."""
+        with self._wake:
+            self._closing = time.monotonic() + drain_s
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _order(self, order: Callable[[], None]) -> bool:
+        with self._wake:
+            if not self.alive:
+                return False
+            self._orders.append(order)
+            self._wake.notify()
+            return True
+
+    def _count(self, change: int) -> None:
+        with self._wake:
+            self._open += change
+
+    # What follows runs on the engine's thread alone.
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+            self._give_up(BusyError("the server closed before the answer was whole"))
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            self._failure = error
+            self._give_up(MiudoError(f"the engine failed ({type(error).__name__})"))
+
+    def _turn(self) -> bool:
+        """Does what was ordered and one step; returns False when it is time to end."""
+        for order in self._take_orders():
+            order()
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            number = heapq.heappop(self._deadlines)[1]
+            if number in self._sinks:
+                self._fail(number, DeadlineError("the time given for the answer is over"))
+        if self._closing is not None and (not self._sinks or now >= self._closing):
+            return False
+        self._step()
+        return True
+
+    def _take_orders(self) -> list[Callable[[], None]]:
+        with self._wake:
+            while not (self._orders or self._busy() or self._closing is not None):
+                self._wake.wait()
+            orders = list(self._orders)
+            self._orders.clear()
+            return orders
+
+    def _busy(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def _step(self) -> None:
+        plan = self._scheduler.plan()
+        if not (plan.work or plan.changes):
+            return
+        try:
+            outs = carry_out(self.engine, plan, self._conversations)
+        except MiudoError as error:
+            self._blame(plan.numbers, error)
+            return
+        self._steps += 1
+        news = self._scheduler.settle(outs)
+        drawn = sum(len(progress.tokens) for progress in news)
+        self._drawn += drawn
+        self._read += sum(len(work.ids) for work in plan.work) - drawn
+        self._deliver(news)
+
+    def _blame(self, numbers: tuple[int, ...], error: MiudoError) -> None:
+        """The youngest goes: with fewer the next step may do, and it is the last to be blamed."""
+        if not numbers:
+            raise error
+        self._fail(numbers[-1], error)
+
+    def _deliver(self, news: list[Progress]) -> None:
+        calls = [(self._sinks[p.number], p) for p in news if p.number in self._sinks]
+        for progress in news:
+            if progress.finish_reason and self._sinks.pop(progress.number, None):
+                self._count(-1)
+        if calls:
+            self._post(lambda: _tell(calls))
+
+    def _fail(self, number: int, error: MiudoError) -> None:
+        sink = self._sinks[number]
+        self._drop(number)
+        self._post(lambda: sink(error))
+
+    def _drop(self, number: int) -> None:
+        self._scheduler.stop(number)
+        if self._sinks.pop(number, None) is not None:
+            self._count(-1)
+
+    def _give_up(self, error: MiudoError) -> None:
+        with self._wake:
+            orders, sinks = list(self._orders), list(self._sinks.values())
+            self._orders.clear()
+            self._sinks.clear()
+            if self._closing is None:
+                self._closing = time.monotonic()
+        self._failure = self._failure or error
+        for order in orders:  # a submit gets its sink, a call its answer
+            order()
+        sinks += self._sinks.values()
+        if sinks:
+            calls: list[tuple[Sink, Any]] = [(sink, error) for sink in sinks]
+            self._post(lambda: _tell(calls))
+
+
+def _tell(calls: list[tuple[Sink, Any]]) -> None:
+    for sink, item in calls:
+        sink(item)

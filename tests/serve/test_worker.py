@@ -1,0 +1,229 @@
+"""The engine's thread: requests beside each other get what they get alone, and all of them end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from miudo.config import ModelConfig
+from miudo.engine.batches import Limits, Progress, Request
+from miudo.engine.fake import FakeEngine, babble
+from miudo.errors import BusyError, DeadlineError, MiudoError, RequestError
+from miudo.protocol import SamplingSettings
+from miudo.serve.worker import Worker
+
+V = 23
+CONFIG = ModelConfig.uniform(
+    n_layers=1, d_model=8, n_heads=1, d_ff=8, vocab_size=V, max_positions=60
+)
+LIMITS = Limits(context=60, pages=64, page_positions=4, max_positions=16, max_sequences=4)
+
+
+class Sink:
+    """Gathers a request's news; `wait` returns when its last came."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.error: MiudoError | None = None
+        self.reason: str | None = None
+        self._done = threading.Event()
+
+    def __call__(self, item: Progress | MiudoError) -> None:
+        assert not self._done.is_set(), "news after the last"
+        if isinstance(item, MiudoError):
+            self.error = item
+        else:
+            self.tokens += item.tokens
+            self.reason = item.finish_reason
+        if self.error or self.reason:
+            self._done.set()
+
+    def wait(self) -> Sink:
+        assert self._done.wait(20), "the request never ended"
+        return self
+
+
+class Gated:
+    """A fake engine that steps only while its gate is open, and can be told to fail."""
+
+    def __init__(self) -> None:
+        self.inner = FakeEngine(CONFIG, babble(V))
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: BaseException | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def step(self, batch: Any) -> Any:
+        if batch:
+            assert self.gate.wait(20)
+            if self.error is not None:
+                raise self.error
+        return self.inner.step(batch)
+
+
+@pytest.fixture
+def engine() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+def worker(engine: Gated) -> Iterator[Worker]:
+    made = Worker(engine, LIMITS, max_waiting=2)
+    yield made
+    engine.gate.set()
+    made.close()
+
+
+def ask(worker: Worker, prompt: list[int], n: int = 8, **rest: Any) -> tuple[int, Sink]:
+    number, sink = worker.next_number(), Sink()
+    deadline = rest.pop("deadline_s", None)
+    sampling = SamplingSettings(temperature=1.0, seed=sum(prompt))
+    worker.submit(Request(number, prompt, n, sampling, **rest), sink, deadline_s=deadline)
+    return number, sink
+
+
+def test_company_changes_no_token(worker: Worker, engine: Gated) -> None:
+    prompts = [[i + 1, 2, 3, *range(i)] for i in range(6)]
+    alone = [ask(worker, p)[1].wait().tokens for p in prompts]
+    engine.gate.clear()
+    sinks = [ask(worker, p)[1] for p in prompts]
+    engine.gate.set()
+    assert [s.wait().tokens for s in sinks] == alone
+    assert all(s.reason == "length" for s in sinks)
+    assert worker.load().new_tokens == 6 * 2 * 8
+
+
+def test_too_many_are_refused_at_once_and_later_ones_taken(worker: Worker, engine: Gated) -> None:
+    engine.gate.clear()
+    sinks = [ask(worker, [i + 1])[1] for i in range(6)]
+    start = time.monotonic()
+    with pytest.raises(BusyError, match="6 requests"):
+        ask(worker, [1])
+    assert time.monotonic() - start < 1.0
+    engine.gate.set()
+    for sink in sinks:
+        sink.wait()
+    assert len(ask(worker, [1])[1].wait().tokens) == 8
+
+
+def test_a_cancelled_request_frees_its_place_and_says_no_more(
+    worker: Worker, engine: Gated
+) -> None:
+    engine.gate.clear()
+    asked = [ask(worker, [i + 1], 30) for i in range(6)]
+    number, sink = asked[0]
+    worker.cancel(number)
+    engine.gate.set()
+    for _, other in asked[1:]:
+        other.wait()
+    assert sink.reason is None
+    assert sink.error is None
+    assert worker.load().running == worker.load().waiting == 0
+    assert len(ask(worker, [1])[1].wait().tokens) == 8
+
+
+def test_a_deadline_ends_a_request(worker: Worker, engine: Gated) -> None:
+    engine.gate.clear()
+    _, late = ask(worker, [1, 2], deadline_s=0.01)
+    _, other = ask(worker, [3, 4])
+    time.sleep(0.05)
+    engine.gate.set()
+    assert isinstance(late.wait().error, DeadlineError)
+    assert len(other.wait().tokens) == 8
+
+
+def test_an_impossible_request_is_told_so(worker: Worker) -> None:
+    _, sink = ask(worker, list(range(V)) * 3)
+    assert isinstance(sink.wait().error, RequestError)
+    assert len(ask(worker, [1])[1].wait().tokens) == 8
+
+
+def test_a_step_that_is_refused_costs_the_youngest_only(worker: Worker, engine: Gated) -> None:
+    engine.gate.clear()
+    first, second = ask(worker, [1, 2])[1], ask(worker, [3, 4])[1]
+    time.sleep(0.05)
+    engine.error = RequestError("no")
+    threading.Timer(0.05, lambda: setattr(engine, "error", None)).start()
+    real, calls = engine.inner.step, []
+
+    def once(batch: Any) -> Any:
+        calls.append(len(batch))
+        if len(batch) == 2:
+            raise RequestError("two are too many")
+        return real(batch)
+
+    engine.error = None
+    engine.inner.step = once  # type: ignore[method-assign]
+    engine.gate.set()
+    ends = [first.wait(), second.wait()]
+    assert ends[0].error is None or ends[1].error is None
+    assert ends[0].reason == "length"
+
+
+def test_a_dying_engine_fails_everybody_and_takes_nobody(worker: Worker, engine: Gated) -> None:
+    engine.gate.clear()
+    sinks = [ask(worker, [i + 1])[1] for i in range(6)]
+    engine.error = ZeroDivisionError("oh")
+    engine.gate.set()
+    for sink in sinks:
+        assert sink.wait().error is not None
+    assert not worker.alive
+    with pytest.raises(BusyError):
+        ask(worker, [1])
+    assert isinstance(worker.call(lambda _: 1).exception(timeout=5), BusyError)
+
+
+def test_calls_run_between_steps(worker: Worker) -> None:
+    assert worker.call(lambda e: e.config.vocab_size).result(timeout=5) == V
+    with pytest.raises(ZeroDivisionError):
+        worker.call(lambda _: 1 / 0).result(timeout=5)
+    assert worker.alive
+
+
+def test_closing_lets_running_ones_end(engine: Gated) -> None:
+    worker = Worker(engine, LIMITS)
+    sinks = [ask(worker, [i + 1])[1] for i in range(6)]
+    worker.close(drain_s=20)
+    assert [s.wait().reason for s in sinks] == ["length"] * 6
+
+
+def test_closing_at_once_tells_everybody(engine: Gated) -> None:
+    worker = Worker(engine, LIMITS)
+    engine.gate.clear()
+    sinks = [ask(worker, [i + 1], 50)[1] for i in range(6)]
+    threading.Timer(0.05, engine.gate.set).start()
+    worker.close()
+    assert all(isinstance(s.wait().error, BusyError) for s in sinks)
+
+
+def test_scopes_share_no_positions(worker: Worker) -> None:
+    prompt = list(range(1, 20))
+    ask(worker, prompt, scope="a")[1].wait()
+    ask(worker, prompt, scope="b")[1].wait()
+    assert worker.load().reused_tokens == 0
+    ask(worker, prompt, scope="a")[1].wait()
+    assert worker.load().reused_tokens > 0
+
+
+def test_guides_choose_each_draw(worker: Worker) -> None:
+    class Countdown:
+        def __init__(self) -> None:
+            self.left = [5, 4, 3]
+
+        def choice(self) -> tuple[SamplingSettings, Any]:
+            return SamplingSettings(), np.arange(V) == self.left[0]
+
+        def take(self, token: int) -> bool:
+            assert token == self.left.pop(0)
+            return not self.left
+
+    sink = ask(worker, [1, 2], guide=Countdown(), logits=True)[1].wait()
+    assert sink.tokens == [5, 4, 3]
+    assert sink.reason == "stop"
