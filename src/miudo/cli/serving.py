@@ -8,7 +8,9 @@ Read next: `miudo.serve.run`.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -59,22 +61,24 @@ def serve(
     port: int,
     key_file: Path | None,
     allow_host: tuple[str, ...],
-    threads: int | None,
-    parallel: int,
-    queue: int,
-    cache_mb: int | None,
-    drain: float,
     as_json: bool,
+    **running: Any,
 ) -> None:
     """Serve MODEL, or the model inside the package, over HTTP.
 
     Clients of OpenAI's protocol take http://127.0.0.1:4470/v1 as their base URL.
     """
+    from miudo.engine.native import DEFAULT_CACHE_BYTES
     from miudo.serve import run
     from miudo.serve.hosted import HostSettings
 
-    memory = {} if cache_mb is None else {"cache_bytes": cache_mb * 10**6}
-    settings = HostSettings(threads=threads, max_sequences=parallel, max_waiting=queue, **memory)
+    cache = running["cache_mb"]
+    settings = HostSettings(
+        threads=running["threads"],
+        cache_bytes=DEFAULT_CACHE_BYTES if cache is None else cache * 10**6,
+        max_sequences=running["parallel"],
+        max_waiting=running["queue"],
+    )
     job = run.ServeJob(
         models=_named(models),
         address=address,
@@ -82,7 +86,7 @@ def serve(
         keys=_keys(key_file),
         hosts=allow_host,
         host=settings,
-        drain_s=drain,
+        drain_s=running["drain"],
     )
     run.serve(job, ready=lambda url: _say(url, job.models, as_json=as_json))
 
@@ -113,7 +117,7 @@ def _keys(file: Path | None) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _say(url: str, models: dict[str, Path], *, as_json: bool) -> None:
+def _say(url: str, models: Mapping[str, Path], *, as_json: bool) -> None:
     from miudo.cli.options import emit
 
     value = {"schema": 1, "url": url, "models": list(models)}

@@ -46,7 +46,7 @@ class LoadedModel:
     adapter: str | None = None
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - one path, and how it is to run; each has a default
     path: Path,
     *,
     engine: EngineKind = "native",

@@ -121,21 +121,19 @@ def _scope(request: Request) -> str:
 
 
 async def _told(_: Request, error: Exception) -> Response:
-    assert isinstance(error, MiudoError)
-    return failure(error)
+    return failure(error if isinstance(error, MiudoError) else MiudoError(""))
 
 
 async def _first_told(request: Request, error: Exception) -> Response:
     """Of answers made beside each other the first that failed speaks for all."""
-    assert isinstance(error, ExceptionGroup)
-    first = error.exceptions[0]
-    return failure(first) if isinstance(first, MiudoError) else await _failed(request, first)
+    first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+    return await _told(request, first)
 
 
 async def _not_here(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    body = {"message": error.detail, "type": "invalid_request_error", "param": None, "code": None}
-    return json_reply({"error": body}, error.status_code, **dict(error.headers or {}))
+    known = error if isinstance(error, HTTPException) else HTTPException(500)
+    body = {"message": known.detail, "type": "invalid_request_error", "param": None, "code": None}
+    return json_reply({"error": body}, known.status_code, **dict(known.headers or {}))
 
 
 async def _gone(_: Request, __: Exception) -> Response:

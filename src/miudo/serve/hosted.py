@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from miudo.engine.batches import Limits
 from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
-from miudo.errors import RequestError
+from miudo.errors import RequestError, UsageError
 from miudo.evaluate.loading import LoadedModel, load_model
 from miudo.protocol import Message
 from miudo.serve.worker import Post, Worker
@@ -93,7 +93,8 @@ def open_hosted(name: str, path: Path, settings: HostSettings, *, post: Post) ->
     """Opens the model at `path`. Raises what `load_model` raises."""
     loaded = load_model(path, threads=settings.threads, cache_bytes=settings.cache_bytes)
     engine = loaded.engine
-    assert isinstance(engine, NativeEngine)  # what load_model makes unless told otherwise
+    if not isinstance(engine, NativeEngine):
+        raise UsageError(f"{name} does not run on the native engine, which alone is served")
     limits = Limits(
         context=engine.config.max_positions,
         pages=settings.cache_bytes // engine.page_bytes,

@@ -53,13 +53,19 @@ def serve(job: ServeJob, *, ready: Callable[[str], None] = lambda url: None) -> 
 
 
 async def _serve(job: ServeJob, listening: socket.socket, ready: Callable[[str], None]) -> None:
-    post = asyncio.get_running_loop().call_soon_threadsafe
-    house = House(open_hosted(name, path, job.host, post=post) for name, path in job.models.items())
+    loop = asyncio.get_running_loop()
+
+    def post(deliver: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(deliver)
+
+    opened = (open_hosted(name, path, job.host, post=post) for name, path in job.models.items())
+    house = House(opened)
     app = make_app(
         house, keys=[hashed(key) for key in job.keys], hosts=job.hosts, limits=job.limits
     )
     config = uvicorn.Config(
         app,
+        http="h11",
         log_config=None,
         lifespan="off",
         ws="none",

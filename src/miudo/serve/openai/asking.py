@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from miudo.engine.guides import Guided
-from miudo.serve.answering import Answer, Ask, Piece, answer
+from miudo.serve.answering import Answer, Ask, Piece, Timings, TokenChance, answer
 from miudo.serve.fields import FieldError
 from miudo.serve.hosted import Hosted
 from miudo.serve.openai.sampling import Drawing
@@ -74,8 +74,8 @@ def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
 
 def timings(last: Piece) -> dict[str, float]:
     """Returns milliseconds and rates, named as llama.cpp's server names them."""
-    assert last.timings is not None
-    first, rest = last.timings.first_token_s, last.timings.rest_s
+    spent = last.timings or Timings(0.0, 0.0)
+    first, rest = spent.first_token_s, spent.rest_s
     return {
         "prompt_n": last.prompt_tokens,
         "prompt_ms": round(first * 1e3, 3),
@@ -87,7 +87,7 @@ def timings(last: Piece) -> dict[str, float]:
 
 
 async def _whole(hosted: Hosted, ask: Ask) -> Answer:
-    text, chances = "", []
+    text, chances = "", list[TokenChance]()
     async for piece in answer(hosted.worker, hosted.loaded.tokenizer, ask):
         text += piece.text
         chances += piece.chances

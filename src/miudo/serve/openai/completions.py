@@ -83,7 +83,8 @@ async def completion_reply(call: CompletionCall) -> dict[str, Any]:
     at = 0
     for prompt, asked in zip(call.prompts, call.asks, strict=True):
         front = await _front(call, prompt)
-        for whole in answers[at : at + len(asked)] or [None]:
+        made: list[Answer | None] = [*answers[at : at + len(asked)]]
+        for whole in made or [None]:  # nothing is made where the prompt alone is asked about
             choices.append(_choice(call, len(choices), front, whole))
         at += len(asked)
     lasts = [whole.last for whole in answers]
@@ -135,7 +136,8 @@ async def _front(call: CompletionCall, prompt: Sequence[int]) -> _Front:
     if call.top is None:
         return _Front(text, None)
     future = call.hosted.worker.call(lambda engine: echoed(engine, prompt, call.top or 0))
-    return _Front(text, await asyncio.wrap_future(future))
+    chances = await asyncio.wrap_future(future)
+    return _Front(text, chances)
 
 
 def _choice(
