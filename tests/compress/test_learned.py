@@ -122,3 +122,13 @@ def test_a_block_makes_up_for_those_before_it(tiny: Make, batches: list[Tensor])
         hidden.append(torch.cat([plain(ids) for ids in batches]))
     errors = [float((h - hidden[0]).square().sum()) for h in hidden[1:]]
     assert errors[0] < errors[1]
+
+
+def test_a_type_without_equal_steps_is_left_as_it_began(tiny: Make, batches: list[Tensor]) -> None:
+    station = next(walk(tiny("llama"), batches))
+    start = {n: encode(w.detach().numpy(), DType.IQ4_NL) for n, w in station.weights.items()}
+    for parameter in station.module.parameters():  # as of a model whose norms have no gain
+        parameter.requires_grad_(False)
+    made, first, least = learn_block(station, start, station.outputs(), steps=8)
+    assert first == least
+    assert made == start

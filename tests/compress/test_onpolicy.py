@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from miudo.compress.distill.loss import DistillLoss
 from miudo.compress.distill.method import HeldText
 from miudo.compress.distill.onpolicy import OnPolicyLoss, OnPolicySettings, rollout, row_key
+from miudo.compress.distill.terms import DistillSettings, ResponseTerm
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.errors import CheckFailedError, ConfigError
@@ -150,6 +152,18 @@ def test_a_resumed_run_draws_what_an_unbroken_one_does(
     fit(again, data, settings, tmp_path, loss=loss, resume=True, from_step=3)
     for (name, a), b in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_what_the_inner_losses_keep_is_saved_with_the_run(tiny: Callable[[str], Decoder]) -> None:
+    teacher, pupil = tiny("qwen"), tiny("llama")
+    terms = (ResponseTerm(normalise=True),)
+    both = [DistillLoss([teacher], pupil.config, DistillSettings(terms)) for _ in range(2)]
+    loss = OnPolicyLoss(both[0], both[1], OnPolicySettings())
+    kept = dict(loss.learned.named_buffers())
+    for name, inner in (("samples", both[0]), ("text", both[1])):
+        for buffer, value in inner.learned.named_buffers():
+            assert kept[f"{name}.{buffer}"] is value
+    assert len(kept) == 2
 
 
 def test_a_broken_student_and_wrong_settings_are_refused(student: Decoder, ids: Tensor) -> None:

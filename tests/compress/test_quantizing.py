@@ -11,12 +11,14 @@ import torch
 from click.testing import CliRunner
 
 from miudo.cli.main import cli
-from miudo.compress.jobs import QuantizeJob
+from miudo.compress.jobs import PruneJob, QuantizeJob
 from miudo.compress.method import Quantizer
+from miudo.compress.prune.sparse import SparsePruning
 from miudo.compress.quantize.gptq import GPTQ, Rounding
 from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantizing import run_quantize
+from miudo.compress.verbs import run_prune
 from miudo.config import ModelConfig
 from miudo.data.pack import PackSettings
 from miudo.data.pipeline import PrepareSettings, prepare
@@ -179,3 +181,15 @@ def test_flags_that_make_no_sense_are_refused(work: Path, flags: list[str], said
     done = CliRunner().invoke(cli, command)
     assert done.exit_code != 0
     assert said in (done.output + str(done.exception))
+
+
+def test_a_pruned_model_is_not_rotated(work: Path, tmp_path: Path) -> None:
+    fresh = PruneJob(
+        work / "model", (str(work / "data"),), tmp_path / "run", (SparsePruning("0.5"),),
+        calibration_tokens=320, calibration_length=16,
+    )  # fmt: skip
+    pruned = run_prune(fresh).path
+    out = tmp_path / "a.gguf"
+    with pytest.raises(ConfigError, match=r"rotate.*sparse.*Leave out"):
+        run_quantize(QuantizeJob(pruned, out, rotation_seed=1))
+    assert not out.exists()

@@ -15,6 +15,7 @@ from torch import Tensor
 from miudo.compress.distill.lesson import Lesson, distill
 from miudo.compress.distill.method import held_text
 from miudo.compress.jobs import DistillJob
+from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.trained import (
     ROUNDED_FIT,
     ROUNDED_LOSS,
@@ -33,6 +34,7 @@ from miudo.engine.native import NativeEngine
 from miudo.errors import ConfigError, UsageError
 from miudo.formats import open_model
 from miudo.formats.blocks import encode, to_f32
+from miudo.formats.sparse import sparse_weights
 from miudo.protocol import SeqWork, Want
 from miudo.tensors import DType
 from miudo.train.pretrain import TrainJob, train
@@ -240,3 +242,32 @@ def test_scales_of_a_file_of_the_type_are_taken_as_they_are() -> None:
     np.testing.assert_array_equal(rounded.weights.store()[name].data, held[name].data)
     searched = RoundedStudent(copy.deepcopy(student), DType.Q3_K, DType.Q8_0)
     assert not np.array_equal(searched.begun[name].data, held[name].data)
+
+
+def test_a_sparse_form_of_the_type_keeps_its_numbers() -> None:
+    decoder = parent()
+    with torch.no_grad():
+        for name, value in decoder.named_parameters():
+            if value.dim() == 2 and name != "embed.weight":
+                value[:, ::2] = 0.0
+    held, _ = NearestRounding(DType.Q4_0).store(decoder)
+    sparse = sparse_weights(SHAPE, held)
+    assert any(tensor.dtype.sparse for tensor in sparse.values())
+    for weights in (held, sparse):
+        begun = RoundedStudent(copy.deepcopy(decoder), DType.Q4_0, DType.Q4_0, weights).begun
+        for name, tensor in held.items():
+            np.testing.assert_array_equal(to_f32(begun[name]), to_f32(tensor), err_msg=name)
+
+
+def test_a_padded_vocabulary_is_measured_over_what_both_know() -> None:
+    decoder, (rows, *_) = parent(), text()
+    padded = Decoder(replace(SHAPE, vocab_size=96))
+    padded.initialise(3)
+    with torch.no_grad():
+        for name, value in padded.named_parameters():
+            own = dict(decoder.named_parameters())[name]
+            value[: len(own)] = own
+    given = held_text("test", decoder, [rows])
+    with pytest.raises(ConfigError, match="vocabulary"):
+        mean_kl(decoder, padded, given, given.length)
+    assert mean_kl(decoder, padded, given, given.length, shared_vocab=64) < 1e-6

@@ -314,6 +314,10 @@ def test_later_verbs_know_of_the_zeros(work: Path, tmp_path: Path) -> None:
     assert kept["layers.0.attn.q.weight"] == before["layers.0.attn.q.weight"]
     job = replace(distill_job(work, tmp_path / "taught"), start=sparse)
     assert zeros_of(run_distill(job).path) == before
+    some = replace(distill_job(work, tmp_path / "layers"), teacher=sparse, student_layers=(0, 2))
+    layers = zeros_of(run_distill(some).path)
+    assert layers["layers.0.attn.q.weight"] == before["layers.0.attn.q.weight"]
+    assert layers["layers.1.mlp.up.weight"] == before["layers.2.mlp.up.weight"]
     rounded = run_quantize(QuantizeJob(sparse, tmp_path / "q8.gguf"))
     found = declared(rounded.record)
     assert all(found[name] >= zeros for name, zeros in before.items())

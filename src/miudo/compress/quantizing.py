@@ -26,7 +26,7 @@ from miudo.errors import CheckFailedError, ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
 from miudo.formats.gguf import write_gguf
 from miudo.formats.model_file import ModelFile
-from miudo.formats.zeros import carried
+from miudo.formats.zeros import carried, declared, sparse_settings
 from miudo.meter import Meter
 from miudo.records import Artefact, Record, shared_licence
 from miudo.tensors import DType, Weights
@@ -55,9 +55,10 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
     decoder, notes = opened.decoder, tuple[str, ...]()
     with Meter() as meter:
         if job.rotation_seed is not None:
+            _check_dense(opened)
             turned = rotate(decoder, job.rotation_seed)
             decoder, notes = turned.decoder, (turned.note,)
-        method = _within(job, opened)
+        method = _within(job, opened, parents)
         stored, report = method.store(decoder, method.calibrate(decoder, batches))
         kept = carried(opened.file.record, stored)
         if job.sparse:
@@ -70,7 +71,6 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
             "rotation_seed": job.rotation_seed,
             "calibration_tokens": sum(ids.numel() for ids in batches),
             "calibration_length": job.calibration_length,
-            **carried(opened.file.record, stored),
         }
     )
     lineage = (*opened.parents, *parents)
@@ -88,6 +88,7 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
     file = dataclasses.replace(opened.file, weights=stored, record=record, path=None)
     size = write_gguf(job.out, file).size_bytes
     if job.max_bytes is not None and size > job.max_bytes:
+        job.out.unlink()
         raise CheckFailedError(
             f"takes {size} bytes, {job.max_bytes} are allowed",
             where=job.out,
@@ -124,7 +125,17 @@ def _calibration(
     return batches, (artefact,), () if record is None else (record,)
 
 
-def _within(job: QuantizeJob, opened: Opened) -> Quantizer:
+def _check_dense(opened: Opened) -> None:
+    """Raises ConfigError for a pruned model: rotated, its zeros are zeros no more."""
+    if sparse := declared(opened.file.record):
+        raise ConfigError(
+            f"{len(sparse)} matrices are sparse, and a rotation fills their zeros",
+            where="--rotate",
+            remedy="Leave out --rotate",
+        )
+
+
+def _within(job: QuantizeJob, opened: Opened, texts: tuple[Record, ...]) -> Quantizer:
     """Returns the job's method, told how many bytes are left for weights where a size is set."""
     if job.max_bytes is None:
         return job.method
@@ -133,7 +144,7 @@ def _within(job: QuantizeJob, opened: Opened) -> Quantizer:
             f"{job.method.name} has one type, so that its size is what it is",
             remedy="Leave out --dtype to let types be chosen, or --max-size",
         )
-    left = job.max_bytes - _description_bytes(opened) - _RECORD_BYTES
+    left = job.max_bytes - _description_bytes(opened, texts) - _RECORD_BYTES
     if left < 1:
         raise ConfigError(
             f"{job.max_bytes} bytes do not hold the tokenizer and the model's description",
@@ -142,15 +153,17 @@ def _within(job: QuantizeJob, opened: Opened) -> Quantizer:
     return dataclasses.replace(job.method, max_bytes=left)
 
 
-def _description_bytes(opened: Opened) -> int:
+def _description_bytes(opened: Opened, texts: tuple[Record, ...]) -> int:
     """Returns what a file of this model takes beside its weights, padding included."""
     stored, _ = NearestRounding(DType.F16).store(opened.decoder)
     with tempfile.TemporaryDirectory(prefix="miudo-") as folder:
         path = Path(folder) / "trial.gguf"
-        size = write_gguf(path, _trial(opened, stored)).size_bytes
+        size = write_gguf(path, _trial(opened, stored, texts)).size_bytes
     return size - sum(t.dtype.size_bytes(t.shape) for t in stored.values()) + 32 * len(stored)
 
 
-def _trial(opened: Opened, stored: Weights) -> ModelFile:
-    record = Record(verb="quantize", name="trial", parents=opened.parents)
+def _trial(opened: Opened, stored: Weights, texts: tuple[Record, ...]) -> ModelFile:
+    zeros = sparse_settings(declared(opened.file.record))
+    lineage = (*opened.parents, *texts)
+    record = Record(verb="quantize", name="trial", settings=zeros, parents=lineage)
     return dataclasses.replace(opened.file, weights=stored, record=record, path=None)

@@ -74,6 +74,8 @@ def run_distill(
     itself = rounding is not None and job.student is None and not job.student_layers
     if start is not None or itself:
         masks = _zeros(start or teacher, job)
+    elif job.student_layers and _zeros(teacher, job) is not None:
+        masks = Masks.of(student)
     if rounding is not None and masks is not None:
         rounding.check_keeps(masks)
     # The model whose tokenizer, template and family the student's folder has.
@@ -116,6 +118,7 @@ def run_distill(
         )
         if rounding is not None:
             return _write_rounded(
+                job,
                 teacher,
                 rounding,
                 lesson,
@@ -268,10 +271,10 @@ def _rounding(job: DistillJob, student: Decoder, start: Opened | None) -> Rounde
 
 
 def _write_rounded(
-    teacher: Opened, rounding: RoundedStudent, lesson: Lesson, made: Shrunk
+    job: DistillJob, teacher: Opened, rounding: RoundedStudent, lesson: Lesson, made: Shrunk
 ) -> Shrunk:
     """Measures a student that was trained to be rounded, writes its file and runs it once."""
-    done = rounding.finish(teacher.decoder, lesson)
+    done = rounding.finish(teacher.decoder, lesson, shared_vocab=job.loss.shared_vocab)
     bits = Measurement("bits_per_weight", done.bits_per_weight, "bit", "counted")
     record = dataclasses.replace(
         made.record,

@@ -83,9 +83,10 @@ class OnPolicyLoss:
 
     @property
     def learned(self) -> nn.Module:
-        """What `on_text` trains of its own beside the student."""
-        inner = self._on_text
-        return inner.learned if isinstance(inner, Learning) else nn.Module()
+        """What both losses keep of their own beside the student, first values included."""
+        inner = {"text": self._on_text, "samples": self._on_samples}
+        kept = {name: loss.learned for name, loss in inner.items() if isinstance(loss, Learning)}
+        return nn.ModuleDict(kept)
 
     def at(self, step: int, steps: int, batch: int) -> OnPolicyLoss:
         """Returns the loss whose inner ones are those of `step`."""

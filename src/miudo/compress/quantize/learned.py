@@ -125,6 +125,8 @@ def learn_block(
 
     with torch.no_grad():
         first = least = squared_error(station, weights(), target)
+    # Where nothing can be learned (codebooks, plain floats) the start is the end.
+    steps = steps if learned else 0
     best = {name: matrix.codes() for name, matrix in learned.items()}
     for step in range(steps):
         i = step % len(station.inputs)

@@ -13,6 +13,7 @@ Shapes: B batch, T positions.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,7 @@ from miudo.engine.native import NativeEngine
 from miudo.errors import CheckFailedError, ConfigError, DataError
 from miudo.formats import open_model
 from miudo.formats.blocks import CODECS, encode, to_f32
+from miudo.formats.sparse import as_dense
 from miudo.protocol import SeqWork, Want
 from miudo.records import Measurement
 from miudo.tensors import DType, Role, StoredTensor, Weights, tensor_table
@@ -140,12 +142,15 @@ class RoundedStudent:
                     remedy="Give a type without offsets (Q4_0, Q3_K, TQ2_0), or --free-zeros",
                 )
 
-    def finish(self, teacher: Decoder, lesson: Lesson) -> Trained:
+    def finish(
+        self, teacher: Decoder, lesson: Lesson, *, shared_vocab: int | None = None
+    ) -> Trained:
         """Returns what a file gets once the student is trained.
 
         Both divergences are measured on held-out text, where the lesson has some, else on the
-        text itself; rounding alone is kept where it is no worse. Raises CheckFailedError if the
-        file's values are not, to the bit, those that the training saw.
+        text itself, over the first `shared_vocab` ids; rounding alone is kept where it is no
+        worse. Raises CheckFailedError if the file's values are not, to the bit, those that the
+        training saw.
         """
         self.student.to("cpu")
         self.weights.to("cpu")
@@ -153,22 +158,40 @@ class RoundedStudent:
         trained = self.weights.store()
         text = lesson.data if lesson.held_out is None else lesson.held_out
         before, after = (
-            mean_kl(teacher, rounded_decoder(self.student, stored), text, lesson.fit.length)
+            mean_kl(
+                teacher,
+                rounded_decoder(self.student, stored),
+                text,
+                lesson.fit.length,
+                shared_vocab=shared_vocab,
+            )
             for stored in (self.begun, trained)
         )
         return Trained(trained if after < before else self.begun, before, after)
 
 
 def _as(tensor: StoredTensor, dtype: DType) -> StoredTensor:
+    tensor = as_dense(tensor)
     if tensor.dtype is dtype:  # a copy: a file's memory map may go away
         return StoredTensor(dtype, tensor.shape, np.array(tensor.data))
     return encode(to_f32(tensor), dtype)
 
 
 @torch.no_grad()
-def mean_kl(teacher: Decoder, student: Decoder, text: Tokens, length: int) -> float:
-    """Returns the mean KL of student to teacher in nats a token, over blocks spread over `text`."""
-    loss = DistillLoss([teacher], student.config, ROUNDED_LOSS)
+def mean_kl(
+    teacher: Decoder,
+    student: Decoder,
+    text: Tokens,
+    length: int,
+    *,
+    shared_vocab: int | None = None,
+) -> float:
+    """Returns the mean KL of student to teacher in nats a token, over blocks spread over `text`.
+
+    `shared_vocab` is how many ids both know, where one of them pads its vocabulary.
+    """
+    settings = dataclasses.replace(ROUNDED_LOSS, shared_vocab=shared_vocab)
+    loss = DistillLoss([teacher], student.config, settings)
     there = text.n_blocks(length)
     count = max(1, min(there, _MEASURED_TOKENS // length))
     blocks = np.stack([text.block(i * there // count, length) for i in range(count)])
