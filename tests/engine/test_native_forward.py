@@ -252,7 +252,8 @@ def test_blocks_give_the_decoder_s_numbers_and_take_the_file_s_memory(
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=FLOAT_ROUNDING)
     stored = sum(t.data.size for t in model.weights.values())
     # Scales of scales on lines of their own, and the last tile of the 131 rows of the vocabulary.
-    assert engine.weight_bytes < 1.12 * stored
+    # TQ1_0, five values in a byte, is unpacked to two bits a value.
+    assert engine.weight_bytes < (1.3 if dtype is DType.TQ1_0 else 1.12) * stored
 
 
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.Q8_0])

@@ -198,7 +198,7 @@ def test_a_tensor_that_cannot_be(tmp_path: Path, infos: list[bytes]) -> None:
 def test_an_unread_type_is_named(tmp_path: Path) -> None:
     found = refusal(tmp_path / "x", container([], [info(kind=29)], FOUR))
     assert "IQ1_M" in found
-    assert all(dtype in found for dtype in DType)
+    assert all(dtype in found for dtype in DType if not dtype.sparse)
 
 
 @pytest.mark.row("L25")

@@ -12,8 +12,8 @@ from miudo.formats.blocks import WRITABLE, encode, to_f32
 from miudo.formats.grid import codes_of, grid_of, with_codes
 from miudo.tensors import DType, StoredTensor
 
-BLOCKS = tuple(dtype for dtype in DType if dtype.block > 1)
-ENCODED = tuple(dtype for dtype in WRITABLE if dtype.block > 1)
+BLOCKS = tuple(t for t in DType if t.block > 1 and not t.sparse)
+ENCODED = tuple(t for t in WRITABLE if t.block > 1 and not t.sparse)
 Noise = Callable[..., StoredTensor]
 
 

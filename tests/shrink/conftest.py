@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from miudo.compress.prune.sparse import SparseMethod, SparsePruning
 from miudo.config import ModelConfig
 from miudo.data.pack import PackSettings
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.data.sample import write_sample
+from miudo.decoder.sparsity import Masks
 from miudo.evaluate.bench import Bench, BenchSettings, Speed
+from miudo.formats.gguf import write_gguf
+from miudo.formats.zeros import sparse_settings
 from miudo.shrink.budget import Budget
 from miudo.shrink.jobs import ShrinkJob, ShrinkSettings
+from miudo.shrink.stored import model_file
+from miudo.train.artefact import open_decoder
 from miudo.train.pretrain import TrainJob, train
 from miudo.train.settings import Compile, FitSettings, Precision
 
@@ -64,6 +70,21 @@ def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     out = tmp_path_factory.mktemp("teacher")
     return train(TrainJob((str(data),), out / "run", fit, shape)).folder
+
+
+@pytest.fixture(scope="session")
+def pruned_teacher(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher, half of its weights zero, with a record that names them."""
+    opened = open_decoder(teacher, "teacher")
+    method = SparsePruning(method=SparseMethod.MAGNITUDE)
+    ids = torch.arange(32).reshape(2, 16)
+    decoder, _ = method.apply(opened.decoder, method.calibrate(opened.decoder, [ids]))
+    record = opened.file.record
+    assert record is not None
+    record = dataclasses.replace(record, settings=sparse_settings(Masks.of(decoder).zeros()))
+    path = tmp_path_factory.mktemp("pruned") / "pruned.gguf"
+    write_gguf(path, model_file(opened, decoder.config, decoder.to_weights(), record))
+    return path
 
 
 @pytest.fixture

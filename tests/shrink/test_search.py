@@ -251,11 +251,11 @@ def test_zeros_are_kept_and_rounding_is_trained(
     wanted = job(order=order, methods=methods, steps=4, trunks=1, measured=1)
     run_shrink(wanted)
     report = json.loads((wanted.out / "report.json").read_text())
-    assert report["checks"]["zeros of pruned matrices stay zeros"] > 0
     rows = {row["kind"]: row for row in report["rows"]}
     assert control in rows
     assert rows["from nothing"]["tokens_learned"] == rows["candidate"]["tokens_learned"] > 0
     if order is Order.CUT_SPARSIFY_LEARN_ROUND:
+        assert report["checks"]["zeros of pruned matrices stay zeros"] > 0
         weights = open_model(wanted.out / "model.gguf").weights
         values = to_f32(weights["layers.0.mlp.up.weight"])
         assert np.mean(values == 0) >= 0.5

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from miudo.serve.replies import json_reply
 
-__all__ = ["Guard", "hashed"]
+__all__ = ["OPEN_PATHS", "Guard", "hashed"]
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """What may be asked without a key: whether the server is there."""

@@ -22,7 +22,7 @@ from miudo.engine.scheduler import Scheduler
 from miudo.errors import BusyError, DeadlineError, MiudoError
 from miudo.protocol import Engine
 
-__all__ = ["Load", "Sink", "Worker"]
+__all__ = ["Load", "Post", "Sink", "Worker"]
 
 _T = TypeVar("_T")
 

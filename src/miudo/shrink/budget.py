@@ -15,7 +15,15 @@ from typing import TypeVar
 
 from miudo.errors import ConfigError
 
-__all__ = ["Budget", "Figures", "Prefer", "Shortfall", "pareto_front", "spearman"]
+__all__ = [
+    "Budget",
+    "Figures",
+    "Prefer",
+    "Shortfall",
+    "enough_for",
+    "pareto_front",
+    "spearman",
+]
 
 T = TypeVar("T")
 
@@ -139,6 +147,12 @@ class Budget:
         if self.max_energy_j is not None:
             parts.append(f"at most {self.max_energy_j * 1e3:.6g} mJ a token")
         return ", ".join(parts)
+
+
+def enough_for(size_bytes: float) -> str:
+    """Returns a --max-size that allows so many bytes, rounded up to the next kB."""
+    # Above even where they are whole kB: 1.001 MB read back is a byte less.
+    return f"{(size_bytes // 1000 + 1) / 1000:.3f}MB"
 
 
 def pareto_front(items: Sequence[T], figures: Callable[[T], Figures]) -> list[T]:

@@ -11,7 +11,7 @@ Candidates that share a trunk share its training, unless rounding is trained its
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -19,9 +19,7 @@ from typing import Any, Self
 from miudo.compress.catalogue import METHODS, method_from_json
 from miudo.compress.method import Method, Quantizer
 from miudo.config import ModelConfig
-from miudo.decoder.grids import holds_zero
 from miudo.errors import ConfigError
-from miudo.tensors import DType
 
 __all__ = [
     "LEARN",
@@ -33,6 +31,7 @@ __all__ = [
     "Order",
     "Step",
     "absent",
+    "ends_sparse",
     "propose",
 ]
 
@@ -192,18 +191,21 @@ def propose(
     trained = [s for s in (Step.of(TRAINED, dtype=t) for t in _TRAINED_DTYPES) if _is_there(s)]
     found: list[Candidate] = []
     for kind, trunk in dict.fromkeys(_trunks(config)):
-        sparse = any(step.method == SPARSE for step in trunk)
         ends = trained if kind in _TRAINED_ORDERS else roundings
-        found += [
-            candidate
-            for candidate in (Candidate(kind, trunk, end) for end in ends)
-            if not sparse or holds_zero(DType(str(candidate.dtype)))
-        ]
+        found += [Candidate(kind, trunk, end) for end in ends]
     return [
         candidate
         for candidate in found
         if order in (None, candidate.order) and (not methods or candidate.uses <= set(methods))
     ]
+
+
+def ends_sparse(steps: Iterable[Step], *, begins: bool) -> bool:
+    """Returns whether a model has zeros to keep after `steps`, if it `begins` with some or not."""
+    sparse = begins
+    for step in steps:
+        sparse = step.method == SPARSE or (sparse and step.method != STUDENT)
+    return sparse
 
 
 def absent() -> list[str]:

@@ -71,7 +71,7 @@ class Control:
         trunk = make_trunk(
             ground, steps, folder, share, seed=self.seed, start=start, calibrate=calibrate
         )
-        made = round_trunk(ground, self.rounding, trunk.decoder, folder, share, seed=self.seed)
+        made = round_trunk(ground, self.rounding, trunk, folder, share, seed=self.seed)
         return trunk, made
 
     def _place(self, work: Path) -> tuple[Path, int]:

@@ -23,16 +23,26 @@ import numpy as np
 
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
+from miudo.decoder.grids import holds_zero
 from miudo.engine.probe import Peaks
 from miudo.errors import CheckFailedError, UsageError
 from miudo.evaluate.roofline import Numbers, bounds, step_work
+from miudo.formats.blocks import CODECS
 from miudo.formats.precision import stored_dtype
-from miudo.shrink.budget import Figures
-from miudo.shrink.candidates import LEARN, NEAREST, TRAINED, Candidate, Step, propose
+from miudo.shrink.budget import Figures, enough_for
+from miudo.shrink.candidates import (
+    LEARN,
+    NEAREST,
+    TRAINED,
+    Candidate,
+    Step,
+    ends_sparse,
+    propose,
+)
 from miudo.shrink.ground import Baseline, Ground
 from miudo.shrink.halving import Round, plan_rounds, rounds_of_steps
 from miudo.shrink.jobs import ShrinkSettings
-from miudo.shrink.making import cut, round_trunk
+from miudo.shrink.making import Trunk, cut, round_trunk
 from miudo.tensors import DType, Role, StoredTensor, parameter_count, tensor_table
 
 __all__ = [
@@ -50,6 +60,11 @@ _SLOW = 0.02
 
 _PROBED = ("Q4_0", "Q3_K", "Q4_K")
 """Types for which methods that calibrate are tried on the teacher: the first that there is."""
+
+_PRUNED = (Role.ATTENTION, Role.MLP)
+
+_NO_ZERO = "no exact zero"
+"""Why a sparse model is not stored in a type with offsets: what was pruned would come back."""
 
 _NO_VALUES = StoredTensor.from_f32(np.zeros(1, dtype=np.float32))
 """A tensor whose values need no wider type: shapes decide."""
@@ -120,7 +135,7 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     """Returns the forecast of every candidate for the ground's budget and time.
 
     Raises CheckFailedError where no candidate is small enough, naming the smallest, and
-    UsageError where the time is too short for one step.
+    UsageError where the time is too short for one step, or for every method that is given.
     """
     settings = ground.job.settings
     candidates = propose(ground.teacher.decoder.config, settings.order, settings.methods)
@@ -137,8 +152,10 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     for candidate in candidates:
         trunks.setdefault(candidate.group, []).append(candidate)
     cuts = _Cuts(ground)
+    configs: dict[str, ModelConfig] = {}
     for members in trunks.values():
         config, loss = cuts.of(members[0])
+        configs[members[0].trunk_name] = config
         guesses += [
             _guess(ground, baseline, candidate, config, loss + damage[candidate.rounding])
             for candidate in members
@@ -146,8 +163,8 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
         ]
     for why in slow.values():
         ground.progress.note(f"not tried: {why}")
-    guesses = _without_doubles(guesses)
-    _check_possible(ground, guesses)
+    guesses = _without_doubles(guesses, configs)
+    _check_possible(ground, guesses, slow)
     tried = _ranked_trunks(ground, baseline, guesses)
     spent_s = baseline.elapsed_s + time.perf_counter() - started
     seconds = _seconds_to_learn(ground, baseline, spent_s)
@@ -244,8 +261,9 @@ def _rounding_damage(
 
 def _damage(ground: Ground, baseline: Baseline, step: Step) -> float:
     ground.progress.note(f"rounding the teacher: {step.label()}")
-    rounded = round_trunk(ground, step, ground.teacher.decoder)
-    config = ground.teacher.decoder.config
+    whole = Trunk(ground.teacher.decoder, 0, 0.0, (), ground.sparse)
+    rounded = round_trunk(ground, step, whole)
+    config = whole.decoder.config
     return ground.loss(Decoder.from_weights(config, rounded.weights)) - baseline.loss
 
 
@@ -255,6 +273,9 @@ def _guess(
     dtypes = stored_types(config, candidate.rounding)
     size = predicted_bytes(config, dtypes) + baseline.extra_bytes
     limit = ground.job.budget.max_size_bytes
+    out = "" if limit is None or size <= limit else f"{size / 1e6:,.2f} MB, too large"
+    if ends_sparse(candidate.trunk, begins=ground.sparse) and not _hold_zeros(config, dtypes):
+        out = _NO_ZERO
     share = _products(config) / _products(ground.teacher.decoder.config)
     # The teacher reads along; a student's own share goes with its products.
     teaching = baseline.full_step_s - baseline.plain_step_s
@@ -266,17 +287,28 @@ def _guess(
         tokens_per_s=predicted_speed(config, dtypes, baseline),
         loss=loss,
         step_s=step_s,
-        out="" if limit is None or size <= limit else f"{size / 1e6:,.2f} MB, too large",
+        out=out,
     )
 
 
-def _without_doubles(guesses: Sequence[Guess]) -> list[Guess]:
-    """Marks as out what would be the same file: rows that fit no blocks of 256 fall to others."""
-    seen: dict[tuple[str, str, float], str] = {}
+def _hold_zeros(config: ModelConfig, dtypes: Mapping[str, DType]) -> bool:
+    """Whether every matrix of the blocks is of a type in which 0 is 0."""
+    matrices = [s for s in tensor_table(config) if s.role in _PRUNED and len(s.shape) > 1]
+    return all(dtypes[s.name] not in CODECS or holds_zero(dtypes[s.name]) for s in matrices)
+
+
+def _without_doubles(guesses: Sequence[Guess], configs: Mapping[str, ModelConfig]) -> list[Guess]:
+    """Marks as out what would be the same file: rows that fit no blocks of 256 fall to others.
+
+    `configs` are the trunks' by name. Types count, not bytes: Q4_K, Q4_0 and IQ4_NL are of one
+    size.
+    """
+    seen: dict[tuple[str, str, frozenset[tuple[str, DType]]], str] = {}
     found = []
     for guess in guesses:
         candidate = guess.candidate
-        key = candidate.trunk_name, candidate.rounding.method, guess.size_bytes
+        types = stored_types(configs[candidate.trunk_name], candidate.rounding)
+        key = candidate.trunk_name, candidate.rounding.method, frozenset(types.items())
         first = seen.setdefault(key, candidate.name)
         if first != candidate.name and not guess.out:
             guess = dataclasses.replace(guess, out=f"the same types as {first}")
@@ -290,11 +322,28 @@ def _products(config: ModelConfig) -> float:
     return inside + config.vocab_size * config.d_model
 
 
-def _check_possible(ground: Ground, guesses: Sequence[Guess]) -> None:
-    """Raises CheckFailedError where no candidate is small enough: no training makes it smaller."""
+def _check_possible(ground: Ground, guesses: Sequence[Guess], slow: Mapping[str, str]) -> None:
+    """Raises CheckFailedError where no candidate is small enough: no training makes it smaller.
+
+    Raises UsageError where methods that are too slow or types without a zero left none at all.
+    """
     if any(not guess.out for guess in guesses):
         return
-    smallest = min(guesses, key=lambda guess: guess.size_bytes)
+    if not guesses:
+        raise UsageError(
+            f"every method is too slow for {ground.job.settings.minutes:g} minutes: "
+            f"{'; '.join(slow.values())}",
+            where="methods",
+            remedy=f"Give more --minutes, or {NEAREST} among the methods",
+        )
+    sound = [guess for guess in guesses if guess.out != _NO_ZERO]
+    if not sound:
+        raise UsageError(
+            "the model is sparse, and no type that these methods round to has an exact zero",
+            where="methods",
+            remedy=f"Give {NEAREST} among the methods",
+        )
+    smallest = min(sound, key=lambda guess: guess.size_bytes)
     (short, *_) = ground.job.budget.shortfalls(
         Figures(smallest.size_bytes, math.inf, -math.inf, 0.0)
     )
@@ -302,7 +351,7 @@ def _check_possible(ground: Ground, guesses: Sequence[Guess]) -> None:
         f"the budget cannot be met: the smallest of {len(guesses)} candidates, "
         f"{smallest.candidate.name}, takes {short.text}",
         where=short.limit,
-        remedy=f"Give --max-size {smallest.size_bytes / 1e6:.3f}MB or more, or a smaller teacher",
+        remedy=f"Give --max-size {enough_for(smallest.size_bytes)} or more, or a smaller teacher",
     )
 
 

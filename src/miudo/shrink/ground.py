@@ -40,6 +40,7 @@ from miudo.evaluate.compare import CompareSettings
 from miudo.evaluate.roofline import Numbers, bounds, step_work
 from miudo.files import sha256_file
 from miudo.formats.gguf import write_gguf
+from miudo.formats.zeros import declared
 from miudo.meter import Meter
 from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.shrink.jobs import ShrinkJob
@@ -81,6 +82,11 @@ class Ground:
     instrument: Instrument
     checks: Checks
     progress: Progress
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the teacher's record names zeros: they are kept by whatever is made of it."""
+        return bool(declared(self.teacher.file.record))
 
     def record(
         self,

@@ -38,7 +38,7 @@ from miudo.decoder.sparsity import Masks
 from miudo.errors import ConfigError
 from miudo.files import write_json
 from miudo.formats.gguf import write_gguf
-from miudo.shrink.candidates import LEARN, SPARSE, STUDENT, Step
+from miudo.shrink.candidates import LEARN, STUDENT, Step, ends_sparse
 from miudo.shrink.ground import Ground
 from miudo.shrink.reading import read_json
 from miudo.shrink.stored import model_file
@@ -53,12 +53,20 @@ Calibrate = Callable[[Method, Decoder], Any]
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """The decoder, what it learned from and how long, in all sittings, making it took."""
+    """The decoder, what it learned from and how long, in all sittings, making it took.
+
+    `sparse` says that its zeros are meant: the teacher's, or those of a step.
+    """
 
     decoder: Decoder
     tokens: int
     seconds: float
     notes: tuple[str, ...]
+    sparse: bool
+
+    def masks(self) -> Masks | None:
+        """Returns the zeros that stay, None for a dense model."""
+        return Masks.of(self.decoder) if self.sparse else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +102,11 @@ def make_trunk(
 
     It begins as the teacher, or as `start`. A stop leaves a state that the same call goes on from.
     """
+    sparse = ground.sparse and start is None
     if (folder / "made.json").exists():
-        return _made(folder)
+        return _made(folder, sparse=ends_sparse(steps, begins=sparse))
     decoder = ground.teacher.decoder if start is None else start
-    tokens, seconds, number, sparse = 0, 0.0, 0, False
+    tokens, seconds, number = 0, 0.0, 0
     notes: list[str] = []
     begun = time.perf_counter()
     for step in steps:
@@ -105,8 +114,10 @@ def make_trunk(
             statistics = calibrate or _by_text(ground)
             decoder, report = _stepped(ground, step, decoder, seed, statistics)
             notes += [] if report is None else report.notes
-            sparse = sparse or step.method == SPARSE
+            sparse = ends_sparse((step,), begins=sparse)
             continue
+        if decoder is ground.teacher.decoder:  # whole: it learns as a copy, the teacher stays
+            decoder = copy.deepcopy(decoder)
         number += 1
         seconds += time.perf_counter() - begun
         run = folder / f"learn-{number}"
@@ -115,7 +126,7 @@ def make_trunk(
         tokens, seconds = tokens + learned, seconds + elapsed_s
         begun = time.perf_counter()
     if not number:  # made again sooner than read
-        return Trunk(decoder, 0, time.perf_counter() - begun, tuple(notes))
+        return Trunk(decoder, 0, time.perf_counter() - begun, tuple(notes), sparse)
     model = model_file(ground.teacher, decoder.config, decoder.to_weights(), None)
     write_gguf(folder / "trunk.gguf", model)
     seconds += time.perf_counter() - begun
@@ -123,19 +134,19 @@ def make_trunk(
     write_json(folder / "made.json", made)
     for run in folder.glob("learn-*"):
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    return Trunk(decoder, tokens, seconds, tuple(notes))
+    return Trunk(decoder, tokens, seconds, tuple(notes), sparse)
 
 
 def round_trunk(
     ground: Ground,
     step: Step,
-    decoder: Decoder,
+    trunk: Trunk,
     folder: Path | None = None,
     lesson_steps: int = 0,
     *,
     seed: int = 0,
 ) -> Rounded:
-    """Returns `decoder`, which stays as it is, as the file holds it.
+    """Returns the decoder of `trunk`, which stays as it is, as the file holds it.
 
     A rounding that is trained takes `lesson_steps` in `folder`, learning from the teacher.
     Raises ConfigError for a step that stores nothing.
@@ -144,23 +155,25 @@ def round_trunk(
     if isinstance(method, TrainedRounding):
         if folder is None:
             raise ConfigError(f"{step.method} takes a folder and steps")
-        return _trained(ground, method, decoder, folder, lesson_steps, seed)
+        return _trained(ground, method, trunk, folder, lesson_steps, seed)
     if not isinstance(method, Quantizer):
         raise ConfigError(f"{step.method} does not round", remedy="Give a rounding method last")
-    statistics = _by_text(ground)(method, decoder) if method.needs_calibration else None
-    return Rounded(*method.store(decoder, statistics))
+    statistics = _by_text(ground)(method, trunk.decoder) if method.needs_calibration else None
+    return Rounded(*method.store(trunk.decoder, statistics))
 
 
 def _trained(
     ground: Ground,
     method: TrainedRounding,
-    decoder: Decoder,
+    trunk: Trunk,
     folder: Path,
     lesson_steps: int,
     seed: int,
 ) -> Rounded:
-    teacher, student = ground.teacher.decoder, copy.deepcopy(decoder)
+    teacher, student, masks = ground.teacher.decoder, copy.deepcopy(trunk.decoder), trunk.masks()
     rounded = RoundedStudent(student, method.dtype, method.tables)
+    if masks is not None:
+        rounded.check_keeps(masks)
     lesson = _lesson(ground, lesson_steps, seed, text=False)
     lesson = dataclasses.replace(
         lesson, fit=dataclasses.replace(lesson.fit, **ROUNDED_FIT), loss=ROUNDED_LOSS
@@ -170,12 +183,13 @@ def _trained(
         student,
         lesson,
         folder / f"round-{method.dtype}",
+        masks=masks,
         stand_in=rounded.weights,
         progress=ground.progress,
         resume=True,
     )
     made = rounded.finish(teacher, lesson)
-    report = rounded.plan.report(method, decoder, "trained rounded", made.notes())
+    report = rounded.plan.report(method, trunk.decoder, "trained rounded", made.notes())
     return Rounded(made.stored, report, result.tokens, result.elapsed_s)
 
 
@@ -207,11 +221,8 @@ def _learn(
     ground: Ground, decoder: Decoder, run: Path, lesson: Lesson, *, sparse: bool
 ) -> tuple[int, float]:
     """Trains in place; returns tokens and seconds, those of earlier sittings counted."""
-    teacher = ground.teacher.decoder
-    if decoder is teacher:
-        raise ConfigError("the teacher itself cannot learn", remedy="Cut it first")
     result = distill(
-        [teacher],  # not asked where the text alone teaches
+        [ground.teacher.decoder],  # not asked where the text alone teaches
         decoder,
         lesson,
         run,
@@ -222,7 +233,7 @@ def _learn(
     return result.tokens, result.elapsed_s
 
 
-def _made(folder: Path) -> Trunk:
+def _made(folder: Path, *, sparse: bool) -> Trunk:
     values = read_json(folder / "made.json")
     decoder = open_decoder(folder / "trunk.gguf", "trunk").decoder
-    return Trunk(decoder, values["tokens"], values["seconds"], tuple(values["notes"]))
+    return Trunk(decoder, values["tokens"], values["seconds"], tuple(values["notes"]), sparse)

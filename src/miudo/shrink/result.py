@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from miudo.errors import CheckFailedError
 from miudo.records import Record
-from miudo.shrink.budget import Budget, Figures, Shortfall, pareto_front
+from miudo.shrink.budget import Budget, Figures, Shortfall, enough_for, pareto_front
 from miudo.shrink.forecast import Forecast
 from miudo.shrink.ground import Baseline
 from miudo.shrink.jobs import ShrinkJob, ShrinkSettings
@@ -178,7 +178,7 @@ class ShrinkResult:
         """Returns the flags with which the nearest candidate would do, as measured."""
         found = self.figures(self.chosen)
         flags = {
-            "--max-size": f"{-(-found.size_bytes // 1000) / 1000:.3f}MB",
+            "--max-size": enough_for(found.size_bytes),
             "--min-speed": f"{found.tokens_per_s * 0.99:.1f}",
             "--max-ppl-increase": f"{found.ppl_increase * 100 + 0.01:.2f}%",
             "--energy": f"{found.energy_j or 0.0:.3g}",

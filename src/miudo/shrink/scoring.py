@@ -158,7 +158,7 @@ def _scored(
     for guess in _best_of_each_type(guesses):
         begun = time.perf_counter()
         step = guess.candidate.rounding
-        made = round_trunk(ground, step, trunk.decoder, folder, share, seed=seed)
+        made = round_trunk(ground, step, trunk, folder, share, seed=seed)
         loss = ground.loss(Decoder.from_weights(trunk.decoder.config, made.weights))
         scores.append(
             Scored(

@@ -12,10 +12,14 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from miudo.data.packed import MANIFEST_FILE
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, UsageError
 from miudo.files import atomic_write, refuse_inputs, sha256_file, write_json
+from miudo.formats.blocks import to_f32
+from miudo.formats.zeros import sparse_settings
 from miudo.meter import read_counters
 from miudo.records import Measurement, Record
 from miudo.shrink.controls import Control, controls_of
@@ -224,15 +228,15 @@ class _Way:
         candidate, seed = scored.candidate, self.ground.job.settings.seed
         share = scored.lesson_steps
         trunk = make_trunk(self.ground, candidate.trunk, folder, share, seed=seed)
-        made = round_trunk(self.ground, candidate.rounding, trunk.decoder, folder, share, seed=seed)
+        made = round_trunk(self.ground, candidate.rounding, trunk, folder, share, seed=seed)
         return Row.candidate(scored, trunk, self._file(candidate.name, scored, trunk, made))
 
     def _control(self, control: Control, scored: Scored) -> Row:
         self.say(f"  control: {control.kind}, seed {control.seed}")
         trunk, made = control.make(self.ground, self.work)
         measured = self._file(f"control_{control.name}", scored, trunk, made)
-        tokens = trunk.tokens + made.tokens
-        return Row.control(control.kind, control.seed, scored, tokens, trunk.seconds, measured)
+        tokens, seconds = trunk.tokens + made.tokens, trunk.seconds + made.seconds
+        return Row.control(control.kind, control.seed, scored, tokens, seconds, measured)
 
     def _scored_of(self, name: str) -> Scored:
         """Returns a candidate's last score."""
@@ -248,7 +252,13 @@ class _Way:
         record = self._record(name, scored, trunk, made)
         stored = made.weights, made.report
         write_candidate(
-            path, self.ground.teacher, trunk.decoder, stored, record, self.ground.checks
+            path,
+            self.ground.teacher,
+            trunk.decoder,
+            stored,
+            record,
+            self.ground.checks,
+            masks=trunk.masks(),
         )
         measured = self.ground.instrument.measure(name, path)
         write_json(kept, {"schema": 1, "measured": dataclasses.asdict(measured)})
@@ -262,7 +272,17 @@ class _Way:
             Measurement("epochs", tokens / max(1, data.tokens("train")), "1", "counted"),
             Measurement("training_time", seconds, "s", "monotonic clock, all sittings"),
         ]
-        settings = {"candidate": scored.candidate.to_json(), "steps": scored.steps}
+        masks = trunk.masks()
+        # As the file has them: rounding makes more.
+        zeros = {
+            matrix: int(np.sum(to_f32(made.weights[matrix]) == 0))
+            for matrix in (masks.live if masks is not None else ())
+        }
+        settings = {
+            "candidate": scored.candidate.to_json(),
+            "steps": scored.steps,
+            **sparse_settings(zeros),
+        }
         return self.ground.record(name, settings, found, (*trunk.notes, *made.report.notes))
 
 

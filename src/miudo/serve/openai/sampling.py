@@ -14,7 +14,7 @@ from miudo.engine.guides import Penalties
 from miudo.protocol import SamplingSettings
 from miudo.serve.fields import FieldError, Fields
 
-__all__ = ["Drawing", "take_drawing"]
+__all__ = ["MAX_CHOICES", "MAX_STOPS", "MAX_TOP", "Drawing", "take_drawing"]
 
 MAX_CHOICES = 4
 MAX_STOPS = 4
