@@ -146,7 +146,7 @@ def test_a_size_that_nothing_fits_is_refused(work: Path, tmp_path: Path) -> None
 def test_a_file_larger_than_allowed_is_an_error(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("miudo.compress.quantizing._description_bytes", lambda _: 0)
+    monkeypatch.setattr("miudo.compress.quantizing._description_bytes", lambda *_: 0)
     method = MixedTypes(types=TYPES, rounding=Rounding.IMPORTANCE)
     with pytest.raises(CheckFailedError, match=r"bytes, \d+ are allowed"):
         run_quantize(job(work, tmp_path / "a.gguf", method, max_bytes=75_000))

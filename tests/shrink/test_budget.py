@@ -3,13 +3,13 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from miudo.cli.options import parse_size
 from miudo.cli.planning import _ORDERS, parse_share
 from miudo.errors import ConfigError, UsageError
-from miudo.shrink.budget import Budget, Figures, Prefer, pareto_front, spearman
+from miudo.shrink.budget import Budget, Figures, Prefer, enough_for, pareto_front, spearman
 from miudo.shrink.candidates import Order
 
 number = st.integers(1, 6).map(float)
@@ -127,6 +127,12 @@ def test_sizes_name_the_flag_that_is_wrong() -> None:
     assert parse_size("40MB", "--max-size") == 40_000_000
     with pytest.raises(UsageError, match="--max-size"):
         parse_size("large", "--max-size")
+
+
+@given(st.integers(1, 10**12))
+@example(1_001_000)  # 1.001 times a million is a little less
+def test_the_size_that_is_advised_is_enough(size: int) -> None:
+    assert size <= parse_size(enough_for(size), "--max-size") <= size + 1000
 
 
 def test_the_command_line_names_every_order() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from miudo.cli.options import parse_size
 from miudo.errors import CheckFailedError, ConfigError, DataError, ResourceError, UsageError
 from miudo.formats import open_model
 from miudo.formats.blocks import to_f32
+from miudo.formats.zeros import declared
 from miudo.shrink.budget import Budget, Prefer
 from miudo.shrink.candidates import Order
 from miudo.shrink.jobs import ShrinkJob
@@ -153,8 +155,16 @@ def test_a_size_that_no_candidate_has_is_told_before_any_training(job: Make) -> 
     wanted = job(budget=Budget(max_size_bytes=30_000))
     with pytest.raises(CheckFailedError, match=r"smallest of \d+ candidates.*over the") as error:
         run_shrink(wanted)
-    assert "Give --max-size 0.0" in str(error.value)
     assert not (wanted.out / "work").exists()
+    advised = str(error.value).split("Give --max-size ")[-1].split()[0]
+    limit = Budget(max_size_bytes=parse_size(advised, "--max-size"))
+    assert any(not guess.out for guess in plan_shrink(job(budget=limit)).forecast.guesses)
+
+
+def test_methods_that_are_all_too_slow_are_told(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miudo.shrink.forecast._SLOW", 0.0)
+    with pytest.raises(UsageError, match="every method is too slow for 20 minutes: gptq took"):
+        plan_shrink(job(steps=None, order=Order.CUT_ROUND, methods=("gptq",)))
 
 
 def test_a_speed_that_none_has_ends_with_the_nearest_and_what_would_do(job: Make) -> None:
@@ -184,6 +194,10 @@ def test_a_dry_run_changes_nothing(job: Make, tmp_path: Path) -> None:
     for word in ("round 1:", "memory of learning", "basis", "measured"):
         assert word in text
     assert plan.to_json()["seconds"]["learning"]["estimate"] > 0
+    whole = {g.candidate.dtype: g for g in plan.forecast.guesses if not g.candidate.trunk}
+    assert whole["Q4_0"].size_bytes == whole["IQ4_NL"].size_bytes  # and yet two types
+    assert whole["Q4_0"].out == whole["IQ4_NL"].out == ""
+    assert whole["Q3_K"].out == "the same types as whole_IQ4_NL"  # 64 values are no 256
 
 
 def test_energy_without_a_counter_is_refused(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +273,14 @@ def test_zeros_are_kept_and_rounding_is_trained(
         weights = open_model(wanted.out / "model.gguf").weights
         values = to_f32(weights["layers.0.mlp.up.weight"])
         assert np.mean(values == 0) >= 0.5
+        zeros = declared(open_model(wanted.out / "model.gguf").record)
+        assert zeros == {name: int(np.sum(to_f32(weights[name]) == 0)) for name in zeros}
+        assert len(zeros) >= 7  # of a block
+        dense = wanted.out / "work" / "files" / "control_from-nothing-0.gguf"
+        assert declared(open_model(dense).record) == {}
+    else:
+        learned = json.loads((wanted.out / "work/controls/by-magnitude-0/made.json").read_text())
+        assert rows["by magnitude"]["training_s"] > learned["seconds"]  # rounding learned too
 
 
 def test_seeds_train_the_chosen_one_and_its_controls_again(job: Make) -> None:

@@ -138,7 +138,14 @@ def parse_share(text: str) -> float:
         raise UsageError(
             f"{text[:40]!r} is no share", where="--max-ppl-increase", remedy="Write 5% or 0.05"
         )
-    return float(match[1]) / (100.0 if match[2] else 1.0)
+    share = float(match[1]) / (100.0 if match[2] else 1.0)
+    if share > 1.0 and not match[2]:
+        raise UsageError(
+            f"{text.strip()} would be {share:.0%}",
+            where="--max-ppl-increase",
+            remedy=f"Write {text.strip()}%, or {share:.0%} if that is meant",
+        )
+    return share
 
 
 class _Stopped(KeyboardInterrupt):

@@ -98,8 +98,9 @@ def quantize(  # noqa: PLR0913 - one parameter an option
     lines = [
         f"model            {made.path}",
         f"bits per weight  {report.bits_per_weight:.3f}",
-        f"weights          {report.bytes_after / 1e6:,.2f} MB, were "
+        f"weights          {report.bytes_after / 1e6:,.2f} MB, as F32 "
         f"{report.bytes_before / 1e6:,.2f} MB",
+        f"file             {made.path.stat().st_size / 1e6:,.2f} MB",
         *(f"note             {note}" for note in made.record.notes),
     ]
     value = {"schema": 1, "model": str(made.path), **counted, "notes": list(made.record.notes)}

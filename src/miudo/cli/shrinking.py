@@ -157,7 +157,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
         tables=None if tables is None else DType(tables),
     )
     made = run_distill(job, Lines(), resume=resume)
-    emit_fit(made.path, made.fit, as_json=as_json)
+    emit_fit(made.path, made.fit, as_json=as_json, record=made.record)
 
 
 @verb("prune", takes_settings=True)
@@ -235,7 +235,7 @@ def prune(  # noqa: PLR0913 - one parameter an option
         **counts,
     )
     made = run_prune(job, Lines(), resume=resume)
-    emit_fit(made.path, made.fit, as_json=as_json)
+    emit_fit(made.path, made.fit, as_json=as_json, record=made.record)
 
 
 def _methods(extra: dict[str, Any], flags: dict[str, Any]) -> tuple[Method, ...]:
@@ -271,6 +271,10 @@ def _methods(extra: dict[str, Any], flags: dict[str, Any]) -> tuple[Method, ...]
 
 def _pattern(flags: dict[str, Any]) -> str | None:
     share, pattern = flags["sparsity"], flags["pattern"]
+    if share is not None and not 0.0 < share < 1.0:
+        raise UsageError(
+            f"is {share:g}", where="--sparsity", remedy="Give a share between 0 and 1: 0.5 is half"
+        )
     if share is None and pattern is None and flags["method"] is not None:
         raise UsageError(
             f"is {flags['method']}, and no weight is to be zero",

@@ -20,6 +20,7 @@ from miudo.errors import UsageError
 
 if TYPE_CHECKING:
     from miudo.data.pipeline import PrepareSettings
+    from miudo.records import Record
     from miudo.train.loop import FitResult
     from miudo.train.settings import FitSettings
 
@@ -114,17 +115,27 @@ def run_settings(
     return fit, packing
 
 
-def emit_fit(model: Path, fit: FitResult | None, *, as_json: bool, kind: str = "model") -> None:
-    """Prints where the model (or `kind`) lies and how its run ended."""
+def emit_fit(
+    model: Path,
+    fit: FitResult | None,
+    *,
+    as_json: bool,
+    kind: str = "model",
+    record: Record | None = None,
+) -> None:
+    """Prints where the model (or `kind`) lies, how its run ended, and what its record notes."""
     value: dict[str, Any] = {"schema": 1, kind: str(model)}
     lines = [f"{kind:<15}{model}"]
     if fit is not None:
         value["fit"] = {**dataclasses.asdict(fit), "tokens_per_s": fit.tokens_per_s}
         held_out = "none" if fit.held_out_loss is None else f"{fit.held_out_loss:.4f} nats a token"
         lines += [
-            f"training loss  {fit.loss:.4f} nats a token",
-            f"held-out loss  {held_out}",
+            f"objective      {fit.loss:.4f}, what the training made small",
+            f"held-out loss  {held_out}, cross-entropy",
             f"run            {fit.steps:,} steps, {fit.tokens:,} tokens in {fit.elapsed_s:.0f} s, "
             f"{fit.tokens_per_s:,.0f} tokens/s",
         ]
+    if record is not None:
+        value["notes"] = list(record.notes)
+        lines += [f"note           {note}" for note in record.notes]
     emit(value, "\n".join(lines), as_json=as_json)

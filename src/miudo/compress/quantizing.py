@@ -61,6 +61,9 @@ def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
         method = _within(job, opened, parents)
         stored, report = method.store(decoder, method.calibrate(decoder, batches))
         kept = carried(opened.file.record, stored)
+        lost = len(declared(opened.file.record)) - sum(map(len, kept.values()))
+        if lost:
+            notes = (*notes, f"{lost} sparse matrices are dense now: their type has no exact zero")
         if job.sparse:
             stored, report = without_zeros(opened.file.config, stored, report)
     settings = (
