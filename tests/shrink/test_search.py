@@ -232,7 +232,7 @@ def test_its_own_text_is_not_warned_of(unbroken: Path) -> None:
 
 
 def test_a_full_disk_stops_it_and_it_goes_on(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise ResourceError("cannot be written (No space left on device)")
 
     wanted = job(order=Order.CUT_ROUND, measured=2)
