@@ -111,10 +111,14 @@ def test_no_budget_and_wrong_ones_are_refused(limits: dict[str, float]) -> None:
         Budget(**limits)  # type: ignore[arg-type]
 
 
-@given(st.floats(0.001, 99999.0))
+@given(st.floats(0.001, 2.0) | st.floats(0.001, 99999.0))
 def test_a_share_is_read_as_written(value: float) -> None:
     assert parse_share(f"{value:.6f}%") == pytest.approx(value / 100, abs=1e-8)
-    assert parse_share(f"{value:.6f}") == pytest.approx(value, abs=1e-6)
+    if value <= 1.0:
+        assert parse_share(f"{value:.6f}") == pytest.approx(value, abs=1e-6)
+    else:  # 5 where 5% was meant would be five times the perplexity
+        with pytest.raises(UsageError, match=r"Write .*%"):
+            parse_share(f"{value:.6f}")
 
 
 @pytest.mark.parametrize("text", ["", "five", "-5%", "5%%", "nan", "inf", "1e3", "5 %x"])
