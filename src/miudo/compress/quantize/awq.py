@@ -12,7 +12,7 @@ Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,13 +26,12 @@ from miudo.compress.quantize.gptq import Outcome, Rounding
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
-    calibrated,
+    Sequential,
     check_calibrated,
     check_enum,
     check_type,
     importance,
     round_in_order,
-    rounded_decoder,
     squared_error,
 )
 from miudo.compress.walk import Gram, Station
@@ -88,7 +87,7 @@ def apply_fold(fold: Fold, weights: Mapping[str, Tensor], scale: Tensor) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class AWQ:
+class AWQ(Sequential):
     """Stores matrices as `dtype`, scaled by channel before `rounding` where that helps.
 
     The scales are powers a of the inputs' root mean square, `steps` of them from 0 to 1; that
@@ -98,7 +97,6 @@ class AWQ:
     """
 
     name: ClassVar[str] = "awq"
-    needs_calibration: ClassVar[bool] = True
 
     dtype: DType = DType.Q4_0
     steps: int = 10
@@ -108,20 +106,6 @@ class AWQ:
         check_type(self.dtype)
         in_range("steps", self.steps, 1, 100, whole=True)
         check_enum("rounding", self.rounding, Rounding)
-
-    def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
-        """Returns ids [B, T]: the inputs are found while earlier blocks are rounded.
-
-        Raises DataError if there was no token, CheckFailedError for a tensor that holds NaN.
-        """
-        return calibrated(self, decoder, batches)
-
-    def apply(
-        self, decoder: Decoder, statistics: Calibration | None = None
-    ) -> tuple[Decoder, Report]:
-        """Returns the decoder with the weights that the file will hold, and the report."""
-        stored, report = self.store(decoder, statistics)
-        return rounded_decoder(decoder, stored), report
 
     def store(
         self, decoder: Decoder, statistics: Calibration | None = None

@@ -10,7 +10,6 @@ Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
@@ -25,12 +24,11 @@ from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
     Rule,
-    calibrated,
+    Sequential,
     check_calibrated,
     check_type,
     importance,
     round_in_order,
-    rounded_decoder,
 )
 from miudo.compress.walk import Gram
 from miudo.decoder.decoder import Decoder
@@ -192,7 +190,7 @@ class Rounding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class GPTQ:
+class GPTQ(Sequential):
     """Stores matrices as `dtype`, rounded by GPTQ on what earlier rounded matrices give them.
 
     `damping` is the share of the mean diagonal added to the Hessian's; `act_order` takes the
@@ -201,7 +199,6 @@ class GPTQ:
     """
 
     name: ClassVar[str] = "gptq"
-    needs_calibration: ClassVar[bool] = True
 
     dtype: DType = DType.Q4_0
     damping: float = DAMPING
@@ -212,20 +209,6 @@ class GPTQ:
         in_range("damping", self.damping, 1e-6, 10.0)
         if type(self.act_order) is not bool:
             raise ConfigError(f"act_order is {self.act_order!r}", remedy="Give true or false")
-
-    def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
-        """Returns ids [B, T]: the inputs are found while earlier blocks are rounded.
-
-        Raises DataError if there was no token, CheckFailedError for a tensor that holds NaN.
-        """
-        return calibrated(self, decoder, batches)
-
-    def apply(
-        self, decoder: Decoder, statistics: Calibration | None = None
-    ) -> tuple[Decoder, Report]:
-        """Returns the decoder with the weights that the file will hold, and the report."""
-        stored, report = self.store(decoder, statistics)
-        return rounded_decoder(decoder, stored), report
 
     def store(
         self, decoder: Decoder, statistics: Calibration | None = None

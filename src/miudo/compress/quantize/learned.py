@@ -11,7 +11,7 @@ Shapes: B batch, T positions, D d_model, O outputs and I inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,12 +24,11 @@ from miudo.compress.quantize.gptq import Outcome, round_matrix
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
-    calibrated,
+    Sequential,
     check_calibrated,
     check_type,
     importance,
     round_in_order,
-    rounded_decoder,
     squared_error,
 )
 from miudo.compress.walk import Gram, Station, walk
@@ -152,7 +151,7 @@ def learn_block(
 
 
 @dataclass(frozen=True, slots=True)
-class LearnedRounding:
+class LearnedRounding(Sequential):
     """Stores matrices as `dtype`, in each block rounded so that its output errs little.
 
     `steps` of signed gradient descent a block. The block's inputs come from rounded
@@ -162,7 +161,6 @@ class LearnedRounding:
     """
 
     name: ClassVar[str] = "learned"
-    needs_calibration: ClassVar[bool] = True
 
     dtype: DType = DType.Q4_0
     steps: int = 200
@@ -170,20 +168,6 @@ class LearnedRounding:
     def __post_init__(self) -> None:
         check_type(self.dtype)
         in_range("steps", self.steps, 1, 1_000_000, whole=True)
-
-    def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
-        """Returns ids [B, T]: the inputs are found while earlier blocks are rounded.
-
-        Raises DataError if there was no token, CheckFailedError for a tensor that holds NaN.
-        """
-        return calibrated(self, decoder, batches)
-
-    def apply(
-        self, decoder: Decoder, statistics: Calibration | None = None
-    ) -> tuple[Decoder, Report]:
-        """Returns the decoder with the weights that the file will hold, and the report."""
-        stored, report = self.store(decoder, statistics)
-        return rounded_decoder(decoder, stored), report
 
     def store(
         self, decoder: Decoder, statistics: Calibration | None = None

@@ -13,7 +13,7 @@ Shapes: B batch, T positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,13 +26,12 @@ from miudo.compress.quantize.importance import ImportanceRounding
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
-    calibrated,
+    Sequential,
     check_calibrated,
     check_enum,
     check_type,
     put,
     round_in_order,
-    rounded_decoder,
 )
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
@@ -114,7 +113,7 @@ def measure_harm(
 
 
 @dataclass(frozen=True, slots=True)
-class MixedTypes:
+class MixedTypes(Sequential):
     """Stores each tensor in one of `types` so that all weights take at most `max_bytes`.
 
     What is chosen is rounded by `rounding`. Raises ConfigError for a type without a rounding
@@ -122,7 +121,6 @@ class MixedTypes:
     """
 
     name: ClassVar[str] = "mixed"
-    needs_calibration: ClassVar[bool] = True
 
     max_bytes: int = 1 << 40
     types: tuple[str, ...] = _TYPES
@@ -137,20 +135,6 @@ class MixedTypes:
             if name not in tuple(DType):
                 raise ConfigError(f"types holds {name!r}", remedy=f"Give names as {_TYPES}")
             check_type(DType(name))
-
-    def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
-        """Returns ids [B, T]: harms are measured on the first of them, rounding uses all.
-
-        Raises DataError if there was no token, CheckFailedError for a tensor that holds NaN.
-        """
-        return calibrated(self, decoder, batches)
-
-    def apply(
-        self, decoder: Decoder, statistics: Calibration | None = None
-    ) -> tuple[Decoder, Report]:
-        """Returns the decoder with the weights that the file will hold, and the report."""
-        stored, report = self.store(decoder, statistics)
-        return rounded_decoder(decoder, stored), report
 
     def store(
         self, decoder: Decoder, statistics: Calibration | None = None

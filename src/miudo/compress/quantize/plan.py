@@ -10,10 +10,11 @@ Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "Calibration",
     "Plan",
     "Rule",
+    "Sequential",
     "calibrated",
     "check_calibrated",
     "check_enum",
@@ -111,6 +113,34 @@ def calibrated(method: Method, decoder: Decoder, batches: Iterable[Tensor]) -> C
     given = tuple(ids for ids in batches if ids.numel())
     check_seen(method.name, sum(ids.numel() for ids in given))
     return given
+
+
+class Sequential(ABC):
+    """A quantiser whose statistics are the text itself: inputs are found while it rounds."""
+
+    __slots__ = ()
+    name: ClassVar[str]
+    needs_calibration: ClassVar[bool] = True
+
+    def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Calibration:
+        """Returns ids [B, T]: what a matrix is given hangs on what was rounded before it.
+
+        Raises DataError if there was no token, CheckFailedError for a tensor that holds NaN.
+        """
+        return calibrated(self, decoder, batches)
+
+    def apply(
+        self, decoder: Decoder, statistics: Calibration | None = None
+    ) -> tuple[Decoder, Report]:
+        """Returns the decoder with the weights that the file will hold, and the report."""
+        stored, report = self.store(decoder, statistics)
+        return rounded_decoder(decoder, stored), report
+
+    @abstractmethod
+    def store(
+        self, decoder: Decoder, statistics: Calibration | None = None
+    ) -> tuple[Weights, Report]:
+        """Returns the file's tensors and the report. Raises DataError without calibration."""
 
 
 def check_calibrated(method: Method, statistics: Statistics | None) -> Statistics:
