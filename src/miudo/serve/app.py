@@ -7,9 +7,7 @@ Read next: `miudo.serve.openai.chat`.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,29 +17,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from miudo.errors import MiudoError
-from miudo.serve.fields import Fields, parse_body
 from miudo.serve.guard import Guard
 from miudo.serve.house import House
-from miudo.serve.openai.chat import chat_reply, chat_stream, parse_chat
-from miudo.serve.openai.completions import (
-    completion_reply,
-    completion_stream,
-    parse_completion,
-)
-from miudo.serve.openai.models import model_entry, model_list
-from miudo.serve.replies import ClientGoneError, events, failure, json_reply, unless_gone
+from miudo.serve.openai.routes import openai_routes
+from miudo.serve.receiving import BodyLimits
+from miudo.serve.replies import ClientGoneError, failure, json_reply
 
-__all__ = ["ServeLimits", "make_app"]
-
-_Handler = Callable[[Request, House], Awaitable[Response]]
-
-
-@dataclass(frozen=True, slots=True)
-class ServeLimits:
-    """What a request's body may take: bytes, and seconds to arrive."""
-
-    body_bytes: int = 8 << 20
-    body_s: float = 30.0
+__all__ = ["make_app"]
 
 
 def make_app(
@@ -49,40 +31,17 @@ def make_app(
     *,
     keys: Sequence[bytes] = (),
     hosts: Sequence[str] = (),
-    limits: ServeLimits | None = None,
+    limits: BodyLimits | None = None,
 ) -> ASGIApp:
     """Returns the server: what is not in its table is not there, with a key or without."""
-    bounds = limits or ServeLimits()
-
-    async def chat(request: Request) -> Response:
-        fields = await _fields(request, bounds)
-        call = parse_chat(fields, house.named(fields), scope=_scope(request))
-        if call.drawing.stream:
-            return events(chat_stream(call))
-        return json_reply(await unless_gone(request, chat_reply(call)))
-
-    async def completions(request: Request) -> Response:
-        fields = await _fields(request, bounds)
-        call = parse_completion(fields, house.named(fields), scope=_scope(request))
-        if call.drawing.stream:
-            return events(completion_stream(call))
-        return json_reply(await unless_gone(request, completion_reply(call)))
-
-    async def models(_: Request) -> Response:
-        return json_reply(model_list(house))
-
-    async def model(request: Request) -> Response:
-        return json_reply(model_entry(house.get(request.path_params["name"])))
+    bounds = limits or BodyLimits()
 
     async def health(_: Request) -> Response:
         alive = all(hosted.worker.alive for hosted in house.models)
         return json_reply({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
     table = [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/completions", completions, methods=["POST"]),
-        Route("/v1/models", models),
-        Route("/v1/models/{name:path}", model),
+        *openai_routes(house, bounds),
         Route("/health", health),
         Route("/ready", health),
     ]
@@ -97,27 +56,6 @@ def make_app(
     app = Starlette(routes=table, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, keys=keys, hosts=hosts)
-
-
-async def _fields(request: Request, limits: ServeLimits) -> Fields:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HTTPException(415, "the body must be application/json")
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(limits.body_s):
-            async for part in request.stream():
-                size += len(part)
-                if size > limits.body_bytes:
-                    raise HTTPException(413, f"the body has more than {limits.body_bytes} bytes")
-                parts.append(part)
-    except TimeoutError as error:
-        raise HTTPException(408, "the body did not arrive in time") from error
-    return Fields(parse_body(b"".join(parts)))
-
-
-def _scope(request: Request) -> str:
-    return str(request.scope["miudo.scope"])
 
 
 async def _told(_: Request, error: Exception) -> Response:

@@ -17,10 +17,11 @@ from pathlib import Path
 import uvicorn
 
 from miudo.errors import UsageError
-from miudo.serve.app import ServeLimits, make_app
+from miudo.serve.app import make_app
 from miudo.serve.guard import hashed
 from miudo.serve.hosted import HostSettings, open_hosted
 from miudo.serve.house import House
+from miudo.serve.receiving import BodyLimits
 
 __all__ = ["ServeJob", "serve"]
 
@@ -35,7 +36,7 @@ class ServeJob:
     keys: Sequence[str] = ()
     hosts: Sequence[str] = ()
     host: HostSettings = field(default_factory=HostSettings)
-    limits: ServeLimits = field(default_factory=ServeLimits)
+    limits: BodyLimits = field(default_factory=BodyLimits)
     drain_s: float = 10.0
 
 

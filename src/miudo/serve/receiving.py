@@ -1,0 +1,53 @@
+"""How a request's body comes in: bounded in bytes and in time.
+
+For: the fields of a JSON body, and whose request it is.
+Not for: what the fields mean (`miudo.serve.openai`).
+Read next: `miudo.serve.fields`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from miudo.serve.fields import Fields, parse_body
+
+__all__ = ["BodyLimits", "asked_by", "received"]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a request's body may take: bytes, and seconds to arrive."""
+
+    size_bytes: int = 8 << 20
+    time_s: float = 30.0
+
+
+async def received(request: Request, limits: BodyLimits) -> Fields:
+    """Returns the fields of a JSON body.
+
+    Raises HTTPException for another type, too many bytes, or a body that does not arrive;
+    FieldError for what is no JSON object.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "the body must be application/json")
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.time_s):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.size_bytes:
+                    raise HTTPException(413, f"the body has more than {limits.size_bytes} bytes")
+                parts.append(part)
+    except TimeoutError as error:
+        raise HTTPException(408, "the body did not arrive in time") from error
+    return Fields(parse_body(b"".join(parts)))
+
+
+def asked_by(request: Request) -> str:
+    """Returns whose request it is, as the guard found: a key's hash, or "" without keys."""
+    return str(request.scope["miudo.scope"])
