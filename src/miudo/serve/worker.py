@@ -208,7 +208,7 @@ class Worker:
 
     def _step(self) -> None:
         plan = self._scheduler.plan()
-        if not (plan.work or plan.changes):
+        if not (plan.work or plan.changes or plan.failed):
             return
         try:
             outs = carry_out(self.engine, plan, self._conversations)
@@ -221,6 +221,9 @@ class Worker:
         self._drawn += drawn
         self._read += sum(len(work.ids) for work in plan.work) - drawn
         self._deliver(news)
+        for number, refused in plan.failed:
+            if number in self._sinks:
+                self._fail(number, refused)
 
     def _blame(self, numbers: tuple[int, ...], error: MiudoError) -> None:
         """The youngest goes: with fewer the next step may do, and it is the last to be blamed."""
