@@ -62,8 +62,10 @@ class Language:
 
 
 def json_of(schema: Any, where: str = "schema") -> Language:
-    """Returns the language of all JSON that `schema` takes. Raises RequestError for one that
-    cannot be enforced."""
+    """Returns the language of all JSON that `schema` takes.
+
+    Raises RequestError for one that cannot be enforced.
+    """
     return Language(f"start: {json_rule(schema, where)}\n", where)
 
 
@@ -146,9 +148,7 @@ class Grammars:
         with self._opening:
             vocabulary, limits = self._vocabulary
         source = _HEAD + language.source
-        matcher: LLMatcher = _llguidance().LLMatcher(
-            vocabulary, source, log_level=0, limits=limits
-        )
+        matcher: LLMatcher = _llguidance().LLMatcher(vocabulary, source, log_level=0, limits=limits)
         if matcher.is_error():
             raise _refused(matcher.get_error(), language.where)
         # A language of no text shows when its first token is asked for.
@@ -174,9 +174,7 @@ class Grammars:
             max_grammar_size=100_000,
             verbose_errors=False,
         )
-        tokenizer = llguidance.LLTokenizer(
-            words, n_vocab=len(words.tokens), eos_token=words.ends
-        )
+        tokenizer = llguidance.LLTokenizer(words, n_vocab=len(words.tokens), eos_token=words.ends)
         return tokenizer, limits
 
 

@@ -99,7 +99,7 @@ def _check_values(part: dict[str, Any], path: str, *, is_root: bool) -> None:
             continue  # a name; references by it lead out all the same
         if keyword not in _KNOWN:
             raise RequestError("cannot be enforced", where=at[:300], remedy="Leave the keyword out")
-        if keyword in _COUNTS and not (_is_whole(value) and 0 <= value):
+        if keyword in _COUNTS and not (_is_whole(value) and value >= 0):
             raise RequestError(f"is {value!r:.60}", where=at, remedy="Give a whole number from 0")
         if keyword in _COUNTS and keyword.startswith("min") and value > MOST_REPEATS:
             raise RequestError(f"is {value}, the limit is {MOST_REPEATS}", where=at)
