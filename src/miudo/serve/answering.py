@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,8 @@ class Ask:
     """What to go on with, how long, and how to draw.
 
     `top` asks for log-probabilities: of each token and so many others; None: of none.
-    `scope` is whose cache may be begun with; `deadline_s` counts from when it is asked.
+    `scope` is whose cache may be begun with; `deadline_s` counts from when it is asked. `shown`
+    are special tokens that the text is to hold, and their bytes.
     """
 
     prompt: Sequence[int]
@@ -44,6 +45,7 @@ class Ask:
     adapter: str | None = None
     scope: str = ""
     deadline_s: float | None = None
+    shown: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
             remedy="Shorten the prompt",
         )
     number, news = worker.next_number(), asyncio.Queue[Progress | MiudoError]()
-    stream, began = TextStream(tokenizer, ask.stop, after=ask.prompt), time.perf_counter()
+    stream = TextStream(tokenizer, ask.stop, after=ask.prompt, shown=ask.shown)
+    began = time.perf_counter()
     worker.submit(
         _request(number, worker, tokenizer, ask), news.put_nowait, deadline_s=ask.deadline_s
     )

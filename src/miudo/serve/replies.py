@@ -80,9 +80,12 @@ def failure(error: MiudoError) -> Response:
 
 
 def events(lines: AsyncIterator[bytes]) -> Response:
-    """Returns a reply that sends what comes; a client that goes ends the iterator."""
+    """Returns a reply that sends what comes; a client that goes ends the iterator.
+
+    What goes wrong on the way is the last event, in the shape of an error's body.
+    """
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(lines, headers=headers, media_type="text/event-stream")
+    return StreamingResponse(_told(lines), headers=headers, media_type="text/event-stream")
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
@@ -98,6 +101,14 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
         for each in (task, gone):
             each.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _told(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for line in lines:
+            yield line
+    except MiudoError as error:
+        yield b"data: " + encoded(error_body(error)[1]) + b"\n\n"
 
 
 async def _hung_up(request: Request) -> None:

@@ -30,14 +30,14 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
 
     async def chat(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_chat(fields, house.named(fields), scope=asked_by(request))
+        call = await parse_chat(fields, house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             return events(chat_stream(call))
         return json_reply(await unless_gone(request, chat_reply(call)))
 
     async def completions(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_completion(fields, house.named(fields), scope=asked_by(request))
+        call = await parse_completion(fields, house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             return events(completion_stream(call))
         return json_reply(await unless_gone(request, completion_reply(call)))
