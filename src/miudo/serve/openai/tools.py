@@ -69,11 +69,12 @@ class Toolbox:
 def take_tools(fields: Fields) -> Toolbox:
     """Takes `tools`, `tool_choice` and `parallel_tool_calls`. Raises FieldError."""
     given = fields.take("tools")
-    if given is not None and not isinstance(given, list):
+    values = [] if given is None else given
+    if not isinstance(values, list):
         raise fields.wrong("tools", given, "a list of functions")
-    if len(given or ()) > _MOST_TOOLS:
-        raise FieldError("tools", f"has {len(given)} functions, the limit is {_MOST_TOOLS}")
-    tools = tuple(_tool(i, value) for i, value in enumerate(given or ()))
+    if len(values) > _MOST_TOOLS:
+        raise FieldError("tools", f"has {len(values)} functions, the limit is {_MOST_TOOLS}")
+    tools = tuple(_tool(i, value) for i, value in enumerate(values))
     names = [tool.name for tool in tools]
     twice = next((i for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
