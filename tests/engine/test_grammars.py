@@ -209,7 +209,7 @@ def test_answers_of_one_language_do_not_know_of_each_other(grammars: Grammars) -
 
 @pytest.mark.row("H18")
 def test_what_is_kept_of_languages_is_bounded() -> None:
-    """A language of these takes 200 kB: a thousand that stay would be 200 MB."""
+    """Four hundred languages that all stayed would be 66 MB."""
     grammars = Grammars(TOKENIZER, SIZE, (END,), kept=16)
     process = psutil.Process()
 

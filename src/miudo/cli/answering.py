@@ -17,6 +17,7 @@ import click
 from miudo.cli.options import emit, printable
 
 if TYPE_CHECKING:
+    from miudo.engine.batches import Guide
     from miudo.engine.generate import GenerateSettings
     from miudo.engine.speculate import Speculation
     from miudo.evaluate.loading import LoadedModel
@@ -32,17 +33,20 @@ def answer(
     *,
     speculation: Speculation | None,
     as_json: bool,
+    guide: Guide | None = None,
     watts: float | None = None,
 ) -> str:
     """Prints what the model makes of `ids`, piece by piece or as one JSON object.
 
-    `watts` as in `miudo.meter.Meter`, None for its default.
+    `guide` as in `miudo.engine.generate`, `watts` as in `miudo.meter.Meter`, None for its default.
     """
     from miudo.engine.generate import generate
     from miudo.meter import DEFAULT_WATTS, Meter
 
     on_terminal = sys.stdout.isatty()
-    events = generate(loaded.engine, loaded.tokenizer, ids, settings, speculation=speculation)
+    events = generate(
+        loaded.engine, loaded.tokenizer, ids, settings, speculation=speculation, guide=guide
+    )
     drawn = DEFAULT_WATTS if watts is None else watts
     with Meter(watts=drawn) as beginning:
         last = next(events)  # there is always one

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.answering import answer
+from miudo.cli.forms import guided, read_schema
 from miudo.cli.options import BLOCK_TYPES, verb, watts_option
 from miudo.cli.templates import read_template, template_option
 from miudo.errors import RequestError, UsageError
@@ -46,6 +47,11 @@ __all__ = ["choose", "run"]
 @click.option("--stop", multiple=True, help="Stop before this text; may be repeated.")
 @click.option("--raw", is_flag=True, help="Continue the text; no chat template.")
 @template_option
+@click.option(
+    "--schema",
+    metavar="FILE|json",
+    help="Answer in JSON of the JSON Schema in FILE; json: in any JSON.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
 @click.option("--activations", type=click.Choice(["int8", "float"]), default="int8")
 @click.option(
@@ -90,7 +96,7 @@ def run(
     from miudo.tensors import DType
 
     model, given = choose(model_and_prompt, prompt)
-    watts = flags.pop("watts")
+    watts, schema = flags.pop("watts"), flags.pop("schema")
     engine = {flag: flags.pop(flag) for flag in ("threads", "activations", "context")}
     speculate, draft = flags.pop("speculate"), flags.pop("draft_model")
     settings = _settings(**flags)
@@ -99,6 +105,9 @@ def run(
     if draft is not None and not speculate:
         raise UsageError("--no-speculate takes no --draft-model", remedy="Leave one of them out")
     template = None if chat_template is None else read_template(chat_template)
+    language = None if schema is None else read_schema(schema)
+    if language is not None and settings.stop:
+        raise UsageError("--schema takes no --stop", remedy="It could cut the JSON short")
     path = model_path(model)
     held = None if dtype is None else DType(dtype)
     loaded = load_model(path, adapter=adapter, dtype=held, **engine)
@@ -117,8 +126,9 @@ def run(
     if given is None and sys.stdin.isatty():
         from miudo.cli.conversing import converse
 
-        if as_json:
-            raise UsageError("--json needs a prompt", remedy="Give --prompt or pipe one in")
+        if as_json or language is not None:
+            flag = "--json" if as_json else "--schema"
+            raise UsageError(f"{flag} needs a prompt", remedy="Give --prompt or pipe one in")
         converse(loaded, settings, speculation=speculation, raw=raw, watts=watts)
         return
     text = _piped(raw=raw) if given in (None, "-") else str(given)
@@ -130,7 +140,10 @@ def run(
     template = None if raw else loaded.model.chat_template
     messages = [Message("user", text)]
     ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-    answer(loaded, ids, settings, speculation=speculation, as_json=as_json, watts=watts)
+    guide = None if language is None else guided(loaded, language, settings.sampling)
+    answer(
+        loaded, ids, settings, speculation=speculation, guide=guide, as_json=as_json, watts=watts
+    )
 
 
 def choose(arguments: Sequence[str], prompt: str | None) -> tuple[str | None, str | None]:
