@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from miudo.serve.replies import json_reply
+from miudo.serve.rates import Rates
+from miudo.serve.replies import json_reply, request_error
+from miudo.serve.standing import Standing
 
 __all__ = ["OPEN_PATHS", "Guard", "hashed"]
 
@@ -29,19 +32,35 @@ def hashed(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    status: int
+    message: str
+    code: str
+    wait_s: int | None = None
+
+
 class Guard:
     """Answers in the application's place where a request may not pass.
 
     `keys` are hashes; without any, everybody on this machine may ask. `hosts` are names that a
     Host header may have beside this machine's: others come from a page that was told that its
-    own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`.
+    own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`. While the
+    server does not stand ready only `OPEN_PATHS` are answered.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Sequence[bytes] = (), hosts: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        standing: Standing,
+        *,
+        keys: Sequence[bytes] = (),
+        hosts: Iterable[str] = (),
+        rates: Rates | None = None,
     ) -> None:
-        self._app, self._keys = app, tuple(keys)
+        self._app, self._standing, self._keys = app, standing, tuple(keys)
         self._hosts = frozenset((*_LOCAL, *hosts))
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or refuses it."""
@@ -49,32 +68,37 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        refusal = self._refusal(scope["path"], headers)
-        if refusal is not None:
-            status, message, code = refusal
-            body = {
-                "message": message,
-                "type": "invalid_request_error",
-                "param": None,
-                "code": code,
-            }
-            await json_reply({"error": body}, status)(scope, receive, send)
-            return
         key = _key(headers)
-        scope["miudo.scope"] = hashed(key).hex() if self._keys and key else ""
-        await self._app(scope, receive, send)
+        known = self._keys and self._known(key)
+        scope["miudo.scope"] = hashed(key).hex() if known and key else ""
+        refusal = self._refusal(scope["path"], headers, scope["miudo.scope"])
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        extra = {} if refusal.wait_s is None else {"retry-after": str(refusal.wait_s)}
+        body = request_error(refusal.message, refusal.code)
+        await json_reply(body, refusal.status, **extra)(scope, receive, send)
 
     def _refusal(
-        self, path: str, headers: Sequence[tuple[bytes, bytes]]
-    ) -> tuple[int, str, str] | None:
+        self, path: str, headers: Sequence[tuple[bytes, bytes]], scope: str
+    ) -> _Refusal | None:
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or _without_port(hosts[0]) not in self._hosts:
-            return 421, "the Host header names no host of this server", "wrong_host"
+            return _Refusal(421, "the Host header names no host of this server", "wrong_host")
         for origin in (value for name, value in headers if name == b"origin"):
             if not self._is_own(origin):
-                return 403, "pages of other origins may not ask", "wrong_origin"
-        if self._keys and path not in OPEN_PATHS and not self._known(_key(headers)):
-            return 401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key"
+                return _Refusal(403, "pages of other origins may not ask", "wrong_origin")
+        if path in OPEN_PATHS:
+            return None
+        if self._keys and not scope:
+            message = "a valid key is needed: Authorization: Bearer KEY"
+            return _Refusal(401, message, "invalid_api_key")
+        if self._standing.phase != "ready":
+            return _Refusal(503, f"the server is {self._standing.phase}", "server_closing", 1)
+        wait = None if self._rates is None else self._rates.take(scope)
+        if wait is not None:
+            message = "more requests than a key may make in a minute"
+            return _Refusal(429, message, "rate_limit_exceeded", wait)
         return None
 
     def _is_own(self, origin: bytes) -> bool:

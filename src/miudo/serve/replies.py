@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from miudo.errors import (
     BusyError,
+    ClosingError,
     DeadlineError,
     MissingError,
     MiudoError,
@@ -32,6 +34,7 @@ __all__ = [
     "events",
     "failure",
     "json_reply",
+    "request_error",
     "unless_gone",
 ]
 
@@ -39,11 +42,11 @@ _T = TypeVar("_T")
 _STATUS: tuple[tuple[type[MiudoError], int, str, str | None], ...] = (
     (RequestError, 400, "invalid_request_error", None),
     (MissingError, 404, "invalid_request_error", "model_not_found"),
+    (ClosingError, 503, "server_error", "server_closing"),
     (BusyError, 429, "rate_limit_error", "server_busy"),
     (DeadlineError, 504, "timeout_error", "deadline_exceeded"),
     (ResourceError, 503, "server_error", "out_of_memory"),
 )
-_RETRY_AFTER_S = 1
 
 
 class ClientGoneError(Exception):
@@ -72,17 +75,22 @@ def error_body(error: MiudoError) -> tuple[int, dict[str, Any]]:
     return 500, _shape("the server failed at this request", "server_error", None, "internal_error")
 
 
+def request_error(message: str, code: str | None = None) -> dict[str, Any]:
+    """Returns the shape of an error that is the request's and of no field."""
+    return _shape(message, "invalid_request_error", None, code)
+
+
 def failure(error: MiudoError) -> Response:
     """Returns the reply that tells of an error."""
     status, body = error_body(error)
-    headers = {"retry-after": str(_RETRY_AFTER_S)} if status in (429, 503) else {}
+    wait = error.retry_after_s if isinstance(error, BusyError) else BusyError.retry_after_s
+    headers = {"retry-after": str(wait)} if status in (429, 503) else {}
     return json_reply(body, status, **headers)
 
 
 def events(lines: AsyncIterator[bytes]) -> Response:
-    """Returns a reply that sends what comes; a client that goes ends the iterator."""
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(lines, headers=headers, media_type="text/event-stream")
+    """Returns a reply that sends what comes; a client that goes ends the generator."""
+    return _Events(lines)
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
@@ -98,6 +106,35 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
         for each in (task, gone):
             each.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class _Events(Response):
+    """Server-sent events. What fails before the first of them has a status of its own."""
+
+    def __init__(self, lines: AsyncIterator[bytes]) -> None:
+        super().__init__(media_type="text/event-stream")
+        self._lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Waits for the first event, then sends as they come."""
+        try:
+            first = await unless_gone(Request(scope, receive), anext(self._lines))
+            headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+            reply = StreamingResponse(
+                self._from(first), headers=headers, media_type=self.media_type
+            )
+            await reply(scope, receive, send)
+        finally:
+            if isinstance(self._lines, AsyncGenerator):
+                await self._lines.aclose()
+
+    async def _from(self, first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        try:
+            async for line in self._lines:
+                yield line
+        except MiudoError as error:  # too late for a status: the client is told in the stream
+            yield b"data: " + encoded(error_body(error)[1]) + b"\n\n"
 
 
 async def _hung_up(request: Request) -> None:
