@@ -13,6 +13,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -23,7 +24,6 @@ from miudo.serve.replies import encoded, request_error
 __all__ = ["CarefulProtocol", "WireLimits", "careful"]
 
 _LINGER_S = 1.0
-_REASONS = {408: b"Request Timeout", 414: b"URI Too Long", 431: b"Request Header Fields Too Large"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,7 @@ class CarefulProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Goes on to the next request, or waits a little for the rest of this one's body."""
         super().on_response_complete()
-        if not self.transport.is_closing():
-            self._reckon()
+        self._reckon()
 
     def pause_writing(self) -> None:
         """The client takes less than is sent: it has `patience_s` to take some of it."""
@@ -114,6 +113,8 @@ class CarefulProtocol(H11Protocol):
 
     def _reckon(self) -> None:
         """Sets the clock for a head that has begun, or a body that nobody waits for any more."""
+        if self._closing:
+            return
         ours, theirs = self.conn.our_state, self.conn.their_state
         debt: object = None
         if theirs is h11.IDLE and (self.cycle is None or self.conn.trailing_data[0]):
@@ -161,7 +162,7 @@ class CarefulProtocol(H11Protocol):
             (b"connection", b"close"),
             *([(b"retry-after", b"1")] if status == 503 else []),
         ]
-        reason = _REASONS.get(status, b"")
+        reason = HTTPStatus(status).phrase.encode()
         for event in (
             h11.Response(status_code=status, headers=headers, reason=reason),
             h11.Data(data=body),
