@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import CHAT, ENDLESS, ROBOT, TEXT, Server, start_server
 
 from miudo.adapter import Adapter, LowRank
+from miudo.config import ModelConfig
 from miudo.formats import open_model
 from miudo.formats.peft import write_peft
 from miudo.hub.resolve import embedded_path
+from miudo.records import Record
 from miudo.serve.app import route_table
 from miudo.serve.figures import Family, Histogram, exposition
 from miudo.serve.house import House
@@ -135,7 +137,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
     for name in ("one", "two"):
         shutil.copytree(TINY, home / "models" / name / "latest")
-    write_peft(loud_adapter(), home / "loud")
+    config = open_model(embedded_path()).config
+    write_peft(home / "loud", loud_adapter(config), config, record=Record(verb="test", name="loud"))
     budget = embedded_path().stat().st_size + 2 * 20_000_000 + 3_000_000
     made = start_server(
         "--on-demand", "--cache-mb", "20", "--memory", f"{budget}", "--keep-alive", "2s",
@@ -146,8 +149,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made.end()
 
 
-def loud_adapter() -> Adapter:
-    config = open_model(embedded_path()).config
+def loud_adapter(config: ModelConfig) -> Adapter:
     rng = np.random.default_rng(0)
     width, d_ff = config.d_model, config.layers[0].d_ff
     down = rng.normal(size=(4, d_ff)).astype(np.float32)

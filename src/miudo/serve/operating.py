@@ -104,7 +104,7 @@ def _of_server(standing: Standing, seconds: float) -> Iterator[Family]:
 _OF_LOAD = (
     ("num_requests_running", "gauge", "Requests that are read or written.", "running"),
     ("num_requests_waiting", "gauge", "Requests that wait for a place.", "waiting"),
-    ("prompt_tokens_total", "counter", "Ids taken in that were not drawn.", "prompt_tokens"),
+    ("prompt_tokens_total", "counter", "Ids of the prompts that were taken on.", "prompt_tokens"),
     ("generation_tokens_total", "counter", "Ids drawn.", "new_tokens"),
     ("prefix_cache_hits_total", "counter", "Ids that were not read anew.", "reused_tokens"),
     ("num_preemptions_total", "counter", "Requests that stepped back.", "preempted"),

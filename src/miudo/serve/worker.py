@@ -128,6 +128,7 @@ class Worker:
                 self._post(lambda: sink(told))
                 return
             self._sinks[request.number] = sink
+            self._read += len(request.prompt)
             if end is not None:
                 heapq.heappush(self._deadlines, (end, request.number))
 
@@ -237,9 +238,7 @@ class Worker:
             takes = [len(work.ids) for work in plan.work]
             self._energy.end(list(zip(plan.numbers, takes, strict=True)))
         news = self._scheduler.settle(outs)
-        drawn = sum(len(progress.tokens) for progress in news)
-        self._drawn += drawn
-        self._read += sum(len(work.ids) for work in plan.work) - drawn
+        self._drawn += sum(len(progress.tokens) for progress in news)
         self._deliver(news)
 
     def _blame(self, numbers: tuple[int, ...], error: MiudoError) -> None:
