@@ -25,6 +25,7 @@ from miudo.errors import (
     RequestError,
     ResourceError,
 )
+from miudo.serve.errand import current_errand
 from miudo.serve.fields import FieldError
 
 __all__ = [
@@ -94,14 +95,20 @@ def events(lines: AsyncIterator[bytes]) -> Response:
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """Returns what `work` gives; cancels it and raises ClientGoneError if the client hangs up."""
+    """Returns what `work` gives, and cancels it if nobody waits for that any more.
+
+    Raises ClientGoneError where the client hangs up, DeadlineError where its time is over.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_hung_up(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        left = current_errand().left_s(None)
+        await asyncio.wait((task, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
             raise ClientGoneError
-        return task.result()
+        raise DeadlineError("the time given for the answer is over")
     finally:
         for each in (task, gone):
             each.cancel()
