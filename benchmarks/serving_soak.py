@@ -103,7 +103,7 @@ def main() -> int:
         keys.write_text("with-secret\nwithout\n")
         command = [sys.executable, "-m", "miudo", "serve", "--port", "0", "--json"]
         command += ["--key-file", str(keys), "--log", "json", "--parallel", "4", "--queue", "2"]
-        command += ["--threads", "1", "--cache-mb", "64"]
+        command += ["--threads", "1", "--cache-mb", "24"]
         with log.open("w") as out:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=out, text=True)
             try:

@@ -168,6 +168,19 @@ def test_an_engine_that_dies_tells_everybody_and_ends_the_process(tmp_path: Any)
 
 
 @pytest.mark.row("H25")
+def test_a_process_that_aborts_leaves_nobody_waiting() -> None:
+    raising = next(line.strip() for line in DYING.splitlines() if "raise" in line)
+    aborting = DYING.replace(raising, "os.abort()")
+    with served(before=f"import os{aborting}") as server:
+        running = Asking(server, LONG | {"max_tokens": 400})
+        until(server, num_requests_running=1)
+        deadly = Asking(server, {"prompt": [700], "max_tokens": 2})
+        assert deadly.wait() is None
+        assert running.wait() is None
+        assert server.process.wait(20) == -signal.SIGABRT
+
+
+@pytest.mark.row("H25")
 def test_an_engine_that_refuses_one_request_goes_on() -> None:
     refusing = DYING.replace("ZeroDivisionError", "RequestError")
     start = "from miudo.errors import RequestError\n"

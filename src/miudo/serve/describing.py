@@ -25,7 +25,7 @@ from miudo.serve.replies import json_reply
 
 __all__ = ["Asked", "describing_route"]
 
-Parse = Callable[[Fields, Hosted], object]
+_Parse = Callable[[Fields, Hosted], object]
 _Schema = dict[str, Any]
 
 
@@ -41,7 +41,7 @@ class Asked(Route):
         path: str,
         endpoint: Callable[[Request], Awaitable[Response]],
         *,
-        parse: Parse,
+        parse: _Parse,
         samples: Sequence[Mapping[str, Any]],
     ) -> None:
         super().__init__(path, endpoint, methods=["POST"])

@@ -19,7 +19,7 @@ _FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _WHOLE_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-Labels = Mapping[str, str]
+_Labels = Mapping[str, str]
 """Names and values; values may hold anything."""
 
 
@@ -54,11 +54,11 @@ class Family:
         self._name = name
         self.lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
 
-    def add(self, value: float, labels: Labels | None = None) -> None:
+    def add(self, value: float, labels: _Labels | None = None) -> None:
         """Adds a sample."""
         self._line("", value, labels or {})
 
-    def add_histogram(self, histogram: Histogram, labels: Labels) -> None:
+    def add_histogram(self, histogram: Histogram, labels: _Labels) -> None:
         """Adds a histogram's buckets, sum and count."""
         below = 0
         for bound, count in zip((*histogram.bounds, None), histogram.counts, strict=True):
@@ -68,7 +68,7 @@ class Family:
         self._line("_sum", histogram.total, labels)
         self._line("_count", below, labels)
 
-    def _line(self, suffix: str, value: float, labels: Labels) -> None:
+    def _line(self, suffix: str, value: float, labels: _Labels) -> None:
         inner = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
         shown = repr(value) if isinstance(value, float) else str(value)
         self.lines.append(f"{self._name}{suffix}{'{' + inner + '}' if inner else ''} {shown}")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from miudo.errors import BusyError, ClosingError
 from miudo.serve.rates import Rates
-from miudo.serve.replies import json_reply, request_error
+from miudo.serve.replies import failure, json_reply, request_error
 from miudo.serve.standing import Standing
 
 __all__ = ["OPEN_PATHS", "Guard", "hashed"]
@@ -30,14 +31,6 @@ _MAX_KEY = 1024
 def hashed(key: str) -> bytes:
     """Returns what is kept of a key."""
     return hashlib.sha256(key.encode()).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    status: int
-    message: str
-    code: str
-    wait_s: int | None = None
 
 
 class Guard:
@@ -72,33 +65,28 @@ class Guard:
         known = self._keys and self._known(key)
         scope["miudo.scope"] = hashed(key).hex() if known and key else ""
         refusal = self._refusal(scope["path"], headers, scope["miudo.scope"])
-        if refusal is None:
-            await self._app(scope, receive, send)
-            return
-        extra = {} if refusal.wait_s is None else {"retry-after": str(refusal.wait_s)}
-        body = request_error(refusal.message, refusal.code)
-        await json_reply(body, refusal.status, **extra)(scope, receive, send)
+        await (refusal or self._app)(scope, receive, send)
 
     def _refusal(
         self, path: str, headers: Sequence[tuple[bytes, bytes]], scope: str
-    ) -> _Refusal | None:
+    ) -> Response | None:
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or _without_port(hosts[0]) not in self._hosts:
-            return _Refusal(421, "the Host header names no host of this server", "wrong_host")
+            return _refused(421, "the Host header names no host of this server", "wrong_host")
         for origin in (value for name, value in headers if name == b"origin"):
             if not self._is_own(origin):
-                return _Refusal(403, "pages of other origins may not ask", "wrong_origin")
+                return _refused(403, "pages of other origins may not ask", "wrong_origin")
         if path in OPEN_PATHS:
             return None
         if self._keys and not scope:
             message = "a valid key is needed: Authorization: Bearer KEY"
-            return _Refusal(401, message, "invalid_api_key")
+            return _refused(401, message, "invalid_api_key")
         if self._standing.phase != "ready":
-            return _Refusal(503, f"the server is {self._standing.phase}", "server_closing", 1)
-        wait = None if self._rates is None else self._rates.take(scope)
-        if wait is not None:
-            message = "more requests than a key may make in a minute"
-            return _Refusal(429, message, "rate_limit_exceeded", wait)
+            return failure(ClosingError(f"the server is {self._standing.phase}"))
+        if self._rates is not None and (wait := self._rates.take(scope)) is not None:
+            error = BusyError("this key has made all requests that it may in a minute")
+            error.retry_after_s = wait
+            return failure(error)
         return None
 
     def _is_own(self, origin: bytes) -> bool:
@@ -110,6 +98,10 @@ class Guard:
         # Every key is compared, whole, so that time tells neither which nor how far.
         found = [hmac.compare_digest(given, known) for known in self._keys]
         return key is not None and any(found)
+
+
+def _refused(status: int, message: str, code: str) -> Response:
+    return json_reply(request_error(message, code), status)
 
 
 def _without_port(host: bytes) -> str:

@@ -27,6 +27,7 @@ from miudo.serve.figures import Latencies
 __all__ = ["Load", "Post", "Sink", "Worker"]
 
 _T = TypeVar("_T")
+_FEW = 64
 
 Sink = Callable[[Progress | MiudoError], None]
 """Is given a request's news, in order; an error is the last of them."""
@@ -130,7 +131,7 @@ class Worker:
             self._sinks[request.number] = sink
             self._read += len(request.prompt)
             if end is not None:
-                heapq.heappush(self._deadlines, (end, request.number))
+                self._push_deadline(end, request.number)
 
         with self._wake:
             if not self.alive or self._closing is not None:
@@ -211,6 +212,13 @@ class Worker:
             return False
         self._step()
         return True
+
+    def _push_deadline(self, end: float, number: int) -> None:
+        """Most requests end long before: theirs are thrown out when they are the most."""
+        if len(self._deadlines) > 2 * len(self._sinks) + _FEW:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._sinks]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (end, number))
 
     def _take_orders(self) -> list[Callable[[], None]]:
         with self._wake:
