@@ -9,6 +9,7 @@ Read next: `miudo.serve.fields`.
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -30,10 +31,10 @@ _Schema = dict[str, Any]
 
 
 class Asked(Route):
-    """A POST route with a JSON body, which `parse` reads; it must accept all `samples`.
+    """A POST route with a JSON body, which `parse` reads, at once or as a coroutine.
 
-    Together these hold every field whose reading hangs on another. A route of a model has `model`
-    read by `House.named`; others read all fields on their own.
+    It must accept all `samples`; together they hold every field whose reading hangs on another.
+    A route of a model has `model` read by `House.named`; others read all fields on their own.
     """
 
     def __init__(
@@ -53,18 +54,18 @@ def describing_route(house: House, table: Sequence[Route]) -> Route:
 
     async def openapi(_: Request) -> Response:
         hosted = await house.get(None)
-        return json_reply(_description([*table, own], hosted))
+        return json_reply(await _description([*table, own], hosted))
 
     own = Route("/openapi.json", openapi)
     return own
 
 
-def _description(table: Sequence[Route], hosted: Hosted) -> dict[str, Any]:
+async def _description(table: Sequence[Route], hosted: Hosted) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in table:
         path = re.sub(r":\w+(?=})", "", route.path)
         for method in sorted((route.methods or set()) - {"HEAD"}):
-            paths.setdefault(path, {})[method.lower()] = _operation(route, path, hosted)
+            paths.setdefault(path, {})[method.lower()] = await _operation(route, path, hosted)
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
     return {
         "openapi": "3.1.0",
@@ -78,7 +79,7 @@ def _description(table: Sequence[Route], hosted: Hosted) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, path: str, hosted: Hosted) -> dict[str, Any]:
+async def _operation(route: Route, path: str, hosted: Hosted) -> dict[str, Any]:
     told = {"schema": {"$ref": "#/components/schemas/Error"}}
     replies = {
         "200": {"description": "The answer."},
@@ -86,7 +87,10 @@ def _operation(route: Route, path: str, hosted: Hosted) -> dict[str, Any]:
     }
     operation: dict[str, Any] = {"operationId": f"{route.name} {path}", "responses": replies}
     if isinstance(route, Asked):
-        content = {"schema": _body_schema(route, hosted), "examples": _examples(route.samples)}
+        content = {
+            "schema": await _body_schema(route, hosted),
+            "examples": _examples(route.samples),
+        }
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     names = re.findall(r"{(\w+)}", path)
     if names:
@@ -101,7 +105,7 @@ def _examples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {str(i): {"value": sample} for i, sample in enumerate(samples)}
 
 
-def _body_schema(route: Asked, hosted: Hosted) -> _Schema:
+async def _body_schema(route: Asked, hosted: Hosted) -> _Schema:
     """Returns what the parser reads: names and bounds as it tells them.
 
     Types of raw values are those of the samples; required is what it does not do without.
@@ -114,7 +118,7 @@ def _body_schema(route: Asked, hosted: Hosted) -> _Schema:
     token = WATCHED.set(note)
     try:
         for sample in route.samples:
-            _read(route, sample, hosted)
+            await _read(route, sample, hosted)
     finally:
         WATCHED.reset(token)
     root: _Schema = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -125,20 +129,24 @@ def _body_schema(route: Asked, hosted: Hosted) -> _Schema:
         if not schema and values:
             schema["anyOf"] = _distinct([_type_of(value) for value in values])
     first = route.samples[0]
-    root["required"] = [name for name in first if not _goes_without(route, first, name, hosted)]
+    root["required"] = [
+        name for name in first if not await _goes_without(route, first, name, hosted)
+    ]
     return root
 
 
-def _read(route: Asked, sample: Mapping[str, Any], hosted: Hosted) -> None:
+async def _read(route: Asked, sample: Mapping[str, Any], hosted: Hosted) -> None:
     fields = Fields(copy.deepcopy(dict(sample)))
     if "model" not in sample:
         model_field(fields)
-    route.parse(fields, hosted)
+    parsed = route.parse(fields, hosted)
+    if inspect.isawaitable(parsed):
+        await parsed
 
 
-def _goes_without(route: Asked, sample: Mapping[str, Any], name: str, hosted: Hosted) -> bool:
+async def _goes_without(route: Asked, sample: Mapping[str, Any], name: str, hosted: Hosted) -> bool:
     try:
-        _read(route, {key: value for key, value in sample.items() if key != name}, hosted)
+        await _read(route, {key: value for key, value in sample.items() if key != name}, hosted)
     except FieldError:
         return False
     return True
