@@ -1,7 +1,7 @@
-"""How an answer, an error and a stream of events leave the server.
+"""How an answer, an error and a stream leave the server.
 
-For: one shape of errors, JSON and server-sent events, and streams that end with their client.
-Not for: what is in them (`miudo.serve.openai`).
+For: JSON, server-sent events and JSON lines, and streams that end with their client.
+Not for: what is in them (`miudo.serve.openai`), or an error's words (`miudo.serve.faults`).
 Read next: `miudo.serve.app`.
 """
 
@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from miudo.errors import (
-    BusyError,
-    DeadlineError,
-    MissingError,
-    MiudoError,
-    RequestError,
-    ResourceError,
-)
-from miudo.serve.fields import FieldError
+from miudo.errors import MiudoError
+from miudo.serve.faults import Fault, body_for, fault_of
 
 __all__ = [
     "ClientGoneError",
+    "Told",
+    "begun",
     "encoded",
-    "error_body",
     "events",
     "failure",
     "json_reply",
@@ -36,13 +30,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_STATUS: tuple[tuple[type[MiudoError], int, str, str | None], ...] = (
-    (RequestError, 400, "invalid_request_error", None),
-    (MissingError, 404, "invalid_request_error", "model_not_found"),
-    (BusyError, 429, "rate_limit_error", "server_busy"),
-    (DeadlineError, 504, "timeout_error", "deadline_exceeded"),
-    (ResourceError, 503, "server_error", "out_of_memory"),
-)
+Told = Callable[[dict[str, Any]], bytes]
+"""Turns an error's body into a line of a protocol's stream."""
+
 _RETRY_AFTER_S = 1
 
 
@@ -60,29 +50,43 @@ def json_reply(value: Mapping[str, Any], status: int = 200, **headers: str) -> R
     return Response(encoded(value), status, headers, "application/json")
 
 
-def error_body(error: MiudoError) -> tuple[int, dict[str, Any]]:
-    """Returns the status and OpenAI's shape of an error: no path, no traceback.
-
-    An error that no client can have caused says no more than that.
-    """
-    for kind, status, name, code in _STATUS:
-        if isinstance(error, kind):
-            param = error.param if isinstance(error, FieldError) else None
-            return status, _shape(str(error), name, param, code)
-    return 500, _shape("the server failed at this request", "server_error", None, "internal_error")
-
-
-def failure(error: MiudoError) -> Response:
-    """Returns the reply that tells of an error."""
-    status, body = error_body(error)
-    headers = {"retry-after": str(_RETRY_AFTER_S)} if status in (429, 503) else {}
-    return json_reply(body, status, **headers)
+def failure(path: str, fault: Fault, **headers: str) -> Response:
+    """Returns the reply that tells of a fault, as the protocol of `path` tells it."""
+    if fault.status in (429, 503):
+        headers = {"retry-after": str(_RETRY_AFTER_S), **headers}
+    return json_reply(body_for(path, fault), fault.status, **headers)
 
 
 def events(lines: AsyncIterator[bytes]) -> Response:
     """Returns a reply that sends what comes; a client that goes ends the iterator."""
+    return _stream(lines, "text/event-stream")
+
+
+async def begun(
+    request: Request, lines: AsyncIterator[bytes], *, told: Told, kind: str = "text/event-stream"
+) -> Response:
+    """Returns a reply that sends `lines`, which have begun: what fails first is an error as ever.
+
+    What fails later, when the status is sent, is told in the stream, whose last line it is.
+    """
+    first = await unless_gone(request, anext(lines))
+    return _stream(_rest(str(request.scope["path"]), first, lines, told), kind)
+
+
+def _stream(lines: AsyncIterator[bytes], kind: str) -> Response:
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(lines, headers=headers, media_type="text/event-stream")
+    return StreamingResponse(lines, headers=headers, media_type=kind)
+
+
+async def _rest(
+    path: str, first: bytes, lines: AsyncIterator[bytes], told: Told
+) -> AsyncIterator[bytes]:
+    yield first
+    try:
+        async for line in lines:
+            yield line
+    except MiudoError as error:
+        yield told(body_for(path, fault_of(error)))
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
@@ -103,7 +107,3 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _shape(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
