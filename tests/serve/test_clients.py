@@ -29,6 +29,15 @@ def anthropic(locked: Any) -> Any:
         yield client
 
 
+@pytest.fixture
+def ollama(locked: Any) -> Any:
+    client = pytest.importorskip("ollama").Client(
+        host=locked.url, headers={"authorization": f"Bearer {KEY}"}
+    )
+    with client:
+        yield client
+
+
 def test_openai_lists_models(openai: Any) -> None:
     (model,) = openai.models.list().data
     assert openai.models.retrieve(model.id).id == model.id
@@ -105,3 +114,42 @@ def test_anthropic_raises_its_own_errors(anthropic: Any) -> None:
         anthropic.messages.create(**asked | {"model": "nobody"})
     with pytest.raises(package.AuthenticationError):
         anthropic.with_options(api_key="wrong").messages.create(**asked)
+
+
+def test_ollama_lists_what_is_served(ollama: Any) -> None:
+    (model,) = ollama.list().models
+    assert len(model.digest) == 64
+    assert model.size > 1e6
+    shown = ollama.show(model.model)
+    assert shown.modelinfo["general.parameter_count"] > 1e6
+    assert "completion" in shown.capabilities
+    (running,) = ollama.ps().models
+    assert running.model == model.model
+
+
+@pytest.mark.parametrize("name", ["miudo-6m", "miudo-6m:latest"])
+def test_ollama_generates_and_chats_whole_and_streamed(ollama: Any, name: str) -> None:
+    options = {"temperature": 0, "num_predict": 8}
+    whole = ollama.generate(name, ROBOT, options=options, raw=True)
+    parts = list(ollama.generate(name, ROBOT, options=options, raw=True, stream=True))
+    assert whole.response
+    assert "".join(part.response for part in parts) == whole.response
+    assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert 0 < parts[-1].eval_count == whole.eval_count <= 8
+    assert whole.total_duration > whole.eval_duration > 0
+    chat = ollama.chat(name, TURNS, options=options, keep_alive="5m", think=False)
+    said = list(ollama.chat(name, TURNS, options=options, stream=True))
+    assert "".join(part.message.content for part in said) == chat.message.content
+    assert chat.message.role == "assistant"
+
+
+def test_ollama_raises_its_own_errors(ollama: Any) -> None:
+    import ollama as package
+
+    with pytest.raises(package.ResponseError, match="nobody") as told:
+        ollama.generate("nobody", "x")
+    assert told.value.status_code == 404
+    with pytest.raises(package.ResponseError, match="num_gpu"):
+        ollama.generate("miudo-6m", "x", options={"num_gpu": 1})
+    with pytest.raises(package.ResponseError, match="positions"):
+        list(ollama.chat("miudo-6m", TURNS, options={"num_predict": 10**6}, stream=True))

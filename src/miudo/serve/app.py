@@ -21,6 +21,7 @@ from miudo.serve.anthropic.routes import anthropic_routes
 from miudo.serve.faults import Fault, fault_of
 from miudo.serve.guard import Guard
 from miudo.serve.house import House
+from miudo.serve.ollama.routes import ollama_routes
 from miudo.serve.openai.routes import openai_routes
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure, json_reply
@@ -45,6 +46,7 @@ def make_app(
     table = [
         *openai_routes(house, bounds),
         *anthropic_routes(house, bounds),
+        *ollama_routes(house, bounds),
         Route("/health", health),
         Route("/ready", health),
     ]
