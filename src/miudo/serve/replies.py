@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from miudo.errors import MiudoError
 from miudo.serve.faults import Fault, body_for, fault_of
@@ -21,7 +22,6 @@ from miudo.serve.faults import Fault, body_for, fault_of
 __all__ = [
     "ClientGoneError",
     "Told",
-    "begun",
     "encoded",
     "events",
     "failure",
@@ -57,36 +57,15 @@ def failure(path: str, fault: Fault, **headers: str) -> Response:
     return json_reply(body_for(path, fault), fault.status, **headers)
 
 
-def events(lines: AsyncIterator[bytes]) -> Response:
-    """Returns a reply that sends what comes; a client that goes ends the iterator."""
-    return _stream(lines, "text/event-stream")
-
-
-async def begun(
-    request: Request, lines: AsyncIterator[bytes], *, told: Told, kind: str = "text/event-stream"
+def events(
+    lines: AsyncIterator[bytes], *, told: Told | None = None, kind: str = "text/event-stream"
 ) -> Response:
-    """Returns a reply that sends `lines`, which have begun: what fails first is an error as ever.
+    """Returns a reply that sends what comes; a client that goes ends the generator.
 
-    What fails later, when the status is sent, is told in the stream, whose last line it is.
+    What fails before the first line has a status of its own; what fails later is the stream's
+    last line, the error's body as `told` writes it.
     """
-    first = await unless_gone(request, anext(lines))
-    return _stream(_rest(str(request.scope["path"]), first, lines, told), kind)
-
-
-def _stream(lines: AsyncIterator[bytes], kind: str) -> Response:
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(lines, headers=headers, media_type=kind)
-
-
-async def _rest(
-    path: str, first: bytes, lines: AsyncIterator[bytes], told: Told
-) -> AsyncIterator[bytes]:
-    yield first
-    try:
-        async for line in lines:
-            yield line
-    except MiudoError as error:
-        yield told(body_for(path, fault_of(error)))
+    return _Stream(lines, told or _event, kind)
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
@@ -102,6 +81,38 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
         for each in (task, gone):
             each.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class _Stream(Response):
+    """Lines as they come, begun when there is one."""
+
+    def __init__(self, lines: AsyncIterator[bytes], told: Told, kind: str) -> None:
+        super().__init__(media_type=kind)
+        self._lines, self._told = lines, told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Waits for the first line, then sends as they come."""
+        try:
+            first = await unless_gone(Request(scope, receive), anext(self._lines))
+            headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+            rest = self._from(first, str(scope["path"]))
+            reply = StreamingResponse(rest, headers=headers, media_type=self.media_type)
+            await reply(scope, receive, send)
+        finally:
+            if isinstance(self._lines, AsyncGenerator):
+                await self._lines.aclose()
+
+    async def _from(self, first: bytes, path: str) -> AsyncIterator[bytes]:
+        yield first
+        try:
+            async for line in self._lines:
+                yield line
+        except MiudoError as error:
+            yield self._told(body_for(path, fault_of(error)))
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + encoded(value) + b"\n\n"
 
 
 async def _hung_up(request: Request) -> None:

@@ -21,7 +21,7 @@ from miudo.serve.anthropic.messages import (
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.house import House
 from miudo.serve.receiving import BodyLimits, asked_by, received
-from miudo.serve.replies import begun, json_reply, unless_gone
+from miudo.serve.replies import events, json_reply, unless_gone
 
 __all__ = ["anthropic_routes"]
 
@@ -46,7 +46,7 @@ def anthropic_routes(house: House, limits: BodyLimits) -> list[Route]:
         fields = await read(request)
         call = parse_message(fields, house.named(fields), scope=asked_by(request))
         if call.stream:
-            return await begun(request, message_stream(call), told=event)
+            return events(message_stream(call), told=event)
         return json_reply(await unless_gone(request, message_reply(call)))
 
     async def count(request: Request) -> Response:

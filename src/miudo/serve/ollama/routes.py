@@ -27,7 +27,7 @@ from miudo.serve.ollama.generate import (
     parse_text,
 )
 from miudo.serve.receiving import BodyLimits, asked_by, received
-from miudo.serve.replies import begun, json_reply, unless_gone
+from miudo.serve.replies import events, json_reply, unless_gone
 
 __all__ = ["ollama_routes"]
 
@@ -41,7 +41,7 @@ def ollama_routes(house: House, limits: BodyLimits) -> list[Route]:
             call = parse(fields, _named(house, fields), scope=asked_by(request))
             if call.stream:
                 lines = generate_stream(call)
-                return await begun(request, lines, told=line, kind="application/x-ndjson")
+                return events(lines, told=line, kind="application/x-ndjson")
             return json_reply(await unless_gone(request, generate_reply(call)))
 
         return handle
