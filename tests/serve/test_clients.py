@@ -70,6 +70,15 @@ def test_openai_completes_with_log_probabilities(openai: Any) -> None:
     assert "".join(p.choices[0].text for p in pieces) == whole
 
 
+def test_openai_embeds(openai: Any) -> None:
+    name = openai.models.list().data[0].id
+    one, two = openai.embeddings.create(model=name, input=[ROBOT, "Rain fell."]).data
+    assert len(one.embedding) == len(two.embedding) > 100
+    assert sum(x * x for x in one.embedding) == pytest.approx(1, abs=1e-5)
+    plain = openai.embeddings.create(model=name, input=ROBOT, encoding_format="float").data[0]
+    assert plain.embedding == pytest.approx(one.embedding, abs=1e-7)
+
+
 def test_openai_raises_its_own_errors(openai: Any, locked: Any) -> None:
     import openai as package
 
@@ -141,6 +150,12 @@ def test_ollama_generates_and_chats_whole_and_streamed(ollama: Any, name: str) -
     said = list(ollama.chat(name, TURNS, options=options, stream=True))
     assert "".join(part.message.content for part in said) == chat.message.content
     assert chat.message.role == "assistant"
+
+
+def test_ollama_embeds(ollama: Any) -> None:
+    reply = ollama.embed("miudo-6m", [ROBOT, "Rain fell."])
+    assert len(reply.embeddings) == 2
+    assert len(reply.embeddings[0]) > 100
 
 
 def test_ollama_raises_its_own_errors(ollama: Any) -> None:

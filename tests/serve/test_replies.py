@@ -1,4 +1,4 @@
-"""Streams: an error before the first line is an error as ever, one after it is told in the stream."""
+"""Streams: what fails before the first line is an error as ever, later it is told in the stream."""
 
 from __future__ import annotations
 

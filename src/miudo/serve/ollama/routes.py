@@ -18,6 +18,7 @@ from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.house import House
 from miudo.serve.ollama.about import model_facts, open_models, open_tags, version
+from miudo.serve.ollama.embed import embed_reply, parse_embed
 from miudo.serve.ollama.generate import (
     GenerateCall,
     generate_reply,
@@ -46,6 +47,11 @@ def ollama_routes(house: House, limits: BodyLimits) -> list[Route]:
 
         return handle
 
+    async def embed(request: Request) -> Response:
+        fields = await received(request, limits)
+        call = parse_embed(fields, _named(house, fields))
+        return json_reply(await unless_gone(request, embed_reply(call)))
+
     async def show(request: Request) -> Response:
         fields = await received(request, limits)
         hosted = _named(house, fields)
@@ -65,6 +71,7 @@ def ollama_routes(house: House, limits: BodyLimits) -> list[Route]:
     return [
         Route("/api/generate", answering(parse_text), methods=["POST"]),
         Route("/api/chat", answering(parse_chat), methods=["POST"]),
+        Route("/api/embed", embed, methods=["POST"]),
         Route("/api/show", show, methods=["POST"]),
         Route("/api/tags", tags),
         Route("/api/ps", running),
