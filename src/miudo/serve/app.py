@@ -25,6 +25,7 @@ from miudo.serve.ollama.routes import ollama_routes
 from miudo.serve.openai.routes import openai_routes
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure, json_reply
+from miudo.serve.text.routes import text_routes
 
 __all__ = ["make_app"]
 
@@ -47,6 +48,7 @@ def make_app(
         *openai_routes(house, bounds),
         *anthropic_routes(house, bounds),
         *ollama_routes(house, bounds),
+        *text_routes(house, bounds),
         Route("/health", health),
         Route("/ready", health),
     ]
