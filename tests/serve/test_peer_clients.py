@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ MODEL = "miudo-6m"
 LOGPROB = 1e-5
 
 KINDS = {"chat": {}, "completion": {"completion": True}, "responses": {"responses": True}}
-LENGTHS = {"chat": "max_tokens", "completion": "max_tokens", "responses": "max_output_tokens"}
 
 QUESTIONS = [
     ("The cat sat on the", [" mat", " moon", " idea"], 0),
@@ -62,7 +62,7 @@ def test_llm_prompts_whole_and_streamed(locked: Any, tmp_path: Path, kind: str) 
 
     def prompt(*more: str) -> str:
         command = [sys.executable, "-m", "llm", "prompt", "-m", "ours", "The little robot", *more]
-        options = ["-o", "temperature", "0", "-o", LENGTHS[kind], "8"]
+        options = ["-o", "temperature", "0", "-o", "max_tokens", "8"]
         done = subprocess.run(
             [*command, *options],
             capture_output=True,
@@ -79,9 +79,19 @@ def test_llm_prompts_whole_and_streamed(locked: Any, tmp_path: Path, kind: str) 
     assert prompt("--no-stream") == streamed
 
 
+@pytest.fixture
+def wire() -> Iterator[Any]:
+    """Connections of this test's own: LangChain keeps those that it makes, open, for good."""
+    pytest.importorskip("langchain_openai")
+    with pytest.importorskip("openai").DefaultHttpxClient() as client:
+        yield client
+
+
 @pytest.mark.parametrize("responses", [False, True])
-def test_langchain_invokes_and_streams(locked: Any, responses: bool) -> None:
-    made = pytest.importorskip("langchain_openai").ChatOpenAI(
+def test_langchain_invokes_and_streams(locked: Any, wire: Any, responses: bool) -> None:
+    from langchain_openai import ChatOpenAI
+
+    made = ChatOpenAI(
         base_url=f"{locked.url}/v1",
         api_key=KEY,
         model=MODEL,
@@ -89,6 +99,7 @@ def test_langchain_invokes_and_streams(locked: Any, responses: bool) -> None:
         max_tokens=8,
         max_retries=0,
         use_responses_api=responses,
+        http_client=wire,
     )
     turns = [("system", "Be kind."), ("human", "Hello")]
     whole = made.invoke(turns)
@@ -96,20 +107,21 @@ def test_langchain_invokes_and_streams(locked: Any, responses: bool) -> None:
     parts = list(made.stream(turns))
     assert "".join(part.text for part in parts) == whole.text
     assert whole.usage_metadata["output_tokens"] > 0
-    made.root_client.close()
 
 
-def test_langchain_embeds(locked: Any) -> None:
-    made = pytest.importorskip("langchain_openai").OpenAIEmbeddings(
+def test_langchain_embeds(locked: Any, wire: Any) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    made = OpenAIEmbeddings(
         base_url=f"{locked.url}/v1",
         api_key=KEY,
         model=MODEL,
         check_embedding_ctx_length=False,  # or it asks the network for a tokenizer of OpenAI's
+        http_client=wire,
     )
     one, two = made.embed_documents(["The little robot", "Rain fell."])
     assert len(one) == len(two) > 100
     assert made.embed_query("Rain fell.") == pytest.approx(two, abs=1e-6)
-    made.client._client.close()
 
 
 def test_lm_eval_scores_what_the_engine_scores(
