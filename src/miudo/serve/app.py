@@ -18,17 +18,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from miudo.errors import MiudoError
+from miudo.serve.anthropic.routes import anthropic_routes
 from miudo.serve.describing import describing_route
 from miudo.serve.errand import current_errand
+from miudo.serve.faults import Fault, fault_of
 from miudo.serve.guard import Guard
 from miudo.serve.house import House
 from miudo.serve.logs import Log
+from miudo.serve.ollama.routes import ollama_routes
 from miudo.serve.openai.routes import openai_routes
 from miudo.serve.operating import operating_routes
 from miudo.serve.rates import Rates
 from miudo.serve.receiving import BodyLimits
-from miudo.serve.replies import ClientGoneError, error_body, failure, json_reply, request_error
+from miudo.serve.replies import ClientGoneError, failure
 from miudo.serve.standing import Standing
+from miudo.serve.text.routes import text_routes
 from miudo.serve.watch import Watch
 
 __all__ = ["Rules", "make_app", "route_table"]
@@ -47,7 +51,13 @@ class Rules:
 
 def route_table(house: House, standing: Standing, limits: BodyLimits) -> list[Route]:
     """Returns every route there is."""
-    table = [*openai_routes(house, limits), *operating_routes(house, standing, limits)]
+    table = [
+        *openai_routes(house, limits),
+        *anthropic_routes(house, limits),
+        *ollama_routes(house, limits),
+        *text_routes(house, limits),
+        *operating_routes(house, standing, limits),
+    ]
     return [*table, describing_route(house, table)]
 
 
@@ -56,11 +66,11 @@ def make_app(house: House, standing: Standing, log: Log, rules: Rules | None = N
     rules = rules or Rules()
     table = route_table(house, standing, rules.limits)
 
-    async def told(_: Request, error: Exception) -> Response:
-        known = error if isinstance(error, MiudoError) else MiudoError("")
-        if error_body(known)[0] == 500:
+    async def told(request: Request, error: Exception) -> Response:
+        fault = fault_of(error if isinstance(error, MiudoError) else MiudoError(""))
+        if fault.status == 500:
             log.failure("error", error, id=current_errand().id)
-        return failure(known)
+        return failure(str(request.scope["path"]), fault)
 
     async def first_told(request: Request, error: Exception) -> Response:
         """Of answers made beside each other the first that failed speaks for all."""
@@ -90,14 +100,15 @@ def make_app(house: House, standing: Standing, log: Log, rules: Rules | None = N
     return Watch(guard, standing, log, paths=paths, deadline_s=rules.deadline_s)
 
 
-async def _not_here(_: Request, error: Exception) -> Response:
+async def _not_here(request: Request, error: Exception) -> Response:
     known = error if isinstance(error, HTTPException) else HTTPException(500)
-    return json_reply(request_error(known.detail), known.status_code, **dict(known.headers or {}))
+    fault = Fault(known.status_code, known.detail)
+    return failure(str(request.scope["path"]), fault, **dict(known.headers or {}))
 
 
 async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _failed(_: Request, __: Exception) -> Response:
-    return failure(MiudoError(""))
+async def _failed(request: Request, _: Exception) -> Response:
+    return failure(str(request.scope["path"]), fault_of(MiudoError("")))

@@ -19,7 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from miudo import __version__
-from miudo.serve.fields import WATCHED, FieldError, Fields
+from miudo.errors import RequestError
+from miudo.serve.fields import WATCHED, Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.house import House, model_field
 from miudo.serve.replies import json_reply
@@ -147,7 +148,7 @@ async def _read(route: Asked, sample: Mapping[str, Any], hosted: Hosted) -> None
 async def _goes_without(route: Asked, sample: Mapping[str, Any], name: str, hosted: Hosted) -> bool:
     try:
         await _read(route, {key: value for key, value in sample.items() if key != name}, hosted)
-    except FieldError:
+    except RequestError:
         return False
     return True
 

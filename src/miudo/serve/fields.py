@@ -54,6 +54,10 @@ class Fields:
         """Returns the field's full name."""
         return f"{self._path}.{field}" if self._path else field
 
+    def has(self, field: str) -> bool:
+        """Returns whether the field is there with a value."""
+        return self._values.get(field) is not None
+
     def take(self, field: str, **schema: Any) -> Any:
         """Returns the raw value, None where it is absent; `schema` is what it should be."""
         if (watcher := WATCHED.get()) is not None:

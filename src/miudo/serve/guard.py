@@ -12,12 +12,12 @@ import hmac
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from miudo.errors import BusyError, ClosingError
+from miudo.serve.faults import Fault, fault_of
 from miudo.serve.rates import Rates
-from miudo.serve.replies import failure, json_reply, request_error
+from miudo.serve.replies import failure
 from miudo.serve.standing import Standing
 
 __all__ = ["OPEN_PATHS", "Guard", "hashed"]
@@ -65,11 +65,14 @@ class Guard:
         known = self._keys and self._known(key)
         scope["miudo.scope"] = hashed(key).hex() if known and key else ""
         refusal = self._refusal(scope["path"], headers, scope["miudo.scope"])
-        await (refusal or self._app)(scope, receive, send)
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await failure(scope["path"], refusal)(scope, receive, send)
 
     def _refusal(
         self, path: str, headers: Sequence[tuple[bytes, bytes]], scope: str
-    ) -> Response | None:
+    ) -> Fault | None:
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or _without_port(hosts[0]) not in self._hosts:
             return _refused(421, "the Host header names no host of this server", "wrong_host")
@@ -79,14 +82,14 @@ class Guard:
         if path in OPEN_PATHS:
             return None
         if self._keys and not scope:
-            message = "a valid key is needed: Authorization: Bearer KEY"
-            return _refused(401, message, "invalid_api_key")
+            needed = "a valid key is needed: Authorization: Bearer KEY, or x-api-key"
+            return _refused(401, needed, "invalid_api_key")
         if self._standing.phase != "ready":
-            return failure(ClosingError(f"the server is {self._standing.phase}"))
+            return fault_of(ClosingError(f"the server is {self._standing.phase}"))
         if self._rates is not None and (wait := self._rates.take(scope)) is not None:
             error = BusyError("this key has made all requests that it may in a minute")
             error.retry_after_s = wait
-            return failure(error)
+            return fault_of(error)
         return None
 
     def _is_own(self, origin: bytes) -> bool:
@@ -100,8 +103,8 @@ class Guard:
         return key is not None and any(found)
 
 
-def _refused(status: int, message: str, code: str) -> Response:
-    return json_reply(request_error(message, code), status)
+def _refused(status: int, message: str, code: str) -> Fault:
+    return Fault(status, message, code=code)
 
 
 def _without_port(host: bytes) -> str:

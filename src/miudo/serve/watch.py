@@ -16,8 +16,9 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from miudo.serve.errand import Errand, begin_errand
+from miudo.serve.faults import Fault
 from miudo.serve.logs import Log
-from miudo.serve.replies import json_reply, request_error
+from miudo.serve.replies import failure
 from miudo.serve.standing import Standing
 
 __all__ = ["DEADLINE_HEADER", "ID_HEADER", "Watch"]
@@ -65,8 +66,8 @@ class Watch:
         try:
             wait = _wanted_s(scope)
             if wait is not None and not 0 < wait < math.inf:
-                told = request_error("X-Request-Timeout is no number of seconds above 0")
-                await json_reply(told, 400)(scope, receive, sent)
+                wrong = Fault(400, "X-Request-Timeout is no number of seconds above 0")
+                await failure(scope["path"], wrong)(scope, receive, sent)
                 return
             bounds = [bound for bound in (wait, self._deadline_s) if bound is not None]
             errand.ends = begun + min(bounds) if bounds else None

@@ -19,7 +19,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from miudo.serve.replies import encoded, request_error
+from miudo.serve.faults import Fault, body_for
+from miudo.serve.replies import encoded
 
 __all__ = ["CarefulProtocol", "WireLimits", "careful"]
 
@@ -155,7 +156,7 @@ class CarefulProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        body = encoded(request_error(message, "server_busy" if status == 503 else None))
+        body = encoded(body_for("", Fault(status, message)))
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),

@@ -21,7 +21,9 @@ from miudo.serve.openai.completions import (
     completion_stream,
     parse_completion,
 )
+from miudo.serve.openai.embeddings import embedding_reply, parse_embedding
 from miudo.serve.openai.models import model_entry, model_list
+from miudo.serve.openai.responses import ResponseStream, parse_response, response_reply
 from miudo.serve.receiving import BodyLimits, asked_by, received
 from miudo.serve.replies import events, json_reply, unless_gone
 
@@ -38,6 +40,8 @@ _COMPLETIONS = (
     {"prompt": [5, 6], **_OPTIONS},
     {"prompt": ["Once", "Twice"], "echo": True},
 )
+_EMBEDDINGS = ({"input": "Hello"}, {"input": ["Hello"]}, {"input": [5, 6]})
+_RESPONSES = ({"input": "Hello"}, {"input": _SPOKEN, "stream": True})
 
 
 def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
@@ -57,6 +61,19 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
             return events(completion_stream(call))
         return json_reply(await unless_gone(request, completion_reply(call)))
 
+    async def embeddings(request: Request) -> Response:
+        fields = await received(request, limits)
+        call = parse_embedding(fields, await house.named(fields))
+        return json_reply(await unless_gone(request, embedding_reply(call)))
+
+    async def responses(request: Request) -> Response:
+        fields = await received(request, limits)
+        call = parse_response(fields, await house.named(fields), scope=asked_by(request))
+        if call.drawing.stream:
+            stream = ResponseStream(call)
+            return events(stream.lines(), told=stream.told)
+        return json_reply(await unless_gone(request, response_reply(call)))
+
     async def models(_: Request) -> Response:
         return json_reply(model_list(house))
 
@@ -66,6 +83,8 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
     return [
         Asked("/v1/chat/completions", chat, parse=_parse_chat, samples=_CHATS),
         Asked("/v1/completions", completions, parse=_parse_completion, samples=_COMPLETIONS),
+        Asked("/v1/embeddings", embeddings, parse=parse_embedding, samples=_EMBEDDINGS),
+        Asked("/v1/responses", responses, parse=_parse_response, samples=_RESPONSES),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
     ]
@@ -77,3 +96,7 @@ def _parse_chat(fields: Fields, hosted: Hosted) -> object:
 
 def _parse_completion(fields: Fields, hosted: Hosted) -> object:
     return parse_completion(fields, hosted, scope="")
+
+
+def _parse_response(fields: Fields, hosted: Hosted) -> object:
+    return parse_response(fields, hosted, scope="")
