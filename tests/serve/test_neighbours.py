@@ -22,8 +22,8 @@ from miudo.protocol import SamplingSettings
 from miudo.serve.worker import Worker
 
 A, B = "key-of-a", "key-of-b"
-CANARY = "7391"
-SECRET = f"The secret word is xylophone{CANARY}. "
+CANARY = "phone7391"  # no hexadecimal number: ids in the log are
+SECRET = f"The secret word is xylo{CANARY}. "
 
 
 @pytest.fixture(scope="module")
