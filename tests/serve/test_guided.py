@@ -287,7 +287,7 @@ def test_what_cannot_be_kept_to_is_refused_by_name(
 
 @pytest.mark.row("H17")
 def test_refusing_takes_no_time(server: Any) -> None:
-    """Of processor time, which is the same on a busy machine: all of the server's, body included."""
+    """Of the server's processor time, body included: the same on a busy machine."""
     process = psutil.Process(server.process.pid)
     deep: Any = {"type": "integer"}
     for _ in range(9):
@@ -347,7 +347,7 @@ def test_new_schemas_without_end_leave_memory_as_it_was(server: Any) -> None:
     assert {ask(i) for i in range(100)} == {200}
     first = process.memory_info().rss
     assert {ask(i) for i in range(100, 350)} == {200}
-    # All kept they would be 41 MB; the pages of finished conversations are a part of what is.
+    # All kept they would be 41 MB; pages of finished conversations are a part of what is.
     assert process.memory_info().rss - first < 20 << 20
     assert {f.path for f in process.open_files()} == files
 

@@ -28,7 +28,7 @@ def asks(
     *,
     top: int | None,
     scope: str,
-    grammars: Sequence[Grammar | None],
+    grammars: Sequence[Grammar | None] = (),
     shown: Mapping[int, bytes] | None = None,
 ) -> tuple[Ask, ...]:
     """Returns an ask for each choice; each has random numbers of its own, and a grammar's start.
@@ -45,7 +45,7 @@ def asks(
             remedy="Shorten the prompt" + ("" if wanted is None else ", or ask for fewer tokens"),
         )
     made = []
-    for i, grammar in enumerate(grammars):
+    for i, grammar in enumerate(grammars or [None] * drawing.n):
         sampling = dataclasses.replace(drawing.sampling, request=i)
         guide = None
         if drawing.penalties is not None or grammar is not None:
@@ -61,6 +61,7 @@ def asks(
                 eos_ids=hosted.eos_ids,
                 top=top,
                 guide=guide,
+                adapter=hosted.loaded.adapter,
                 scope=scope,
                 shown=shown or {},
             )
@@ -82,10 +83,10 @@ def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
-def timings(last: Piece) -> dict[str, float]:
-    """Returns milliseconds and rates, named as llama.cpp's server names them."""
+def timings(last: Piece) -> dict[str, Any]:
+    """Returns milliseconds and rates, named as llama.cpp's server names them, and the energy."""
     spent = last.timings or Timings(0.0, 0.0)
-    first, rest = spent.first_token_s, spent.rest_s
+    first, rest, energy = spent.first_token_s, spent.rest_s, spent.energy
     return {
         "prompt_n": last.prompt_tokens,
         "prompt_ms": round(first * 1e3, 3),
@@ -93,6 +94,13 @@ def timings(last: Piece) -> dict[str, float]:
         "predicted_n": last.new_tokens,
         "predicted_ms": round(rest * 1e3, 3),
         "predicted_per_second": round(max(0, last.new_tokens - 1) / max(rest, 1e-9), 2),
+        "energy": None
+        if energy is None
+        else {
+            "joules": round(energy.energy_j, 6),
+            "method": energy.method,
+            "estimate": energy.estimate,
+        },
     }
 
 

@@ -120,9 +120,11 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
     lasts = []
     frame = _frame(call, "chat.completion.chunk")
     for i, ask in enumerate(call.asks):
-        yield _event(frame, i, {"role": "assistant", "content": ""})
-        turn = Turn(call.form)
+        begun, turn = False, Turn(call.form)
         async for piece in answer(call.hosted.worker, call.hosted.loaded.tokenizer, ask):
+            if not begun:  # not before: what fails until then has a status of its own
+                yield _event(frame, i, {"role": "assistant", "content": ""})
+            begun = True
             deltas = turn.deltas(piece.text, is_last=piece.finish_reason is not None)
             chances = _logprobs(call, piece.chances)
             for delta in deltas or ([{"content": ""}] if piece.chances else []):
