@@ -7,6 +7,7 @@ Read next: `miudo.serve.run`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import click
 
-from miudo.cli.options import verb
+from miudo.cli.options import complete_model, verb
 from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
 
@@ -22,7 +23,7 @@ __all__ = ["serve"]
 
 
 @verb("serve")
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @click.option("--host", "address", default="127.0.0.1", show_default=True, envvar="MIUDO_HOST")
 @click.option("--port", type=click.IntRange(0, 65535), default=4470, show_default=True)
 @click.option(
@@ -71,6 +72,7 @@ def serve(
     from miudo.engine.native import DEFAULT_CACHE_BYTES
     from miudo.serve import run
     from miudo.serve.hosted import HostSettings
+    from miudo.serve.registered import registered
 
     cache = running["cache_mb"]
     settings = HostSettings(
@@ -88,7 +90,13 @@ def serve(
         host=settings,
         drain_s=running["drain"],
     )
-    run.serve(job, ready=lambda url: _say(url, job.models, as_json=as_json))
+    with contextlib.ExitStack() as stack:
+
+        def ready(url: str) -> None:
+            stack.enter_context(registered(url, job.models))
+            _say(url, job.models, as_json=as_json)
+
+        run.serve(job, ready=ready)
 
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:
