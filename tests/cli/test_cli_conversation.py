@@ -298,6 +298,12 @@ class Terminal:
         before, _, self.seen = self.seen.partition(wanted)
         return before + wanted
 
+    def more(self, seconds: float = 30.0) -> None:
+        """Waits until something comes beyond what was read."""
+        if not self.seen:
+            ready, _, _ = select.select([self._own], [], [], seconds)
+            assert ready, "nothing came"
+
     def type(self, text: str) -> None:
         os.write(self._own, text.encode())
 
@@ -368,7 +374,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
         terminal.until(">>> ")
         terminal.type("olá\r")
         terminal.until("olá\r\n")
-        time.sleep(0.3)
+        terminal.more()
         terminal.type("\x03")
         assert "stopped; /retry asks again" in terminal.until(">>> ")
         terminal.type("/bye\r")

@@ -137,7 +137,7 @@ def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
 
 def aside(text: str) -> None:
     """Prints what is beside the result, dim, on standard error; NO_COLOR leaves it plain."""
-    click.secho(text, dim=None if os.environ.get("NO_COLOR") else True, err=True)
+    click.echo(text if os.environ.get("NO_COLOR") else click.style(text, dim=True), err=True)
 
 
 def origins(ctx: click.Context) -> dict[str, str]:
