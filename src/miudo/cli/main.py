@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "complete": ("miudo.cli.running:complete", "Continue a text, without a chat template"),
     "suggest": ("miudo.cli.suggesting:suggest", "The next words of a text, as a keyboard has them"),
     "tokenize": ("miudo.cli.tokenizing:tokenize", "A text as a model's tokens, or ids as text"),
+    "embed": ("miudo.cli.embedding:embed", "Texts as vectors, to compare and search them"),
     "serve": ("miudo.cli.serving:serve", "Answer programs over HTTP, as OpenAI's API does"),
     "ps": ("miudo.cli.processes:ps", "The servers that run here, and their models"),
     "catalog": ("miudo.cli.browsing:catalog", "Models to choose from: memory, licence, uses"),
