@@ -116,4 +116,4 @@ def _timings_parts(
         joules = f"{energy['new_token_j'] * 1e3:,.2f} mJ each"
         yield f"about {joules}" if energy["estimate"] else joules
     if last.finish_reason == "length":
-        yield "cut off: no more tokens were allowed or fit"
+        yield "cut off: --max-tokens, or no more room"
