@@ -191,7 +191,8 @@ def test_a_damaged_file_is_one_line_and_exit_1(model: Path, tmp_path: Path, dama
         (["--to", "gguf", "--out", "folder"], 2, "ends in .gguf"),
         (["--to", "hf", "--out", "m.gguf"], 2, "a folder's name"),
         (["--to", "hf", "--out", "{model}"], 2, "overwrite what it is made from"),
-        (["--to", "hf", "--out", "{full}"], 2, "holds no model"),
+        (["--to", "hf", "--out", "{full}"], 2, "is there already"),
+        (["--to", "hf", "--out", "{full}", "--force"], 2, "holds no model"),
         (["--to", "hf", "--out", "new", "--dtype", "Q8_0"], 2, "Give --to gguf"),
     ],
 )

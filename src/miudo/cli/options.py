@@ -27,6 +27,7 @@ __all__ = [
     "Verb",
     "aside",
     "complete_model",
+    "duration",
     "emit",
     "origins",
     "own_file",
@@ -103,6 +104,14 @@ class Verb(click.Command):
 
             check_keys(extra, options - {"as_json"}, where="--config or --set")
         return super().invoke(ctx)
+
+
+def duration(text: str) -> float:
+    """Returns the seconds of a duration like 90, 90s, 5m or 1.5h: the type of an option."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)(s|m|h|)", str(text))
+    if match is None:
+        raise click.BadParameter(f"{str(text)[:40]!r} is no duration; write 90s, 5m or 1h")
+    return float(match[1]) * {"h": 3600.0, "m": 60.0}.get(match[2], 1.0)
 
 
 def verb(name: str, *, takes_settings: bool = False) -> Callable[[Callable[..., Any]], Verb]:

@@ -16,7 +16,7 @@ __all__ = ["ps"]
 
 @verb("ps")
 def ps(*, as_json: bool) -> None:
-    """List the servers that you have running on this machine, and the models they hold.
+    """List the servers that you have running on this machine, and the models they began with.
 
     Those of `miudo serve`; one that was killed is no longer listed.
     """
