@@ -212,6 +212,14 @@ class Engine(Protocol):
         """Scores `ids` in a conversation of its own, in chunks: never [T, V] at once."""
         ...
 
+    def unembed(self, hidden: FloatArray) -> FloatArray:
+        """Returns logits [N, V] of states [N, D] such as `StepOut.hidden` holds after any layer.
+
+        Final norm and head, as if no layer came between: the logit lens (nostalgebraist 2020).
+        Of the last layer's states they are a step's logits.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

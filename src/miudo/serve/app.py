@@ -19,7 +19,9 @@ from starlette.types import ASGIApp
 from miudo.errors import MiudoError
 from miudo.serve.guard import Guard
 from miudo.serve.house import House
+from miudo.serve.inspect.routes import inspect_routes
 from miudo.serve.openai.routes import openai_routes
+from miudo.serve.page.routes import page_paths, page_routes
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure, json_reply
 
@@ -42,6 +44,8 @@ def make_app(
 
     table = [
         *openai_routes(house, bounds),
+        *inspect_routes(house, bounds),
+        *page_routes(),
         Route("/health", health),
         Route("/ready", health),
     ]
@@ -55,7 +59,7 @@ def make_app(
     }
     app = Starlette(routes=table, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Guard(app, keys=keys, hosts=hosts)
+    return Guard(app, keys=keys, hosts=hosts, open_paths=page_paths())
 
 
 async def _told(_: Request, error: Exception) -> Response:

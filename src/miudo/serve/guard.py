@@ -34,13 +34,20 @@ class Guard:
 
     `keys` are hashes; without any, everybody on this machine may ask. `hosts` are names that a
     Host header may have beside this machine's: others come from a page that was told that its
-    own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`.
+    own name lies here (DNS rebinding). `open_paths` are asked without a key beside OPEN_PATHS: files
+    that hold no secret. The key's hash becomes `scope["miudo.scope"]`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Sequence[bytes] = (), hosts: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[bytes] = (),
+        hosts: Iterable[str] = (),
+        open_paths: Iterable[str] = (),
     ) -> None:
         self._app, self._keys = app, tuple(keys)
+        self._open = OPEN_PATHS.union(open_paths)
         self._hosts = frozenset((*_LOCAL, *hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +80,7 @@ class Guard:
         for origin in (value for name, value in headers if name == b"origin"):
             if not self._is_own(origin):
                 return 403, "pages of other origins may not ask", "wrong_origin"
-        if self._keys and path not in OPEN_PATHS and not self._known(_key(headers)):
+        if self._keys and path not in self._open and not self._known(_key(headers)):
             return 401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key"
         return None
 
