@@ -34,8 +34,8 @@ class Guard:
 
     `keys` are hashes; without any, everybody on this machine may ask. `hosts` are names that a
     Host header may have beside this machine's: others come from a page that was told that its
-    own name lies here (DNS rebinding). `open_paths` are asked without a key beside OPEN_PATHS: files
-    that hold no secret. The key's hash becomes `scope["miudo.scope"]`.
+    own name lies here (DNS rebinding). `open_paths` need no key, as OPEN_PATHS: files that
+    hold no secret. The key's hash becomes `scope["miudo.scope"]`.
     """
 
     def __init__(

@@ -11,7 +11,6 @@ import asyncio
 from typing import Any
 
 from miudo.engine.native import NativeEngine
-from miudo.formats.export import weights_sha256
 from miudo.serve.hosted import Hosted
 from miudo.tensors import parameter_count
 
