@@ -78,7 +78,7 @@ def test_looking_changes_no_answer_and_leaves_no_pages(server: Any) -> None:
     assert {r.json["choices"][0]["text"] for r in replies[2::3]} == {alone}
 
 
-@pytest.mark.row("H17")
+@pytest.mark.row("H36")
 @pytest.mark.parametrize("path", [ATTENTION, LENS])
 @pytest.mark.parametrize(
     ("body", "says"),
@@ -102,7 +102,7 @@ def test_wrong_fields_are_named(server: Any, path: str, body: Any, says: str) ->
     assert says in reply.json["error"]["message"]
 
 
-@pytest.mark.row("H17")
+@pytest.mark.row("H36")
 @pytest.mark.parametrize("layers", [[], [6], [-1], [0, 0], "0", [True], [0.0], {}])
 def test_layers_that_are_not_there_are_refused(server: Any, layers: Any) -> None:
     reply = server.post(ATTENTION, {"content": "a", "layers": layers})
@@ -110,7 +110,7 @@ def test_layers_that_are_not_there_are_refused(server: Any, layers: Any) -> None
     assert reply.json["error"]["param"] == "layers"
 
 
-@pytest.mark.row("H17")
+@pytest.mark.row("H36")
 def test_too_much_is_refused_with_both_counts(server: Any) -> None:
     n = MOST_POSITIONS
     numbers = n * (n + 1) // 2 * HEADS * LAYERS
@@ -120,7 +120,9 @@ def test_too_much_is_refused_with_both_counts(server: Any) -> None:
     assert f"{MOST_SENT:,}" in reply.json["error"]["message"]
     assert server.post(ATTENTION, {"ids": [5] * n, "layers": [0]}).status == 200
     for path in (ATTENTION, LENS):
-        more = server.post(path, {"ids": [5] * (n + 1), **({} if path == LENS else {"layers": [0]})})
+        more = server.post(
+            path, {"ids": [5] * (n + 1), **({} if path == LENS else {"layers": [0]})}
+        )
         assert more.status == 400
         assert f"{n + 1} positions, the limit is {n}" in more.json["error"]["message"]
     assert server.post(LENS, {"content": "a", "top": 21}).json["error"]["param"] == "top"

@@ -12,7 +12,9 @@ import miudo.serve.page as page
 from miudo.serve.page.routes import POLICY, page_paths
 
 HERE = Path(page.__file__).parent
-ELSEWHERE = re.compile(r"(?:https?:)?//[\w.-]+\.\w+|\beval\(|innerHTML|outerHTML|insertAdjacentHTML")
+ELSEWHERE = re.compile(
+    r"(?:https?:)?//[\w.-]+\.\w+|\beval\(|innerHTML|outerHTML|insertAdjacentHTML"
+)
 KINDS = {"/": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 NAMESPACE = "http://www.w3.org/2000/svg"  # a name, which nobody fetches
 
