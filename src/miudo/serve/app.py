@@ -17,13 +17,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from miudo.errors import MiudoError
+from miudo.serve.anthropic.routes import anthropic_routes
+from miudo.serve.faults import Fault, fault_of
 from miudo.serve.guard import Guard
 from miudo.serve.house import House
 from miudo.serve.inspect.routes import inspect_routes
+from miudo.serve.ollama.routes import ollama_routes
 from miudo.serve.openai.routes import openai_routes
 from miudo.serve.page.routes import page_paths, page_routes
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure, json_reply
+from miudo.serve.text.routes import text_routes
 
 __all__ = ["make_app"]
 
@@ -46,6 +50,9 @@ def make_app(
         *openai_routes(house, bounds),
         *inspect_routes(house, bounds),
         *page_routes(),
+        *anthropic_routes(house, bounds),
+        *ollama_routes(house, bounds),
+        *text_routes(house, bounds),
         Route("/health", health),
         Route("/ready", health),
     ]
@@ -62,8 +69,9 @@ def make_app(
     return Guard(app, keys=keys, hosts=hosts, open_paths=page_paths())
 
 
-async def _told(_: Request, error: Exception) -> Response:
-    return failure(error if isinstance(error, MiudoError) else MiudoError(""))
+async def _told(request: Request, error: Exception) -> Response:
+    known = error if isinstance(error, MiudoError) else MiudoError("")
+    return failure(str(request.scope["path"]), fault_of(known))
 
 
 async def _first_told(request: Request, error: Exception) -> Response:
@@ -72,15 +80,15 @@ async def _first_told(request: Request, error: Exception) -> Response:
     return await _told(request, first)
 
 
-async def _not_here(_: Request, error: Exception) -> Response:
+async def _not_here(request: Request, error: Exception) -> Response:
     known = error if isinstance(error, HTTPException) else HTTPException(500)
-    body = {"message": known.detail, "type": "invalid_request_error", "param": None, "code": None}
-    return json_reply({"error": body}, known.status_code, **dict(known.headers or {}))
+    fault = Fault(known.status_code, known.detail)
+    return failure(str(request.scope["path"]), fault, **dict(known.headers or {}))
 
 
 async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _failed(_: Request, __: Exception) -> Response:
-    return failure(MiudoError(""))
+async def _failed(request: Request, _: Exception) -> Response:
+    return await _told(request, MiudoError(""))

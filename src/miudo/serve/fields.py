@@ -48,6 +48,10 @@ class Fields:
         """Returns the field's full name."""
         return f"{self._path}.{field}" if self._path else field
 
+    def has(self, field: str) -> bool:
+        """Returns whether the field is there with a value."""
+        return self._values.get(field) is not None
+
     def take(self, field: str) -> Any:
         """Returns the raw value, None where it is absent."""
         return self._values.pop(field, None)

@@ -14,7 +14,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from miudo.serve.replies import json_reply
+from miudo.serve.faults import Fault
+from miudo.serve.replies import failure
 
 __all__ = ["OPEN_PATHS", "Guard", "hashed"]
 
@@ -58,30 +59,22 @@ class Guard:
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         refusal = self._refusal(scope["path"], headers)
         if refusal is not None:
-            status, message, code = refusal
-            body = {
-                "message": message,
-                "type": "invalid_request_error",
-                "param": None,
-                "code": code,
-            }
-            await json_reply({"error": body}, status)(scope, receive, send)
+            await failure(scope["path"], refusal)(scope, receive, send)
             return
         key = _key(headers)
         scope["miudo.scope"] = hashed(key).hex() if self._keys and key else ""
         await self._app(scope, receive, send)
 
-    def _refusal(
-        self, path: str, headers: Sequence[tuple[bytes, bytes]]
-    ) -> tuple[int, str, str] | None:
+    def _refusal(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or _without_port(hosts[0]) not in self._hosts:
-            return 421, "the Host header names no host of this server", "wrong_host"
+            return _refused(421, "the Host header names no host of this server", "wrong_host")
         for origin in (value for name, value in headers if name == b"origin"):
             if not self._is_own(origin):
-                return 403, "pages of other origins may not ask", "wrong_origin"
+                return _refused(403, "pages of other origins may not ask", "wrong_origin")
         if self._keys and path not in self._open and not self._known(_key(headers)):
-            return 401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key"
+            needed = "a valid key is needed: Authorization: Bearer KEY, or x-api-key"
+            return _refused(401, needed, "invalid_api_key")
         return None
 
     def _is_own(self, origin: bytes) -> bool:
@@ -93,6 +86,10 @@ class Guard:
         # Every key is compared, whole, so that time tells neither which nor how far.
         found = [hmac.compare_digest(given, known) for known in self._keys]
         return key is not None and any(found)
+
+
+def _refused(status: int, message: str, code: str) -> Fault:
+    return Fault(status, message, code=code)
 
 
 def _without_port(host: bytes) -> str:

@@ -16,7 +16,8 @@ from miudo.engine.insides import LensRow, hidden_states, lens_row
 from miudo.protocol import FloatArray
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.inspect.text import shown_piece, shown_tokens, take_ids
+from miudo.serve.inspect.text import shown_tokens, take_ids
+from miudo.serve.pieces import shown_piece
 
 __all__ = ["LensCall", "lens_reply", "parse_lens"]
 

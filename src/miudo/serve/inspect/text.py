@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from miudo.protocol import Tokenizer
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
+from miudo.serve.pieces import shown_piece
 
-__all__ = ["shown_piece", "shown_tokens", "take_ids"]
+__all__ = ["shown_tokens", "take_ids"]
 
 
 def take_ids(fields: Fields, hosted: Hosted) -> tuple[int, ...]:
@@ -44,12 +44,3 @@ def shown_tokens(hosted: Hosted, ids: Sequence[int]) -> list[dict[str, Any]]:
     """Returns each token's id and piece."""
     tokenizer = hosted.loaded.tokenizer
     return [{"id": token, "piece": shown_piece(tokenizer, token)} for token in ids]
-
-
-def shown_piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
-    """Returns a token's text, or its bytes where they are no whole text; "" for special ones."""
-    given = tokenizer.token_bytes(token)
-    try:
-        return given.decode()
-    except UnicodeDecodeError:
-        return list(given)

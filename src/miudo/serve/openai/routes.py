@@ -18,6 +18,7 @@ from miudo.serve.openai.completions import (
     completion_stream,
     parse_completion,
 )
+from miudo.serve.openai.embeddings import embedding_reply, parse_embedding
 from miudo.serve.openai.models import model_entry, model_list
 from miudo.serve.receiving import BodyLimits, asked_by, received
 from miudo.serve.replies import events, json_reply, unless_gone
@@ -42,6 +43,11 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
             return events(completion_stream(call))
         return json_reply(await unless_gone(request, completion_reply(call)))
 
+    async def embeddings(request: Request) -> Response:
+        fields = await received(request, limits)
+        call = parse_embedding(fields, house.named(fields))
+        return json_reply(await unless_gone(request, embedding_reply(call)))
+
     async def models(_: Request) -> Response:
         return json_reply(model_list(house))
 
@@ -51,6 +57,7 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
     ]
