@@ -168,8 +168,7 @@ class Scores:
 class Engine(Protocol):
     """Runs a decoder in token ids. A conversation is a handle to its cached keys and values.
 
-    All methods raise RequestError for unknown conversations, ids outside the vocabulary,
-    more positions than the model or the cache has.
+    All methods raise RequestError for unknown conversations and ids, and too many positions.
     """
 
     @property
@@ -213,11 +212,7 @@ class Engine(Protocol):
         ...
 
     def unembed(self, hidden: FloatArray) -> FloatArray:
-        """Returns logits [N, V] of states [N, D] such as `StepOut.hidden` holds after any layer.
-
-        Final norm and head, as if no layer came between: the logit lens (nostalgebraist 2020).
-        Of the last layer's states they are a step's logits.
-        """
+        """Returns logits [N, V] of states [N, D] after any layer: final norm and head alone."""
         ...
 
 

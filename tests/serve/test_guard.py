@@ -10,7 +10,8 @@ import pytest
 KEY = "a-key-for-tests"
 ROUTES = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"),
-    ("GET", "/v1/models/miudo-6m"), ("POST", "/inspect/lens"), ("GET", "/nowhere"), ("GET", "//v1//models"),
+    ("GET", "/v1/models/miudo-6m"), ("POST", "/inspect/lens"), ("GET", "/nowhere"),
+    ("GET", "//v1//models"),
     ("GET", "/v1/%2e%2e/v1/models"), ("GET", "/health/"), ("GET", "/HEALTH"),
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import { heatmap, thumbnail } from "./heatmap.js";
 import { percent, t } from "./words.js";
 
 const MEAN = -1;
+const SHOWN = 0.005; // of a row, in the list below a sentence
 
 export function attention(page) {
   const boxes = ["paris_city", "paris_person"].map((key) => h("textarea", { rows: 2, value: t(key) }));
@@ -39,7 +40,7 @@ export function attention(page) {
     state.found = await Promise.all(texts.map((content) => ask("/inspect/attention", { model, content })));
     state.from = state.found.map((one) => lastWord(one.tokens));
     const layers = state.found[0].layers;
-    Object.assign(state, telling(layers, state.from[0]));
+    Object.assign(state, telling(state.found, state.from));
     layerBox.replaceChildren(...layers.map((l) => h("option", { value: l.layer }, String(l.layer + 1) + (l.window ? ` (${t("window", { n: l.window })})` : ""))));
     shown.hidden = false;
     fillOverview();
@@ -98,7 +99,7 @@ export function attention(page) {
       });
       heading.textContent = t("reads_from", { token: `“${visible(one.tokens[i].piece)}”` });
       map.mark(i);
-      const most = rows[i].map((share, j) => [share, j]).sort((a, b) => b[0] - a[0]).slice(0, 5);
+      const most = rows[i].map((share, j) => [share, j]).filter(([share]) => share >= SHOWN).sort((a, b) => b[0] - a[0]).slice(0, 5);
       words.replaceChildren(...most.map(([share, j]) => {
         const bar = h("span", { class: "bar" });
         bar.style.setProperty("--share", share);
@@ -123,16 +124,27 @@ function rowsOf(heads, head) {
   return heads[0].map((row, i) => row.map((_, j) => heads.reduce((sum, rows) => sum + rows[i][j], 0) / heads.length));
 }
 
-// The head that looks hardest from `at` at one token, other than itself, its neighbour and the first:
-// these draw attention in any sentence.
-function telling(layers, at) {
+// The head that tells two sentences apart best: it looks hard at one word in each, and not at the same
+// place from the beginning or from the end, as heads do that only count. With one sentence, or where
+// none does, the mean of the first layer.
+function telling(found, from) {
   let best = { layer: 0, head: MEAN }, most = 0;
-  for (const { layer, heads } of layers) {
-    heads.forEach((rows, head) => {
-      const share = Math.max(0, ...rows[at].slice(1, Math.max(1, at - 1)));
-      if (share > most) [best, most] = [{ layer, head }, share];
-    });
-  }
+  if (found.length < 2) return best;
+  found[0].layers.forEach(({ heads }, layer) => heads.forEach((_, head) => {
+    const [a, b] = found.map((one, i) => hardest(one.layers[layer].heads[head][from[i]], one.tokens));
+    const share = Math.min(a.share, b.share);
+    if (share > most && a.at !== b.at && from[0] - a.at !== from[1] - b.at) [best, most] = [{ layer, head }, share];
+  }));
+  return best;
+}
+
+// The longer word before its own that a row looks at most: short ones and the first token draw what
+// is left over.
+function hardest(row, tokens) {
+  let best = { share: 0, at: 0 };
+  row.slice(0, -1).forEach((share, at) => {
+    if (share > best.share && /\p{L}{4}/u.test(String(tokens[at].piece))) best = { share, at };
+  });
   return best;
 }
 

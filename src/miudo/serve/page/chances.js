@@ -72,7 +72,7 @@ export class Chances {
         {
           class: `tok ${shade(item.logprob)} ${item.given ? "given" : ""}`,
           tabindex: index ? -1 : 0,
-          "aria-label": `${item.text}, ${share}`,
+          "aria-label": `${item.text || t("special")}, ${share}`,
           onmouseenter: () => this.show(index),
           onfocus: () => this.hold(index),
           onclick: () => this.hold(index),
@@ -108,6 +108,7 @@ export class Chances {
     this.panel.replaceChildren(
       h("h3", {}, h("code", {}, visible(item.text))),
       h("p", { class: "figures" }, known ? `${percent(Math.exp(item.logprob))} · ${t("bits", { bits })}` : t("first_token")),
+      item.text === "" ? h("p", { class: "hint" }, t("special")) : "",
       bars(item.top ?? [], item.text, this.onBranch ? (text) => this.onBranch(index, text) : null),
     );
     if (this.onBranch && item.top?.length) this.panel.append(h("p", { class: "hint" }, t("click_to_branch")));

@@ -23,6 +23,7 @@ export function chat(page) {
   const form = h(
     "form", { class: "card ask", onsubmit: (event) => { event.preventDefault(); say(); } },
     labelled(t("message"), box, t("message_hint")), h("div", { class: "actions" }, send, stop, clear),
+    settings.element,
   );
   settings.element.querySelector(".grid").before(labelled(t("system"), system));
   box.addEventListener("keydown", (event) => {
@@ -110,13 +111,13 @@ export function chat(page) {
       answer.content += choice.delta.content ?? "";
       if (choice.logprobs) answer.items.push(...ofChat(choice.logprobs));
       answer.body.replaceChildren(answer.content);
-      answer.body.scrollIntoView({ block: "nearest" });
+      scrollTo({ top: document.body.scrollHeight });
     }
   }
 
   draw();
   return {
-    element: h("div", { class: "stack" }, log, form, settings.element),
+    element: h("div", { class: "stack" }, log, form),
     evidence: () => turns.length ? {
       settings: lastSettings,
       system: system.value.trim() || null,

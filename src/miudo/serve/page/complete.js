@@ -8,7 +8,7 @@ import { h, labelled, visible } from "./dom.js";
 import { Settings } from "./settings.js";
 import { t } from "./words.js";
 
-const TOP = 12;
+const TOP = 10;
 
 export function complete(page) {
   const settings = new Settings({ max_tokens: 40, temperature: 0.6 });

@@ -56,6 +56,9 @@ export function readable(piece) {
   return typeof piece === "string" && piece !== "" ? piece.replaceAll("\n", "⏎\n") : visible(piece);
 }
 
+export const clipped = (text) => (text.length > 9 ? `${text.slice(0, 8)}…` : text);
+export const short = (piece) => clipped(visible(piece));
+
 // What a token looks like where spaces and line ends must be seen.
 export function visible(piece) {
   if (Array.isArray(piece)) return piece.map((b) => b.toString(16).padStart(2, "0")).join(" ");

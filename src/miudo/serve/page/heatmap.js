@@ -2,7 +2,7 @@
 // For: `thumbnail` of a head, `heatmap` with its tokens beside it.
 // Read next: attention.js.
 
-import { h, svg } from "./dom.js";
+import { clipped, h, svg } from "./dom.js";
 import { percent } from "./words.js";
 
 const CELL = 22, MARGIN = 76, THUMBNAIL = 56, TURN = -50;
@@ -22,7 +22,7 @@ export function thumbnail(rows) {
 
 // An image with its own tooltip for each cell; `onRow(i)` where a row is clicked.
 export function heatmap(names, rows, { label, onRow }) {
-  const size = MARGIN + names.length * CELL, short = (name) => (name.length > 9 ? `${name.slice(0, 8)}…` : name);
+  const size = MARGIN + names.length * CELL;
   const mark = svg("rect", { x: MARGIN, width: names.length * CELL, height: CELL, class: "mark" });
   const cells = rows.map((row, i) => svg("g", { onclick: () => onRow(i) }, row.map((share, j) => {
     const box = svg(
@@ -35,8 +35,8 @@ export function heatmap(names, rows, { label, onRow }) {
   const labels = names.flatMap((name, i) => {
     const at = MARGIN + (i + 0.5) * CELL;
     return [
-      svg("text", { x: MARGIN - 6, y: at, class: "side" }, short(name)),
-      svg("text", { x: 0, y: 0, transform: `translate(${at} ${MARGIN - 6}) rotate(${TURN})`, class: "top" }, short(name)),
+      svg("text", { x: MARGIN - 6, y: at, class: "side" }, clipped(name)),
+      svg("text", { x: 0, y: 0, transform: `translate(${at} ${MARGIN - 6}) rotate(${TURN})`, class: "top" }, clipped(name)),
     ];
   });
   const wide = size + MARGIN / 2; // the last name leans out

@@ -3,7 +3,7 @@
 
 import { ask } from "./api.js";
 import { bars, shade, legend } from "./chances.js";
-import { h, labelled, roving, visible } from "./dom.js";
+import { h, labelled, roving, short, visible } from "./dom.js";
 import { number, percent, t } from "./words.js";
 
 const TOP = 8;
@@ -27,26 +27,26 @@ export function lens(page) {
   }
 
   function draw() {
-    const named = found.tokens.map((token) => visible(token.piece));
     const rows = [...found.layers].reverse().map((layer) => h(
       "tr", {}, h("th", { scope: "row" }, layer.layer ? `${t("layer")} ${layer.layer}` : t("input")),
       layer.cells.map((cell, i) => h("td", {}, h(
         "button",
         { class: `tok ${shade(cell.top[0].logprob)}`, tabindex: -1, onfocus: () => look(layer, i), onclick: () => look(layer, i) },
-        visible(cell.top[0].piece),
+        short(cell.top[0].piece),
       ))),
     ));
     const body = h("tbody", {}, rows);
     table.replaceChildren(h(
       "table", { class: "lens-table" }, h("caption", {}, t("lens_table")),
-      h("thead", {}, h("tr", {}, h("td", {}), named.map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, h("td", {}), found.tokens.map(({ piece }) => h("th", { scope: "col" }, short(piece))))),
       body,
-      h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, t("comes_next")), named.map((_, i) => h("td", {}, named[i + 1] ?? "?")))),
+      h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, t("comes_next")), found.tokens.map((_, i) => h("td", {}, found.tokens[i + 1] ? short(found.tokens[i + 1].piece) : "?")))),
     ));
-    roving(body, () => named.length);
+    roving(body, () => found.tokens.length);
+    table.scrollLeft = table.scrollWidth; // the last position is what the model would go on with
     const last = rows[0].querySelectorAll("button");
     last[last.length - 1].tabIndex = 0;
-    look(found.layers.at(-1), named.length - 1);
+    look(found.layers.at(-1), found.tokens.length - 1);
   }
 
   function look(layer, at) {

@@ -72,7 +72,9 @@ function go() {
     link.removeAttribute("aria-current");
     if (link.hash !== `#${name}`) continue;
     link.setAttribute("aria-current", "page");
-    link.scrollIntoView({ block: "nearest", inline: "center" });
+    // Not scrollIntoView, which would also move where the Tab key begins.
+    const row = link.closest("nav");
+    row.scrollLeft = link.offsetLeft - row.offsetLeft - (row.clientWidth - link.clientWidth) / 2;
   }
   if (!made.has(name)) made.set(name, VIEWS[name](page));
   const view = made.get(name);
