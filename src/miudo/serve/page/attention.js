@@ -124,28 +124,27 @@ function rowsOf(heads, head) {
   return heads[0].map((row, i) => row.map((_, j) => heads.reduce((sum, rows) => sum + rows[i][j], 0) / heads.length));
 }
 
-// The head that tells two sentences apart best: it looks hard at one word in each, and not at the same
-// place from the beginning or from the end, as heads do that only count. With one sentence, or where
-// none does, the mean of the first layer.
+// The head that tells two sentences apart best: in each it looks hard at a word that the other has not.
+// With one sentence, or where no head does, the mean of the first layer.
 function telling(found, from) {
   let best = { layer: 0, head: MEAN }, most = 0;
   if (found.length < 2) return best;
+  const own = found.map((one, i) => words(one, found[1 - i]));
   found[0].layers.forEach(({ heads }, layer) => heads.forEach((_, head) => {
-    const [a, b] = found.map((one, i) => hardest(one.layers[layer].heads[head][from[i]], one.tokens));
-    const share = Math.min(a.share, b.share);
-    if (share > most && a.at !== b.at && from[0] - a.at !== from[1] - b.at) [best, most] = [{ layer, head }, share];
+    const shares = found.map((one, i) => {
+      const row = one.layers[layer].heads[head][from[i]];
+      return Math.max(0, ...own[i].filter((at) => at < from[i]).map((at) => row[at]));
+    });
+    if (Math.min(...shares) > most) [best, most] = [{ layer, head }, Math.min(...shares)];
   }));
   return best;
 }
 
-// The longer word before its own that a row looks at most: short ones and the first token draw what
-// is left over.
-function hardest(row, tokens) {
-  let best = { share: 0, at: 0 };
-  row.slice(0, -1).forEach((share, at) => {
-    if (share > best.share && /\p{L}{4}/u.test(String(tokens[at].piece))) best = { share, at };
-  });
-  return best;
+// Where `one` has longer words that `other` has not.
+function words(one, other) {
+  const there = new Set(other.tokens.map((token) => String(token.piece)));
+  return one.tokens.map((token, at) => [String(token.piece), at])
+    .filter(([piece]) => /\p{L}{4}/u.test(piece) && !there.has(piece)).map(([, at]) => at);
 }
 
 // The last token that is a word: what a sentence is about, as a rule, rather than its full stop.

@@ -9,7 +9,7 @@ const WIDE = 640, HIGH = 360, LEFT = 64, BELOW = 44, ABOVE = 16, RIGHT = 16;
 const AXES = {
   perplexity: { name: "perplexity", digits: 2 },
   kl: { name: "kl_axis", digits: 4 },
-  new_tokens_per_s: { name: "speed_axis", digits: 0 },
+  new_tokens_per_s: { name: "speed_axis", digits: 0, more: true },
 };
 
 export function front(page) {
@@ -66,12 +66,24 @@ function scale(values, from, to) {
   return { a, b, at: (value) => from + ((value - a) / (b - a)) * (to - from) };
 }
 
+// Of the candidates those that none of their size or smaller is better than, by size. The report's own
+// front counts speed too.
+function frontier(rows, key) {
+  const sign = AXES[key].more ? -1 : 1, found = [];
+  const candidates = rows.filter((row) => row.kind === "candidate");
+  candidates.sort((a, b) => a.size_bytes - b.size_bytes || sign * (a[key] - b[key]));
+  for (const row of candidates) {
+    if (!found.length || sign * row[key] < sign * found.at(-1)[key]) found.push(row);
+  }
+  return found;
+}
+
 function plot(all, key) {
   const rows = all.filter((row) => Number.isFinite(row[key]));
   const x = scale(rows.map((r) => r.size_bytes / 1e6), LEFT, WIDE - RIGHT), y = scale(rows.map((r) => r[key]), HIGH - BELOW, ABOVE);
   const place = (row) => [x.at(row.size_bytes / 1e6), y.at(row[key])];
   const across = ticks(x.a, x.b, 6), up = ticks(y.a, y.b, 5);
-  const joined = rows.filter((r) => r.on_front).sort((a, b) => a.size_bytes - b.size_bytes).map((r) => place(r).join(","));
+  const joined = frontier(rows, key).map((row) => place(row).join(","));
   const marks = rows.map((row) => {
     const [cx, cy] = place(row);
     const title = svg("title", {}, `${row.name}: ${number(row.size_bytes / 1e6, 2)} MB, ${number(row[key], AXES[key].digits)}`);
@@ -91,8 +103,8 @@ function plot(all, key) {
 function keys() {
   const dot = (kind) => svg("svg", { viewBox: "0 0 22 22", width: 18, height: 18, "aria-hidden": "true" },
     kind === "chosen" ? svg("circle", { cx: 11, cy: 11, r: 9, class: "ring" }) : null,
-    kind === "on_front" ? svg("polyline", { points: "1,17 21,5", class: "joined" }) : svg("circle", { cx: 11, cy: 11, r: 5, class: `dot ${kind === "chosen" ? "candidate" : kind}` }));
-  return h("p", { class: "legend" }, ["teacher", "candidate", "control", "chosen", "on_front"].map((kind) => h("span", { class: "key" }, dot(kind), t(kind))));
+    kind === "line" ? svg("polyline", { points: "1,17 21,5", class: "joined" }) : svg("circle", { cx: 11, cy: 11, r: 5, class: `dot ${kind === "chosen" ? "candidate" : kind}` }));
+  return h("p", { class: "legend" }, ["teacher", "candidate", "control", "chosen", "line"].map((kind) => h("span", { class: "key" }, dot(kind), t(kind))));
 }
 
 function table(rows) {
