@@ -79,6 +79,23 @@ def test_openai_embeds(openai: Any) -> None:
     assert plain.embedding == pytest.approx(one.embedding, abs=1e-7)
 
 
+def test_openai_responds_whole_and_streamed(openai: Any) -> None:
+    asked: dict[str, Any] = {
+        "model": openai.models.list().data[0].id, "input": "Hello", "instructions": "Be kind.",
+        "temperature": 0, "max_output_tokens": 16,
+    }  # fmt: skip
+    whole = openai.responses.create(**asked)
+    assert whole.output_text
+    with openai.responses.stream(**asked) as stream:
+        deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert "".join(deltas) == final.output_text == whole.output_text
+    assert final.usage == whole.usage
+    again = [{"role": "user", "content": "Hello"}, *whole.output, *TURNS]
+    longer = openai.responses.create(**asked | {"input": again})
+    assert longer.usage.input_tokens > whole.usage.input_tokens
+
+
 def test_openai_raises_its_own_errors(openai: Any, locked: Any) -> None:
     import openai as package
 

@@ -20,6 +20,7 @@ from miudo.serve.openai.completions import (
 )
 from miudo.serve.openai.embeddings import embedding_reply, parse_embedding
 from miudo.serve.openai.models import model_entry, model_list
+from miudo.serve.openai.responses import ResponseStream, parse_response, response_reply
 from miudo.serve.receiving import BodyLimits, asked_by, received
 from miudo.serve.replies import events, json_reply, unless_gone
 
@@ -48,6 +49,14 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
         call = parse_embedding(fields, house.named(fields))
         return json_reply(await unless_gone(request, embedding_reply(call)))
 
+    async def responses(request: Request) -> Response:
+        fields = await received(request, limits)
+        call = parse_response(fields, house.named(fields), scope=asked_by(request))
+        if call.drawing.stream:
+            stream = ResponseStream(call)
+            return events(stream.lines(), told=stream.told)
+        return json_reply(await unless_gone(request, response_reply(call)))
+
     async def models(_: Request) -> Response:
         return json_reply(model_list(house))
 
@@ -58,6 +67,7 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
     ]
