@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -293,6 +294,30 @@ def test_two_models_are_compared_and_told_apart(watched: Callable[..., Watched])
     page.get_by_label("First model").select_option("miudo-6m")
     page.get_by_role("button", name="Show").click()
     playwright.expect(page.locator(".notice")).to_contain_text("two different")
+
+
+def test_the_divergence_is_never_above_the_true_one(watched: Callable[..., Watched]) -> None:
+    """Of two distributions over 50 tokens the likeliest are told, as the API tells them."""
+    page = watched().open("chat")
+    rng = np.random.default_rng(5)
+    for told in (1, 5, 20, 50):
+        a, b = (rng.dirichlet(np.full(50, 0.3)) + 1e-12 for _ in range(2))
+        true = float((a * np.log(a / b)).sum())
+        sides = [
+            {
+                "logprob": -1.0,
+                "top": [
+                    {"text": f"t{i}", "logprob": float(np.log(p[i]))} for i in np.argsort(-p)[:told]
+                ],
+            }
+            for p in (a, b)
+        ]
+        found = page.evaluate(
+            "([a, b]) => import('/page/divergence.js').then((m) => m.divergence(a, b))", sides
+        )
+        assert 0 <= found <= true + 1e-6
+        if told == 50:
+            assert found == pytest.approx(true, abs=1e-6)
 
 
 def test_a_report_is_drawn_and_another_file_refused(
