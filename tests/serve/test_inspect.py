@@ -35,7 +35,7 @@ def test_attention_rows_sum_to_one_and_never_look_ahead(server: Any) -> None:
     one = server.post(ATTENTION, {"content": TEXT, "layers": [4]}).json
     assert one["layers"] == [reply["layers"][4]]
     ids = [t["id"] for t in reply["tokens"]]
-    assert server.post(ATTENTION, {"ids": ids, "layers": [4]}).json == one
+    assert server.post(ATTENTION, {"content": ids, "layers": [4]}).json == one
 
 
 def test_the_last_layer_of_the_lens_says_what_the_model_says(server: Any) -> None:
@@ -86,12 +86,11 @@ def test_looking_changes_no_answer_and_leaves_no_pages(server: Any) -> None:
         ({}, "content"),
         ({"content": ""}, "content"),
         ({"content": 5}, "content"),
-        ({"content": "a", "ids": [1]}, "one of them"),
-        ({"ids": []}, "ids"),
-        ({"ids": [1, -1]}, "ids"),
-        ({"ids": [1, 10**9]}, "ids"),
-        ({"ids": [True]}, "ids"),
-        ({"ids": "1"}, "ids"),
+        ({"content": []}, "content"),
+        ({"content": [1, -1]}, "content"),
+        ({"content": [1, 10**9]}, "content"),
+        ({"content": [True]}, "content"),
+        ({"content": ["a", "b"]}, "content"),
         ({"content": "a", "what": 1}, "what"),
         ({"content": "a", "model": 5}, "model"),
     ],
@@ -114,14 +113,14 @@ def test_layers_that_are_not_there_are_refused(server: Any, layers: Any) -> None
 def test_too_much_is_refused_with_both_counts(server: Any) -> None:
     n = MOST_POSITIONS
     numbers = n * (n + 1) // 2 * HEADS * LAYERS
-    reply = server.post(ATTENTION, {"ids": [5] * n})
+    reply = server.post(ATTENTION, {"content": [5] * n})
     assert reply.status == 400
     assert f"{numbers:,}" in reply.json["error"]["message"]
     assert f"{MOST_SENT:,}" in reply.json["error"]["message"]
-    assert server.post(ATTENTION, {"ids": [5] * n, "layers": [0]}).status == 200
+    assert server.post(ATTENTION, {"content": [5] * n, "layers": [0]}).status == 200
     for path in (ATTENTION, LENS):
         more = server.post(
-            path, {"ids": [5] * (n + 1), **({} if path == LENS else {"layers": [0]})}
+            path, {"content": [5] * (n + 1), **({} if path == LENS else {"layers": [0]})}
         )
         assert more.status == 400
         assert f"{n + 1} positions, the limit is {n}" in more.json["error"]["message"]

@@ -17,7 +17,16 @@ import click
 
 from miudo.errors import ConfigError, UsageError
 
-__all__ = ["BLOCK_TYPES", "Verb", "emit", "parse_size", "printable", "verb", "watts_option"]
+__all__ = [
+    "BLOCK_TYPES",
+    "Verb",
+    "duration",
+    "emit",
+    "parse_size",
+    "printable",
+    "verb",
+    "watts_option",
+]
 
 BLOCK_TYPES = (
     "Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
@@ -81,6 +90,14 @@ class Verb(click.Command):
 
             check_keys(extra, options - {"as_json"}, where="--config or --set")
         return super().invoke(ctx)
+
+
+def duration(text: str) -> float:
+    """Returns the seconds of a duration like 90, 90s, 5m or 1.5h: the type of an option."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)(s|m|h|)", str(text))
+    if match is None:
+        raise click.BadParameter(f"{str(text)[:40]!r} is no duration; write 90s, 5m or 1h")
+    return float(match[1]) * {"h": 3600.0, "m": 60.0}.get(match[2], 1.0)
 
 
 def verb(name: str, *, takes_settings: bool = False) -> Callable[[Callable[..., Any]], Verb]:

@@ -63,7 +63,9 @@ class LensRow:
     ranks: _Ints
 
 
-def attention_rows(engine: Engine, ids: Sequence[int]) -> tuple[FloatArray, ...]:
+def attention_rows(
+    engine: Engine, ids: Sequence[int], *, adapter: str | None = None
+) -> tuple[FloatArray, ...]:
     """Returns for each layer [H, T, T]: what each position (row) takes from each before it.
 
     A row sums to 1. Raises RequestError beyond MOST_POSITIONS or MOST_ATTENTION.
@@ -77,11 +79,11 @@ def attention_rows(engine: Engine, ids: Sequence[int]) -> tuple[FloatArray, ...]
             f"{n * n * heads:,} numbers, the limit is {MOST_ATTENTION:,}",
             remedy=f"Give at most {math.isqrt(MOST_ATTENTION // heads)} tokens",
         )
-    found = _look(engine, ids, Want.ATTENTION).attention
+    found = _look(engine, ids, Want.ATTENTION, adapter).attention
     return found if found is not None else ()
 
 
-def hidden_states(engine: Engine, ids: Sequence[int]) -> FloatArray:
+def hidden_states(engine: Engine, ids: Sequence[int], *, adapter: str | None = None) -> FloatArray:
     """Returns [L + 1, T, D]: the residual stream before each layer and after the last.
 
     Raises RequestError beyond MOST_POSITIONS or MOST_STATES.
@@ -93,7 +95,7 @@ def hidden_states(engine: Engine, ids: Sequence[int]) -> FloatArray:
             f"{n} positions in {states} states are {n * states:,}, the limit is {MOST_STATES:,}",
             remedy=f"Give at most {MOST_STATES // states} tokens",
         )
-    found = _look(engine, ids, Want.HIDDEN).hidden
+    found = _look(engine, ids, Want.HIDDEN, adapter).hidden
     return found if found is not None else np.empty((0, n, engine.config.d_model), np.float32)
 
 
@@ -140,11 +142,11 @@ def _f32(values: npt.NDArray[np.float64]) -> FloatArray:
     return values.astype(np.float32)
 
 
-def _look(engine: Engine, ids: Sequence[int], want: Want) -> StepOut:
+def _look(engine: Engine, ids: Sequence[int], want: Want, adapter: str | None) -> StepOut:
     """Takes `ids` in, in a conversation of its own."""
     conversation = engine.open()
     try:
-        return engine.step([SeqWork(conversation, ids, want)])[0]
+        return engine.step([SeqWork(conversation, ids, want, adapter=adapter)])[0]
     finally:
         engine.close(conversation)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from miudo.errors import (
     BusyError,
+    ClosingError,
     DeadlineError,
     MissingError,
     MiudoError,
@@ -26,6 +27,7 @@ __all__ = ["Fault", "body_for", "fault_of"]
 _KINDS: tuple[tuple[type[MiudoError], int, str, str | None], ...] = (
     (RequestError, 400, "invalid_request_error", None),
     (MissingError, 404, "invalid_request_error", "model_not_found"),
+    (ClosingError, 503, "server_error", "server_closing"),
     (BusyError, 429, "rate_limit_error", "server_busy"),
     (DeadlineError, 504, "timeout_error", "deadline_exceeded"),
     (ResourceError, 503, "server_error", "out_of_memory"),
@@ -34,13 +36,17 @@ _KINDS: tuple[tuple[type[MiudoError], int, str, str | None], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An HTTP status, what happened, the field that was wrong, and OpenAI's names for it."""
+    """An HTTP status, what happened, the field that was wrong, and OpenAI's names for it.
+
+    `wait_s` is when to ask again, for statuses that say so.
+    """
 
     status: int
     message: str
     kind: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
+    wait_s: int = BusyError.retry_after_s
 
 
 def fault_of(error: MiudoError) -> Fault:
@@ -51,7 +57,10 @@ def fault_of(error: MiudoError) -> Fault:
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
             param = error.param if isinstance(error, FieldError) else None
-            return Fault(status, str(error), name, param, code)
+            wait_s = (
+                error.retry_after_s if isinstance(error, BusyError) else BusyError.retry_after_s
+            )
+            return Fault(status, str(error), name, param, code, wait_s)
     return Fault(500, "the server failed at this request", "server_error", None, "internal_error")
 
 

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from miudo.errors import MiudoError
+from miudo.errors import DeadlineError, MiudoError
+from miudo.serve.errand import current_errand
 from miudo.serve.faults import Fault, body_for, fault_of
 
 __all__ = [
@@ -32,8 +33,6 @@ __all__ = [
 _T = TypeVar("_T")
 Told = Callable[[dict[str, Any]], bytes]
 """Turns an error's body into a line of a protocol's stream."""
-
-_RETRY_AFTER_S = 1
 
 
 class ClientGoneError(Exception):
@@ -53,7 +52,7 @@ def json_reply(value: Mapping[str, Any], status: int = 200, **headers: str) -> R
 def failure(path: str, fault: Fault, **headers: str) -> Response:
     """Returns the reply that tells of a fault, as the protocol of `path` tells it."""
     if fault.status in (429, 503):
-        headers = {"retry-after": str(_RETRY_AFTER_S), **headers}
+        headers = {"retry-after": str(fault.wait_s), **headers}
     return json_reply(body_for(path, fault), fault.status, **headers)
 
 
@@ -69,14 +68,20 @@ def events(
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """Returns what `work` gives; cancels it and raises ClientGoneError if the client hangs up."""
+    """Returns what `work` gives, and cancels it if nobody waits for that any more.
+
+    Raises ClientGoneError where the client hangs up, DeadlineError where its time is over.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_hung_up(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        left = current_errand().left_s(None)
+        await asyncio.wait((task, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
             raise ClientGoneError
-        return task.result()
+        raise DeadlineError("the time given for the answer is over")
     finally:
         for each in (task, gone):
             each.cancel()

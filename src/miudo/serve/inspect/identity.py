@@ -30,6 +30,7 @@ async def identity_reply(hosted: Hosted) -> dict[str, Any]:
         }
     return {
         "model": hosted.name,
+        "adapter": hosted.loaded.adapter,
         "sha256": await asyncio.to_thread(lambda: hosted.sha256),
         "tokenizer_sha256": hosted.loaded.tokenizer.fingerprint,
         "parameters": parameter_count(hosted.loaded.model.config),

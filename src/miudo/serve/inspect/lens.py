@@ -48,7 +48,11 @@ async def lens_reply(call: LensCall) -> dict[str, Any]:
     The engine is asked layer by layer: other requests have their steps between.
     """
     worker = call.hosted.worker
-    states = await asyncio.wrap_future(worker.call(lambda engine: hidden_states(engine, call.ids)))
+    states = await asyncio.wrap_future(
+        worker.call(
+            lambda engine: hidden_states(engine, call.ids, adapter=call.hosted.loaded.adapter)
+        )
+    )
     layers = []
     for i, state in enumerate(states):
         row = await _row(call, state)

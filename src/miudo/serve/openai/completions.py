@@ -136,7 +136,8 @@ async def _front(call: CompletionCall, prompt: Sequence[int]) -> _Front:
     text = call.hosted.loaded.tokenizer.decode(prompt)
     if call.top is None:
         return _Front(text, None)
-    future = call.hosted.worker.call(lambda engine: echoed(engine, prompt, call.top or 0))
+    adapter = call.hosted.loaded.adapter
+    future = call.hosted.worker.call(lambda engine: echoed(engine, prompt, call.top or 0, adapter))
     chances = await asyncio.wrap_future(future)
     return _Front(text, chances)
 

@@ -17,7 +17,7 @@ export function machine(page) {
     });
     shown.replaceChildren(
       ...named.map((m, i) => card(m, page.models[i])),
-      h("section", { class: "card" }, h("h2", {}, t("last_answer")), h("p", {}, timings ?? t("no_answer")), h("p", { class: "hint" }, t("energy_none"))),
+      h("section", { class: "card" }, h("h2", {}, t("last_answer")), h("p", {}, timings ?? t("no_answer")), h("p", { class: "hint" }, energy(page.lastTimings))),
     );
   }
 
@@ -26,6 +26,13 @@ export function machine(page) {
     shown: () => load().catch(page.tell),
     evidence: () => page.models.length ? { models: page.models.map((m) => m.id), timings: page.lastTimings } : null,
   };
+}
+
+function energy(timings) {
+  const found = timings?.energy;
+  if (!found) return timings ? t("energy_none") : "";
+  const each = number((found.joules * 1e3) / Math.max(1, timings.predicted_n), 2);
+  return t(found.estimate ? "energy_estimate" : "energy", { each, method: found.method });
 }
 
 function card(m, entry) {

@@ -7,13 +7,14 @@ Read next: `miudo.serve.text.tools`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from miudo.serve.describing import Asked
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.house import House
@@ -23,26 +24,30 @@ from miudo.serve.text.tools import Suggesters, applied, detokenized, tokenized
 
 __all__ = ["text_routes"]
 
+_SPOKEN = {"messages": [{"role": "user", "content": "Hello"}]}
+
 
 def text_routes(house: House, limits: BodyLimits) -> list[Route]:
     """Returns the routes; errors have OpenAI's shape."""
     suggesters = Suggesters()
 
-    def told(tool: Callable[[Fields, Hosted], dict[str, Any]]) -> Callable[..., object]:
+    def told(
+        tool: Callable[[Fields, Hosted], dict[str, Any]],
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             fields = await received(request, limits)
-            return json_reply(tool(fields, house.named(fields)))
+            return json_reply(tool(fields, await house.named(fields)))
 
         return handle
 
     async def suggest(request: Request) -> Response:
         fields = await received(request, limits)
-        work = suggesters.suggested(fields, house.named(fields))
+        work = suggesters.suggested(fields, await house.named(fields))
         return json_reply(await unless_gone(request, work))
 
     return [
-        Route("/tokenize", told(tokenized), methods=["POST"]),
-        Route("/detokenize", told(detokenized), methods=["POST"]),
-        Route("/apply-template", told(applied), methods=["POST"]),
-        Route("/suggest", suggest, methods=["POST"]),
+        Asked("/tokenize", told(tokenized), parse=tokenized, samples=({"content": "Hello"},)),
+        Asked("/detokenize", told(detokenized), parse=detokenized, samples=({"tokens": [5]},)),
+        Asked("/apply-template", told(applied), parse=applied, samples=(_SPOKEN,)),
+        Asked("/suggest", suggest, parse=suggesters.suggested, samples=({"text": "One"},)),
     ]
