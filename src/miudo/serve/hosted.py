@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from miudo.engine.batches import Limits
 from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
 from miudo.errors import RequestError, UsageError
 from miudo.evaluate.loading import LoadedModel, load_model, with_adapter
+from miudo.formats.export import weights_sha256
 from miudo.protocol import Message
 from miudo.serve.worker import Post, Worker
 from miudo.text.chat import ChatTemplate, encode_chat
@@ -56,6 +58,11 @@ class Hosted:
     created: int
     template: ChatTemplate | None
     fingerprint: str = field(default_factory=lambda: secrets.token_hex(6))
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of its weight files, read through when first asked for."""
+        return weights_sha256(self.loaded.path)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
