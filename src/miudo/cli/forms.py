@@ -1,6 +1,6 @@
 """The form of an answer that `--schema` asks for.
 
-For: a JSON Schema from a file, and the guide that holds one answer to it.
+For: a JSON Schema from a file, and what holds answers to it.
 Not for: which schemas can be held to (`miudo.engine.schemas`).
 Read next: `miudo.engine.grammars`.
 """
@@ -10,13 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miudo.errors import UsageError
+
 if TYPE_CHECKING:
     from miudo.engine.batches import Guide
+    from miudo.engine.generate import GenerateSettings
     from miudo.engine.grammars import Language
     from miudo.evaluate.loading import LoadedModel
-    from miudo.protocol import SamplingSettings
 
-__all__ = ["guided", "read_schema"]
+__all__ = ["Form", "read_schema"]
 
 
 def read_schema(name: str) -> Language:
@@ -31,11 +33,25 @@ def read_schema(name: str) -> Language:
     return json_of({} if name == "json" else read_object(Path(name)), name)
 
 
-def guided(loaded: LoadedModel, language: Language, sampling: SamplingSettings) -> Guide:
-    """Returns what draws one answer in `language`. Raises RequestError for an empty one."""
-    from miudo.engine.grammars import Grammars
-    from miudo.engine.guides import Guided
+class Form:
+    """What holds each answer of a model to `language`."""
 
-    config = loaded.model.config
-    grammars = Grammars(loaded.tokenizer, loaded.engine.config.vocab_size, config.eos_ids)
-    return Guided(sampling, grammar=grammars.begin(language))
+    def __init__(self, loaded: LoadedModel, language: Language) -> None:
+        from miudo.engine.grammars import Grammars
+
+        config = loaded.model.config
+        size = loaded.engine.config.vocab_size
+        self._grammars = Grammars(loaded.tokenizer, size, config.eos_ids)
+        self._language = language
+
+    def begin(self, settings: GenerateSettings) -> Guide:
+        """Returns what draws one answer.
+
+        Raises RequestError for an empty language, and UsageError for stop strings, which could
+        cut the answer short.
+        """
+        from miudo.engine.guides import Guided
+
+        if settings.stop:
+            raise UsageError("--schema takes no --stop", remedy="It could cut the JSON short")
+        return Guided(settings.sampling, grammar=self._grammars.begin(self._language))

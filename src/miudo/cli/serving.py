@@ -7,6 +7,7 @@ Read next: `miudo.serve.run`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import duration, parse_size, verb
+from miudo.cli.options import complete_model, duration, parse_size, verb
 from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
 
@@ -25,7 +26,7 @@ __all__ = ["serve"]
 
 
 @verb("serve")
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @click.option("--host", "address", default="127.0.0.1", show_default=True, envvar="MIUDO_HOST")
 @click.option("--port", type=click.IntRange(0, 65535), default=4470, show_default=True)
 @click.option(
@@ -107,9 +108,16 @@ def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
     Clients of OpenAI's protocol take http://127.0.0.1:4470/v1 as their base URL.
     """
     from miudo.serve import run
+    from miudo.serve.registered import registered
 
     job = _job(_named(models), given)
-    run.serve(job, ready=lambda url: _say(url, job.models, as_json=as_json))
+    with contextlib.ExitStack() as stack:
+
+        def ready(url: str) -> None:
+            stack.enter_context(registered(url, job.models))
+            _say(url, job.models, as_json=as_json)
+
+        run.serve(job, ready=ready)
 
 
 def _job(models: Mapping[str, Path], given: Mapping[str, Any]) -> ServeJob:

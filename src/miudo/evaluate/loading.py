@@ -23,7 +23,14 @@ from miudo.tensors import DType, Weights
 from miudo.text.tokenizer import TextTokenizer
 from miudo.text.tokenizer_json import TokenizerSpec
 
-__all__ = ["Activations", "EngineKind", "LoadedModel", "load_model", "with_adapter"]
+__all__ = [
+    "Activations",
+    "EngineKind",
+    "LoadedModel",
+    "load_model",
+    "tokenizer_spec",
+    "with_adapter",
+]
 
 EngineKind = Literal["native", "torch"]
 Activations = Literal["int8", "float"]
@@ -80,7 +87,7 @@ def load_model(  # noqa: PLR0913 - one path, and how it is to run; each has a de
                 beside.start(build)
 
         model = replace(open_model(path, ready=start), weights=tensors[0].weights)
-        tokenizer = TextTokenizer(_spec(model, path))
+        tokenizer = TextTokenizer(tokenizer_spec(model, path))
         running = beside.result() if engine == "native" else build()
     loaded = LoadedModel(path, model, running, tokenizer)
     return loaded if adapter is None else with_adapter(loaded, adapter)
@@ -114,7 +121,11 @@ class _Tensors:
     weights: Weights
 
 
-def _spec(model: ModelFile, path: Path) -> TokenizerSpec:
+def tokenizer_spec(model: ModelFile, path: Path) -> TokenizerSpec:
+    """Returns what the tokenizer of the model at `path` is built from.
+
+    Raises TokenizerError for a model without one.
+    """
     if model.tokenizer is not None:
         return model.tokenizer
     if path.is_dir():

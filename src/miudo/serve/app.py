@@ -24,10 +24,12 @@ from miudo.serve.errand import current_errand
 from miudo.serve.faults import Fault, fault_of
 from miudo.serve.guard import Guard
 from miudo.serve.house import House
+from miudo.serve.inspect.routes import inspect_routes
 from miudo.serve.logs import Log
 from miudo.serve.ollama.routes import ollama_routes
 from miudo.serve.openai.routes import openai_routes
 from miudo.serve.operating import operating_routes
+from miudo.serve.page.routes import page_paths, page_routes
 from miudo.serve.rates import Rates
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure
@@ -56,7 +58,9 @@ def route_table(house: House, standing: Standing, limits: BodyLimits) -> list[Ro
         *anthropic_routes(house, limits),
         *ollama_routes(house, limits),
         *text_routes(house, limits),
+        *inspect_routes(house, limits),
         *operating_routes(house, standing, limits),
+        *page_routes(),
     ]
     return [*table, describing_route(house, table)]
 
@@ -94,6 +98,7 @@ def make_app(house: House, standing: Standing, log: Log, rules: Rules | None = N
         standing,
         keys=rules.keys,
         hosts=rules.hosts,
+        open_paths=page_paths(),
         rates=None if rules.per_minute is None else Rates(rules.per_minute),
     )
     paths = [route.path for route in table]

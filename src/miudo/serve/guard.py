@@ -39,7 +39,8 @@ class Guard:
     `keys` are hashes; without any, everybody on this machine may ask. `hosts` are names that a
     Host header may have beside this machine's: others come from a page that was told that its
     own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`. While the
-    server does not stand ready only `OPEN_PATHS` are answered.
+    server does not stand ready only OPEN_PATHS and `open_paths`, files without a secret, are
+    answered; these need no key and count to no rate.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Guard:
         *,
         keys: Sequence[bytes] = (),
         hosts: Iterable[str] = (),
+        open_paths: Iterable[str] = (),
         rates: Rates | None = None,
     ) -> None:
         self._app, self._standing, self._keys = app, standing, tuple(keys)
+        self._open = OPEN_PATHS.union(open_paths)
         self._hosts = frozenset((*_LOCAL, *hosts))
         self._rates = rates
 
@@ -79,7 +82,7 @@ class Guard:
         for origin in (value for name, value in headers if name == b"origin"):
             if not self._is_own(origin):
                 return _refused(403, "pages of other origins may not ask", "wrong_origin")
-        if path in OPEN_PATHS:
+        if path in self._open:
             return None
         if self._keys and not scope:
             needed = "a valid key is needed: Authorization: Bearer KEY, or x-api-key"

@@ -22,6 +22,7 @@ from miudo.engine.grammars import Grammars
 from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
 from miudo.errors import RequestError, UsageError
 from miudo.evaluate.loading import LoadedModel, load_model, with_adapter
+from miudo.formats.export import weights_sha256
 from miudo.protocol import Message
 from miudo.serve.guiding import Compiler
 from miudo.serve.worker import Post, Worker
@@ -60,6 +61,11 @@ class Hosted:
     created: int
     template: ChatTemplate | None
     fingerprint: str = field(default_factory=lambda: secrets.token_hex(6))
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of its weight files, read through when first asked for."""
+        return weights_sha256(self.loaded.path)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from miudo.errors import RequestError
 from miudo.protocol import Engine
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
+from miudo.serve.pieces import shown_piece
 from miudo.text.chat import parse_messages
 from miudo.text.prompt import begun
 
@@ -39,7 +40,7 @@ def tokenized(fields: Fields, hosted: Hosted) -> dict[str, Any]:
     fields.end()
     if not pieces:
         return {"tokens": ids}
-    return {"tokens": [{"id": i, "piece": _piece(tokenizer.token_bytes(i))} for i in ids]}
+    return {"tokens": [{"id": i, "piece": shown_piece(tokenizer, i)} for i in ids]}
 
 
 def detokenized(fields: Fields, hosted: Hosted) -> dict[str, Any]:
@@ -101,10 +102,3 @@ class Suggesters:
                 adapter=loaded.adapter,
             )
         return self._kept[hosted]
-
-
-def _piece(raw: bytes) -> str | list[int]:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return list(raw)
