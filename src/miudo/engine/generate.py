@@ -54,8 +54,7 @@ def generate(
 
     `finish_reason` is "stop" (end token or stop string) or "length". With `speculation`, which
     may be kept from text to text, tokens are guessed where that pays; they stay the same.
-    A `guide` stands in for the settings' sampling, and may end the text; nothing is guessed then.
-    Raises RequestError for a prompt that leaves no position free.
+    A `guide`, without guesses, stands for the sampling. Raises RequestError for too long a prompt.
     """
     room = (positions := engine.config.max_positions) - len(prompt)
     if room < 1:
@@ -100,9 +99,7 @@ def _tokens(
     try:
         ids, taken = list(prompt), 0  # all ids known, and how many the engine has
         while (left := limit - (len(ids) - len(prompt))) > 0:
-            draft: Sequence[int] = ()
-            if speculator is not None and taken:
-                draft = speculator.draft(ids, left - 1)
+            draft = speculator.draft(ids, left - 1) if speculator is not None and taken else ()
             draw = (settings.sampling, mask) if guide is None else guide.choice()
             given, how = [*ids[taken:], *draft], (*draw, settings.adapter)
             work = SeqWork(conversation, given, Want.SAMPLE, *how, n_drafted=len(draft))
