@@ -219,14 +219,15 @@ def alone(bench: Bench) -> None:
 def run_engine(engine: Engine, ids: Sequence[int], bench: Bench) -> tuple[float, int]:
     """Draws greedy tokens with the engine alone; returns seconds to the first, and the count."""
     allowed = ~np.isin(np.arange(engine.config.vocab_size), bench.eos)
+    conversation = engine.open()
     begun, first, tokens = time.perf_counter(), 0.0, bench.options.tokens
     given: Sequence[int] = ids
     for count in range(tokens):
-        (out,) = engine.step([SeqWork(1, given, mask=allowed)])
+        (out,) = engine.step([SeqWork(conversation, given, mask=allowed)])
         given = out.tokens
         if count == 0:
             first = time.perf_counter() - begun
-    engine.close(1)
+    engine.close(conversation)
     return first, tokens
 
 
