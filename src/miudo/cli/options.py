@@ -17,7 +17,16 @@ import click
 
 from miudo.errors import ConfigError, UsageError
 
-__all__ = ["BLOCK_TYPES", "Verb", "emit", "parse_size", "printable", "verb", "watts_option"]
+__all__ = [
+    "BLOCK_TYPES",
+    "Verb",
+    "cache_type_option",
+    "emit",
+    "parse_size",
+    "printable",
+    "verb",
+    "watts_option",
+]
 
 BLOCK_TYPES = (
     "Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
@@ -35,6 +44,12 @@ watts_option = click.option(
     type=click.FloatRange(0, min_open=True),
     help="What a busy core draws, for an estimate of energy where no counter is readable."
     "  [default: 8]",
+)
+
+cache_type_option = click.option(
+    "--cache-type",
+    type=click.Choice(["f32", "f16", "bf16", "int8", "int4"]),
+    help="What keys and values are rounded to.  [default: f16; f32 with float activations]",
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from miudo.cli.options import verb
+from miudo.cli.options import cache_type_option, verb
 from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
 
@@ -47,6 +47,7 @@ __all__ = ["serve"]
     help="Requests that may wait beside them; more get 429.",
 )
 @click.option("--cache-mb", type=click.IntRange(1), help="Memory for keys and values, at most.")
+@cache_type_option
 @click.option(
     "--drain",
     type=click.FloatRange(0),
@@ -76,6 +77,7 @@ def serve(
     settings = HostSettings(
         threads=running["threads"],
         cache_bytes=DEFAULT_CACHE_BYTES if cache is None else cache * 10**6,
+        cache=running["cache_type"],
         max_sequences=running["parallel"],
         max_waiting=running["queue"],
     )

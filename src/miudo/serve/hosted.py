@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miudo.engine.batches import Limits
-from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
+from miudo.engine.native import DEFAULT_CACHE_BYTES, CacheType, NativeEngine
 from miudo.errors import RequestError, UsageError
 from miudo.evaluate.loading import LoadedModel, load_model
 from miudo.protocol import Message
@@ -33,11 +33,12 @@ class HostSettings:
     """How a model is run; `max_waiting` requests wait beside `max_sequences` that run.
 
     `cache_bytes` bounds keys and values of all requests, finished ones that others may begin
-    with included. A step takes in at most `step_positions`.
+    with included; `cache` is what they are rounded to. A step takes in at most `step_positions`.
     """
 
     threads: int | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    cache: CacheType | None = None
     max_sequences: int = 32
     max_waiting: int = 64
     step_positions: int = 256
@@ -91,7 +92,9 @@ class Hosted:
 
 def open_hosted(name: str, path: Path, settings: HostSettings, *, post: Post) -> Hosted:
     """Opens the model at `path`. Raises what `load_model` raises."""
-    loaded = load_model(path, threads=settings.threads, cache_bytes=settings.cache_bytes)
+    loaded = load_model(
+        path, threads=settings.threads, cache_bytes=settings.cache_bytes, cache=settings.cache
+    )
     engine = loaded.engine
     if not isinstance(engine, NativeEngine):
         raise UsageError(f"{name} does not run on the native engine, which alone is served")
