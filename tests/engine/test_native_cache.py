@@ -48,10 +48,10 @@ def test_the_rule_is_f16_and_f32_where_activations_are_floats(llama: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cache", "bound"), [("f16", 1e-6), ("bf16", 1e-4), ("int8", 1e-3), ("int4", 3e-2)]
+    ("cache", "bound"), [("f16", 1e-6), ("bf16", 1e-4), ("int8", 1e-3), ("int4", 6e-2)]
 )
 def test_divergence_of_a_trained_model_on_text(cache: CacheType, bound: float) -> None:
-    """About three times what is seen (docs/log.md): 3.4e-7, 2.5e-5, 3.2e-4 and INT4."""
+    """About three times what is seen (docs/log.md): 3.4e-7, 2.5e-5, 3.2e-4 and 2.1e-2."""
     model = open_model(embedded_path())
     assert model.tokenizer is not None
     ids = TextTokenizer(model.tokenizer).encode(README.read_text("utf-8"))[:480]
@@ -59,7 +59,7 @@ def test_divergence_of_a_trained_model_on_text(cache: CacheType, bound: float) -
     right, rounded = (log_softmax(engine, ids) for engine in engines)
     kl = divergence(right, rounded)
     assert 0 < kl <= bound
-    assert (right.argmax(1) == rounded.argmax(1)).mean() >= (0.9 if cache == "int4" else 0.99)
+    assert (right.argmax(1) == rounded.argmax(1)).mean() >= (0.8 if cache == "int4" else 0.99)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", None])
@@ -80,7 +80,7 @@ def test_every_kind_of_model_is_near_its_float32_cache(
         (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
         outs.append(out.logits)
     off = np.abs(outs[0] - outs[1])
-    bound = {"f32": 0.0, "f16": 2e-3, "bf16": 2e-2, "int8": 2e-2, "int4": 3e-1}[cache]
+    bound = {"f32": 0.0, "f16": 2e-3, "bf16": 2e-2, "int8": 2e-2, "int4": 2e-1}[cache]
     assert np.median(off) <= bound
     assert (off.max() > 0) == (cache != "f32")
 
@@ -128,18 +128,21 @@ def test_the_decoder_with_a_cache_so_rounded_has_the_same_logits(
     isa: str | None,
     force_isa: Callable[[str | None], None],
 ) -> None:
-    """But where a last bit of a key moved a number by a step: a few places of some models."""
+    """Within a hundredth of what rounding changes: where sums differ in their last bit, a number
+    may fall on the other side of a step, and all that comes after it differs a little."""
     force_isa(isa)
     model = make_model(family)
     ids = np.random.default_rng(1).integers(0, family.vocab_size, 70).tolist()
     engine = NativeEngine(model, activations="float", cache=cache)
     (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
     decoder = Decoder.from_weights(model.config, model.weights)
+    caches = (RoundedCache(model.config, rounded), KVCache(model.config))
     with torch.inference_mode():
-        hidden = decoder(torch.tensor([ids]), cache=RoundedCache(model.config, rounded))
-        right = decoder.logits(hidden)[0].numpy()
-    off = np.abs(out.logits - right).max(1)
-    assert np.median(off) <= 1e-4
+        off, cost = (
+            np.median(np.abs(out.logits - decoder.logits(hidden)[0].numpy()).max(1))
+            for hidden in (decoder(torch.tensor([ids]), cache=c) for c in caches)
+        )
+    assert off <= cost / 100
 
 
 @pytest.mark.parametrize(
