@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from miudo.errors import BusyError, DeadlineError, MissingError, ResourceError
-from miudo.serve.errand import current_errand
+from miudo.serve.errand import Errand, current_errand
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 
@@ -59,10 +59,19 @@ class _Open:
     hosted: tuple[Hosted, ...]  # the model, then its adapters
     planned_bytes: int
     used: float
+    errands: set[Errand] = field(default_factory=set)
+
+    def use(self) -> None:
+        """Keeps the model open until the request that is being answered is over."""
+        self.used = time.monotonic()
+        if not (errand := current_errand()).over:
+            self.errands.add(errand)
 
     @property
     def busy(self) -> bool:
-        return self.hosted[0].worker.busy
+        """Whether a request has it; one that was found and asks only later has it already."""
+        self.errands = {errand for errand in self.errands if not errand.over}
+        return bool(self.errands) or self.hosted[0].worker.busy
 
 
 def model_field(fields: Fields) -> str | None:
@@ -163,14 +172,16 @@ class House:
 
     async def _load(self, name: str) -> None:
         async with self._opening:
-            if name in self._open:
+            if (held := self._open.get(name)) is not None:
+                held.use()
                 return
             offer = self._offer(name)
             if offer is None:
                 raise self._unknown(name)
             self._make_room(name, offer.planned_bytes)
             hosted = await asyncio.to_thread(offer.open)
-            self._open[name] = _Open(hosted, offer.planned_bytes, time.monotonic())
+            self._open[name] = held = _Open(hosted, offer.planned_bytes, time.monotonic())
+            held.use()  # at once: whoever waits for memory comes next
 
     def unload(self, name: str) -> None:
         """Closes a model. Raises MissingError if it is not open, BusyError while it works."""
@@ -198,7 +209,7 @@ class House:
         for held in self._open.values():
             for hosted in held.hosted:
                 if name in (hosted.name, hosted.loaded.adapter):
-                    held.used = time.monotonic()
+                    held.use()
                     return hosted
         return None
 

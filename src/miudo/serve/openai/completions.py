@@ -137,7 +137,9 @@ async def _front(call: CompletionCall, prompt: Sequence[int]) -> _Front:
     if call.top is None:
         return _Front(text, None)
     adapter = call.hosted.loaded.adapter
-    future = call.hosted.worker.call(lambda engine: echoed(engine, prompt, call.top or 0, adapter))
+    future = call.hosted.worker.call(
+        lambda engine: echoed(engine, prompt, call.top or 0, adapter), positions=len(prompt)
+    )
     chances = await asyncio.wrap_future(future)
     return _Front(text, chances)
 
