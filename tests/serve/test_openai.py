@@ -119,6 +119,21 @@ def test_prompts_may_be_ids_and_many(server: Any) -> None:
     assert ids["usage"]["prompt_tokens"] == 3
 
 
+def test_a_stream_of_many_prompts_counts_them_all(server: Any) -> None:
+    many = ROBOT | {"prompt": ["One two three", "Two"], "n": 2, "logprobs": 2}
+    whole = server.post(TEXT, many).json
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    events = server.post(TEXT, many | options).events
+    assert events[-1]["usage"] == whole["usage"]
+    assert len({event["created"] for event in events}) == 1
+    for choice in whole["choices"]:
+        parts = [e["choices"][0] for e in events if e["choices"]]
+        mine = [part for part in parts if part["index"] == choice["index"]]
+        assert "".join(part["text"] for part in mine) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [v for part in mine for v in part["logprobs"][name]] == values
+
+
 WRONG = [
     ({"temperature": -1}, "temperature"),
     ({"temperature": 1e308}, "temperature"),

@@ -111,7 +111,9 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
 
     def sink(item: Progress | MiudoError) -> None:
         # What waits here for a slow reader holds no rows of logits.
-        news.put_nowait(item if isinstance(item, MiudoError) else _drawn(item, ask.top))
+        news.put_nowait(
+            item if isinstance(item, MiudoError) else _drawn(item, ask.top, tokenizer.vocab_size)
+        )
 
     stream, began = TextStream(tokenizer, ask.stop, after=ask.prompt), time.monotonic()
     request = _request(number, worker, tokenizer, ask)
@@ -147,13 +149,19 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
     yield Piece(end, chance, reason, stream.stopped, len(ask.prompt), made, timings)
 
 
-def chances(logits: FloatArray, token: int, logprob: float, top: int) -> TokenChance:
-    """Returns a token's chance with the `top` most probable of logits [V]; ties: lowest id."""
+def chances(
+    logits: FloatArray, token: int, logprob: float, top: int, *, n_tokens: int
+) -> TokenChance:
+    """Returns a token's chance with the `top` most probable of logits [V]; ties: lowest id.
+
+    Rows from `n_tokens` on are no tokens: they have their share, and are never among the best.
+    """
     if top == 0:
         return TokenChance(token, logprob)
     values = np.asarray(logits, dtype=np.float64)
     peak = float(values.max())
     total = peak + float(np.log(np.exp(values - peak).sum()))
+    values = values[:n_tokens]
     some = np.argpartition(-values, min(top, len(values) - 1))[:top]
     # Partitioning parts ties as it likes: what equals the least of them is looked at anew.
     least = values[some].min()
@@ -193,9 +201,10 @@ class _Drawn:
 _News = _Drawn | MiudoError
 
 
-def _drawn(progress: Progress, top: int | None) -> _Drawn:
+def _drawn(progress: Progress, top: int | None, n_tokens: int) -> _Drawn:
     reason, energy = progress.finish_reason, progress.energy
-    return _Drawn(progress.tokens, _chances(progress, top), reason, energy, time.monotonic())
+    found = _chances(progress, top, n_tokens)
+    return _Drawn(progress.tokens, found, reason, energy, time.monotonic())
 
 
 def _read(
@@ -213,10 +222,12 @@ def _read(
     return text, tokens, progress.finish_reason
 
 
-def _chances(progress: Progress, top: int | None) -> tuple[TokenChance, ...]:
+def _chances(progress: Progress, top: int | None, n_tokens: int) -> tuple[TokenChance, ...]:
     if top is None:
         return ()
     pairs = list(zip(progress.tokens, progress.logprobs, strict=True))
     if progress.logits is None:
         return tuple(TokenChance(token, logprob) for token, logprob in pairs)
-    return tuple(chances(progress.logits, token, logprob, top) for token, logprob in pairs)
+    return tuple(
+        chances(progress.logits, token, logprob, top, n_tokens=n_tokens) for token, logprob in pairs
+    )
