@@ -34,7 +34,7 @@ import psutil
 from serving_client import Load, body, stream, together
 
 from miudo.evaluate.loading import load_model
-from miudo.protocol import Engine, SeqWork
+from miudo.protocol import Engine, SamplingSettings, SeqWork
 
 PEER = """
 import sys, time, xllamacpp
@@ -218,15 +218,17 @@ def alone(bench: Bench) -> None:
 
 def run_engine(engine: Engine, ids: Sequence[int], bench: Bench) -> tuple[float, int]:
     """Draws greedy tokens with the engine alone; returns seconds to the first, and the count."""
-    allowed = ~np.isin(np.arange(engine.config.vocab_size), bench.eos)
+    # As the server draws: greedy, the end forbidden by a bias.
+    sampling = SamplingSettings(temperature=0.0, logit_bias=tuple((t, -100.0) for t in bench.eos))
+    conversation = engine.open()
     begun, first, tokens = time.perf_counter(), 0.0, bench.options.tokens
     given: Sequence[int] = ids
     for count in range(tokens):
-        (out,) = engine.step([SeqWork(1, given, mask=allowed)])
+        (out,) = engine.step([SeqWork(conversation, given, sampling=sampling)])
         given = out.tokens
         if count == 0:
             first = time.perf_counter() - begun
-    engine.close(1)
+    engine.close(conversation)
     return first, tokens
 
 

@@ -271,3 +271,37 @@ def test_choosing_between_model_and_prompt(tmp_path: Path) -> None:
     assert choose(["m", "hi"], None) == ("m", "hi")
     with pytest.raises(UsageError):
         choose(["m", "hi"], "there")
+
+
+def test_a_schema_is_kept_to(run: Runner, tmp_path: Path) -> None:
+    schema = tmp_path / "s.json"
+    schema.write_text('{"type": "array", "items": {"type": "integer"}, "maxItems": 3}')
+    run.reply = "[]"
+    assert run("-", "--schema", str(schema), stdin="Numbers").stdout == "[]\n"
+    mask = run.parrot.work[0].mask
+    assert mask is not None
+    assert [i for i in range(5, 261) if mask[i]] == _ids("[")  # nothing else begins an array
+    free = run("-", "--schema", "json", stdin="Anything")
+    assert free.exit_code == 0
+    mask = run.parrot.work[0].mask
+    assert mask is not None
+    assert mask[_ids('"')[0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "extra", "said"),
+    [
+        ('{"not": {}}', (), "s.json.not: cannot be enforced"),
+        ("[]", (), "not a JSON object"),
+        ("{", (), "not valid JSON"),
+        ("{}", ("--stop", "x"), "--stop"),
+    ],
+)
+def test_schemas_that_cannot_be_are_refused(
+    run: Runner, tmp_path: Path, text: str, extra: tuple[str, ...], said: str
+) -> None:
+    schema = tmp_path / "s.json"
+    schema.write_text(text)
+    result = run("-", "--schema", str(schema), *extra, stdin="x")
+    assert result.exit_code != 0
+    assert said in result.stderr + str(result.exception)

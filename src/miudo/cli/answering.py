@@ -41,8 +41,14 @@ def answer(talk: Talk, ids: Sequence[int], *, as_json: bool = False) -> str:
     from miudo.meter import DEFAULT_WATTS, Meter
 
     loaded = talk.loaded
+    settings = talk.settings
     events = generate(
-        loaded.engine, loaded.tokenizer, ids, talk.settings, speculation=talk.speculation
+        loaded.engine,
+        loaded.tokenizer,
+        ids,
+        settings,
+        speculation=talk.speculation,
+        guide=None if talk.form is None else talk.form.begin(settings),
     )
     drawn = DEFAULT_WATTS if talk.watts is None else talk.watts
     parts: list[str] = []

@@ -129,7 +129,7 @@ class Scheduler:
         self._forget_failed()
         self._admit()
         takes = self._fitted()
-        self._planned = [(s, self._work(s, n)) for s, n in takes.items()]
+        failed = self._planned_for(takes)
         for at, (sequence, work) in enumerate(self._planned):
             request = sequence.request
             if not drafts or request.guide is not None or request.logits:
@@ -139,7 +139,8 @@ class Scheduler:
                 self._planned[at] = (sequence, self._drafted(sequence, work, draft))
         changes, self._changes = tuple(self._changes), []
         works = tuple(work for _, work in self._planned)
-        return Plan(changes, works, tuple(s.request.number for s, _ in self._planned))
+        numbers = tuple(s.request.number for s, _ in self._planned)
+        return Plan(changes, works, numbers, failed)
 
     def make_room(self, positions: int) -> tuple[Open | Close, ...]:
         """Forgets finished conversations until so many positions fit that no request has.
@@ -287,6 +288,16 @@ class Scheduler:
 
     def _wanted(self, takes: Mapping[_Sequence, int]) -> int:
         return self._book.wanted([(s.slot, n) for s, n in takes.items()])
+
+    def _planned_for(self, takes: Mapping[_Sequence, int]) -> tuple[tuple[int, RequestError], ...]:
+        """Sets what each sequence takes in; returns those whose guides refused to choose."""
+        self._planned, failed = [], []
+        for sequence, n in takes.items():
+            try:
+                self._planned.append((sequence, self._work(sequence, n)))
+            except RequestError as error:
+                failed.append((sequence.request.number, error))
+        return tuple(failed)
 
     def _work(self, sequence: _Sequence, n: int) -> SeqWork:
         start, request = len(sequence.held), sequence.request

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,8 @@ class Ask:
 
     `top` asks for log-probabilities: of each token and so many others; None: of none.
     `scope` is whose cache may be begun with; `deadline_s` counts from when it is asked, and the
-    request's own deadline holds beside it.
+    request's own deadline holds beside it. `shown` are special tokens that the text is to
+    hold, and their bytes.
     """
 
     prompt: Sequence[int]
@@ -47,6 +48,7 @@ class Ask:
     adapter: str | None = None
     scope: str = ""
     deadline_s: float | None = None
+    shown: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
             item if isinstance(item, MiudoError) else _drawn(item, ask.top, tokenizer.vocab_size)
         )
 
-    stream, began = TextStream(tokenizer, ask.stop, after=ask.prompt), time.monotonic()
+    stream = TextStream(tokenizer, ask.stop, after=ask.prompt, shown=ask.shown)
+    began = time.monotonic()
     request = _request(number, worker, tokenizer, ask)
     worker.submit(request, sink, deadline_s=errand.left_s(ask.deadline_s))
     errand.prompt_tokens += len(ask.prompt)

@@ -18,14 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from miudo.engine.batches import Limits
+from miudo.engine.grammars import Grammars
 from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
 from miudo.errors import RequestError, UsageError
 from miudo.evaluate.loading import LoadedModel, load_model, with_adapter
 from miudo.formats.export import weights_sha256
 from miudo.protocol import Message
+from miudo.serve.guiding import Compiler
 from miudo.serve.worker import Post, Worker
 from miudo.text.chat import ChatTemplate, encode_chat
 from miudo.text.prompt import begun, model_template
+from miudo.text.tools import Tool
 
 __all__ = ["HostOffer", "HostSettings", "Hosted"]
 
@@ -80,17 +83,23 @@ class Hosted:
         """Positions of prompt and answer together."""
         return self.loaded.engine.config.max_positions
 
+    @cached_property
+    def compiler(self) -> Compiler:
+        """Makes grammars for this model's vocabulary."""
+        size = self.loaded.engine.config.vocab_size
+        return Compiler(Grammars(self.loaded.tokenizer, size, self.eos_ids))
+
     def now(self) -> int:
         """Returns the time that replies carry, in seconds since 1970."""
         return int(time.time())
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Returns a conversation's ids. Raises RequestError where there is no chat template."""
         if self.template is None:
             raise RequestError(
                 f"{self.name} has no chat template", remedy="Use /v1/completions, or another model"
             )
-        ids = encode_chat(self.loaded.tokenizer, self.template, messages)
+        ids = encode_chat(self.loaded.tokenizer, self.template, messages, tools=tools)
         return begun(ids, self.loaded.model.config)
 
     def text_ids(self, text: str) -> list[int]:

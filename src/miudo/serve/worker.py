@@ -250,7 +250,7 @@ class Worker:
 
     def _step(self) -> None:
         plan = self._scheduler.plan()
-        if not (plan.work or plan.changes):
+        if not (plan.work or plan.changes or plan.failed):
             return
         self._energy.begin()
         try:
@@ -265,6 +265,9 @@ class Worker:
         news = self._scheduler.settle(outs)
         self._drawn += sum(len(progress.tokens) for progress in news)
         self._deliver(news)
+        for number, refused in plan.failed:
+            if number in self._sinks:
+                self._fail(number, refused)
 
     def _blame(self, numbers: tuple[int, ...], error: MiudoError) -> None:
         """The youngest goes: with fewer the next step may do, and it is the last to be blamed."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miudo.engine.guides import Guided
+from miudo.engine.guides import Grammar, Guided
 from miudo.serve.answering import Answer, Ask, Piece, Timings, TokenChance, answer
 from miudo.serve.fields import FieldError
 from miudo.serve.hosted import Hosted
@@ -22,9 +22,16 @@ __all__ = ["asks", "gathered", "timings", "usage"]
 
 
 def asks(
-    hosted: Hosted, prompt: Sequence[int], drawing: Drawing, *, top: int | None, scope: str
+    hosted: Hosted,
+    prompt: Sequence[int],
+    drawing: Drawing,
+    *,
+    top: int | None,
+    scope: str,
+    grammars: Sequence[Grammar | None] = (),
+    shown: Mapping[int, bytes] | None = None,
 ) -> tuple[Ask, ...]:
-    """Returns an ask for each choice; each has random numbers of its own.
+    """Returns an ask for each choice; each has random numbers of its own, and a grammar's start.
 
     Raises FieldError with both counts where prompt and max_tokens are more than the context.
     """
@@ -38,11 +45,13 @@ def asks(
             remedy="Shorten the prompt" + ("" if wanted is None else ", or ask for fewer tokens"),
         )
     made = []
-    for i in range(drawing.n):
+    for i, grammar in enumerate(grammars or [None] * drawing.n):
         sampling = dataclasses.replace(drawing.sampling, request=i)
         guide = None
-        if drawing.penalties is not None:
-            guide = Guided(sampling, penalties=drawing.penalties, mask=hosted.token_mask)
+        if drawing.penalties is not None or grammar is not None:
+            guide = Guided(
+                sampling, penalties=drawing.penalties, grammar=grammar, mask=hosted.token_mask
+            )
         made.append(
             Ask(
                 prompt=prompt,
@@ -54,6 +63,7 @@ def asks(
                 guide=guide,
                 adapter=hosted.loaded.adapter,
                 scope=scope,
+                shown=shown or {},
             )
         )
     return tuple(made)

@@ -12,37 +12,46 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miudo.protocol import Message
+from miudo.engine.grammars import Language
 from miudo.serve.answering import Answer, Ask, TokenChance, answer
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.openai.asking import asks, gathered, timings, usage
+from miudo.serve.openai.formats import no_stop_inside, take_format
+from miudo.serve.openai.messages import take_messages
 from miudo.serve.openai.sampling import MAX_TOP, Drawing, take_drawing
+from miudo.serve.openai.tools import Toolbox, take_tools
+from miudo.serve.openai.turns import Turn
 from miudo.serve.replies import encoded
+from miudo.text.tools import CallForm
 
 __all__ = ["ChatCall", "chat_reply", "chat_stream", "parse_chat"]
 
-_HARMLESS = {"store": False, "parallel_tool_calls": True, "service_tier": "auto"}
+_HARMLESS = {"store": False, "service_tier": "auto"}
 _UNSUPPORTED = (
     "audio", "functions", "function_call", "modalities", "prediction", "reasoning_effort",
-    "tools", "tool_choice", "response_format", "verbosity", "web_search_options",
+    "verbosity", "web_search_options",
     "chat_template", "chat_template_kwargs",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A chat request that was read: the asks, one for each choice, and how it is answered."""
+    """A chat request that was read: the asks, one for each choice, and how it is answered.
+
+    `form` is that of calls, where the model may make some.
+    """
 
     hosted: Hosted
     asks: tuple[Ask, ...]
     drawing: Drawing
+    form: CallForm | None
     id: str
 
 
-def parse_chat(fields: Fields, hosted: Hosted, *, scope: str) -> ChatCall:
+async def parse_chat(fields: Fields, hosted: Hosted, *, scope: str) -> ChatCall:
     """Returns the call. Raises FieldError, and RequestError for messages a template refuses."""
-    messages = _messages(fields.take("messages"))
+    messages = take_messages(fields)
     config = hosted.loaded.model.config
     drawing = take_drawing(
         fields, length=("max_tokens", "max_completion_tokens"), vocab_size=config.vocab_size
@@ -51,13 +60,48 @@ def parse_chat(fields: Fields, hosted: Hosted, *, scope: str) -> ChatCall:
     top = fields.whole("top_logprobs", 0, MAX_TOP, 0)
     if top and not logprobs:
         raise FieldError("top_logprobs", "is given without logprobs", remedy="Set logprobs to true")
+    toolbox, language = take_tools(fields), take_format(fields)
+    no_stop_inside(language, drawing)
     fields.refuse({**_HARMLESS, **dict.fromkeys(_UNSUPPORTED)})
     fields.ignore("user", "metadata", "safety_identifier", "prompt_cache_key")
     fields.end()
+    form = toolbox.form("" if hosted.template is None else hosted.template.source)
+    prompt = hosted.chat_ids(messages, toolbox.told)
+    special = _markers(hosted, form)
+    grammars = await hosted.compiler.begin(_language(toolbox, form, language, special), drawing.n)
     asked = asks(
-        hosted, hosted.chat_ids(messages), drawing, top=top if logprobs else None, scope=scope
+        hosted,
+        prompt,
+        drawing,
+        top=top if logprobs else None,
+        scope=scope,
+        grammars=grammars,
+        shown={number: token.encode() for token, number in special.items()},
     )
-    return ChatCall(hosted, asked, drawing, f"chatcmpl-{secrets.token_hex(12)}")
+    return ChatCall(hosted, asked, drawing, form, f"chatcmpl-{secrets.token_hex(12)}")
+
+
+def _markers(hosted: Hosted, form: CallForm | None) -> dict[str, int]:
+    """Special tokens that stand around calls; their text is what calls are read by."""
+    if form is None:
+        return {}
+    around = form.open + form.between + form.close
+    known = hosted.loaded.tokenizer.special_ids.items()
+    return {token: number for token, number in known if token in around}
+
+
+def _language(
+    toolbox: Toolbox, form: CallForm | None, language: Language | None, special: dict[str, int]
+) -> Language | None:
+    if form is None:
+        return language
+    if language is not None:
+        raise FieldError(
+            "response_format",
+            "is given beside tools",
+            remedy="Leave it out, or set tool_choice none",
+        )
+    return toolbox.language(form, special)
 
 
 async def chat_reply(call: ChatCall) -> dict[str, Any]:
@@ -76,18 +120,19 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
     lasts = []
     frame = _frame(call, "chat.completion.chunk")
     for i, ask in enumerate(call.asks):
-        begun = False
+        begun, turn = False, Turn(call.form)
         async for piece in answer(call.hosted.worker, call.hosted.loaded.tokenizer, ask):
             if not begun:  # not before: what fails until then has a status of its own
                 yield _event(frame, i, {"role": "assistant", "content": ""})
             begun = True
-            if piece.text or piece.chances:
-                yield _event(
-                    frame, i, {"content": piece.text}, logprobs=_logprobs(call, piece.chances)
-                )
+            deltas = turn.deltas(piece.text, is_last=piece.finish_reason is not None)
+            chances = _logprobs(call, piece.chances)
+            for delta in deltas or ([{"content": ""}] if piece.chances else []):
+                yield _event(frame, i, delta, logprobs=chances)
+                chances = None
             if piece.finish_reason:
                 lasts.append(piece)
-                yield _event(frame, i, {}, reason=piece.finish_reason)
+                yield _event(frame, i, {}, reason=turn.reason(piece.finish_reason))
     if call.drawing.with_usage:
         rest = {"choices": [], "usage": usage(lasts), "timings": timings(lasts[0])}
         yield b"data: " + encoded({**frame, **rest}) + b"\n\n"
@@ -118,12 +163,13 @@ def _frame(call: ChatCall, kind: str) -> dict[str, Any]:
 
 
 def _choice(call: ChatCall, index: int, whole: Answer) -> dict[str, Any]:
-    message = {"role": "assistant", "content": whole.text, "refusal": None}
+    turn = Turn(call.form)
+    turn.deltas(whole.text, is_last=True)
     return {
         "index": index,
-        "message": message,
+        "message": {"role": "assistant", **turn.message(), "refusal": None},
         "logprobs": _logprobs(call, whole.chances),
-        "finish_reason": whole.last.finish_reason,
+        "finish_reason": turn.reason(whole.last.finish_reason or "stop"),
     }
 
 
@@ -143,44 +189,3 @@ def _logprobs(call: ChatCall, chances: Sequence[TokenChance]) -> dict[str, Any] 
             for c in chances
         ]
     }
-
-
-def _messages(given: Any) -> list[Message]:
-    if not isinstance(given, list) or not given:
-        raise FieldError("messages", "is no list of messages", remedy="Give at least one")
-    return [_message(Fields(_object(i, value), f"messages[{i}]")) for i, value in enumerate(given)]
-
-
-def _object(index: int, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise FieldError(f"messages[{index}]", "is no object", remedy="Give role and content")
-    return value
-
-
-def _message(fields: Fields) -> Message:
-    role = fields.choice("role", ("system", "developer", "user", "assistant"))
-    content = fields.take("content")
-    if isinstance(content, list):
-        content = "".join(
-            _part(fields.name(f"content[{i}]"), part) for i, part in enumerate(content)
-        )
-    if not isinstance(content, str):
-        raise fields.wrong("content", content, "text")
-    fields.refuse(
-        dict.fromkeys(("tool_calls", "tool_call_id", "function_call", "audio", "refusal"))
-    )
-    fields.ignore("name")
-    fields.end()
-    return Message("system" if role == "developer" else role, content)
-
-
-def _part(path: str, part: Any) -> str:
-    if not isinstance(part, dict):
-        raise FieldError(path, "is no object")
-    fields = Fields(part, path)
-    kind = fields.take("type")
-    if kind != "text":
-        raise FieldError(f"{path}.type", f"is {kind!r:.60}", remedy="Give parts of type text")
-    text = fields.text("text")
-    fields.end()
-    return text

@@ -18,6 +18,7 @@ from miudo.serve.echo import echoed
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.openai.asking import asks, gathered, timings
+from miudo.serve.openai.formats import no_stop_inside, take_structured
 from miudo.serve.openai.listing import Listing
 from miudo.serve.openai.prompts import take_prompts
 from miudo.serve.openai.sampling import MAX_TOP, Drawing, take_drawing
@@ -42,7 +43,7 @@ class CompletionCall:
     id: str
 
 
-def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> CompletionCall:
+async def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> CompletionCall:
     """Returns the call. Raises FieldError."""
     prompts = take_prompts(fields, "prompt", hosted, most=_MAX_PROMPTS)
     echo = fields.flag("echo")
@@ -66,15 +67,17 @@ def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> Completio
         raise FieldError("best_of", f"is {best_of} where n is {drawing.n}", remedy="Leave it out")
     if echo and drawing.stream:
         raise FieldError("echo", "cannot be streamed", remedy="Leave out stream, or echo")
+    language = take_structured(fields)
+    no_stop_inside(language, drawing)
     fields.refuse({"suffix": ""})
     fields.ignore("user")
     fields.end()
-    asked = tuple(
-        () if only_echo else asks(hosted, prompt, drawing, top=top, scope=scope)
-        for prompt in prompts
-    )
+    asked: list[tuple[Ask, ...]] = [()] * len(prompts)
+    for i, prompt in enumerate(() if only_echo else prompts):
+        grammars = await hosted.compiler.begin(language, drawing.n)
+        asked[i] = asks(hosted, prompt, drawing, top=top, scope=scope, grammars=grammars)
     name = f"cmpl-{secrets.token_hex(12)}"
-    return CompletionCall(hosted, prompts, asked, drawing, top, echo, name)
+    return CompletionCall(hosted, prompts, tuple(asked), drawing, top, echo, name)
 
 
 async def completion_reply(call: CompletionCall) -> dict[str, Any]:

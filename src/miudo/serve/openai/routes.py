@@ -49,14 +49,14 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
 
     async def chat(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_chat(fields, await house.named(fields), scope=asked_by(request))
+        call = await parse_chat(fields, await house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             return events(chat_stream(call))
         return json_reply(await unless_gone(request, chat_reply(call)))
 
     async def completions(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_completion(fields, await house.named(fields), scope=asked_by(request))
+        call = await parse_completion(fields, await house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             return events(completion_stream(call))
         return json_reply(await unless_gone(request, completion_reply(call)))
@@ -90,12 +90,12 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
     ]
 
 
-def _parse_chat(fields: Fields, hosted: Hosted) -> object:
-    return parse_chat(fields, hosted, scope="")
+async def _parse_chat(fields: Fields, hosted: Hosted) -> object:
+    return await parse_chat(fields, hosted, scope="")
 
 
-def _parse_completion(fields: Fields, hosted: Hosted) -> object:
-    return parse_completion(fields, hosted, scope="")
+async def _parse_completion(fields: Fields, hosted: Hosted) -> object:
+    return await parse_completion(fields, hosted, scope="")
 
 
 def _parse_response(fields: Fields, hosted: Hosted) -> object:
