@@ -14,9 +14,9 @@ from typing import Any
 
 from miudo.serve.answering import Ask, Piece, answer
 from miudo.serve.anthropic.reading import take_drawing, take_turns
+from miudo.serve.asking import asks, gathered, timings
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings
 from miudo.serve.replies import encoded
 
 __all__ = [

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from miudo.protocol import Message, SamplingSettings
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
-from miudo.serve.openai.sampling import Drawing
 
 __all__ = ["take_drawing", "take_turns"]
 

@@ -16,10 +16,9 @@ from typing import Any
 from miudo.engine.guides import Penalties
 from miudo.protocol import SamplingSettings
 from miudo.serve.answering import Ask
+from miudo.serve.asking import Drawing, asks
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks
-from miudo.serve.openai.sampling import Drawing
 
 __all__ = ["Options", "ask_for", "take_keep_alive", "take_options"]
 

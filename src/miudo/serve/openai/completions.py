@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from miudo.serve.answering import Answer, Ask, Piece, TokenChance, answer
+from miudo.serve.asking import Drawing, asks, gathered, timings
 from miudo.serve.echo import echoed
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings
 from miudo.serve.openai.formats import no_stop_inside, take_structured
 from miudo.serve.openai.listing import Listing
 from miudo.serve.openai.prompts import take_prompts
-from miudo.serve.openai.sampling import MAX_TOP, Drawing, take_drawing
+from miudo.serve.openai.sampling import MAX_TOP, take_drawing
+from miudo.serve.openai.usage import usage
 from miudo.serve.replies import encoded
 
 __all__ = ["CompletionCall", "completion_reply", "completion_stream", "parse_completion"]
@@ -94,7 +95,7 @@ async def completion_reply(call: CompletionCall) -> dict[str, Any]:
             choices.append(_choice(call, len(choices), front, whole, listing))
         at += len(asked)
     lasts = [whole.last for whole in answers]
-    reply = {**_frame(call), "choices": choices, "usage": _usage(call, lasts)}
+    reply = {**_frame(call), "choices": choices, "usage": usage(_read(call), lasts)}
     return reply | ({"timings": timings(lasts[0])} if lasts else {})
 
 
@@ -114,7 +115,7 @@ async def completion_stream(call: CompletionCall) -> AsyncIterator[bytes]:
             yield b"data: " + encoded({**frame, "choices": [choice]}) + b"\n\n"
         lasts.append(piece)
     if call.drawing.with_usage:
-        rest = {"choices": [], "usage": _usage(call, lasts), "timings": timings(lasts[0])}
+        rest = {"choices": [], "usage": usage(_read(call), lasts), "timings": timings(lasts[0])}
         yield b"data: " + encoded({**frame, **rest}) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
@@ -154,10 +155,8 @@ def _choice(
     }
 
 
-def _usage(call: CompletionCall, lasts: Sequence[Piece]) -> dict[str, int]:
-    """Returns the counts; each prompt counts once, however many choices it has."""
-    read, new = sum(map(len, call.prompts)), sum(last.new_tokens for last in lasts)
-    return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
+def _read(call: CompletionCall) -> int:
+    return sum(map(len, call.prompts))
 
 
 def _frame(call: CompletionCall) -> dict[str, Any]:

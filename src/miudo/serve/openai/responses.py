@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from miudo.serve.answering import Ask, Piece, answer
+from miudo.serve.asking import Drawing, asks, gathered, timings
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings
 from miudo.serve.openai.response_reading import refuse_rest, take_metadata, take_turns
-from miudo.serve.openai.sampling import Drawing, take_drawing
+from miudo.serve.openai.sampling import take_drawing
 from miudo.serve.replies import encoded
 
 __all__ = ["ResponseCall", "ResponseStream", "parse_response", "response_reply"]
