@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from miudo.errors import ModelFileError, RequestError
-from miudo.formats.strict_json import parse_object
+from miudo.strict_json import parse_object
 
 __all__ = ["WATCHED", "FieldError", "Fields", "parse_body"]
 
