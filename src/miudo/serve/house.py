@@ -121,6 +121,14 @@ class House:
             entries.append(ShelfEntry(name, status, planned))
         return tuple(entries)
 
+    def idle_left_s(self, hosted: Hosted) -> float | None:
+        """Returns after how many seconds without a request a model closes; None: it stays."""
+        for name, held in self._open.items():
+            if hosted in held.hosted and name not in self._kept:
+                left = held.used + self._holding.keep_alive_s - time.monotonic()
+                return max(0.0, left)
+        return None
+
     async def start(self) -> None:
         """Opens the models that are kept. Raises what opening raises."""
         for name in self._kept:

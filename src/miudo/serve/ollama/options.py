@@ -108,7 +108,7 @@ def ask_for(hosted: Hosted, prompt: Sequence[int], options: Options, *, scope: s
 def take_keep_alive(fields: Fields) -> bool:
     """Takes `keep_alive`; returns whether the model is to go at once.
 
-    Models stay open as long as the server. Raises FieldError for what is no duration.
+    How long a model stays is the server's to say. Raises FieldError for what is no duration.
     """
     value: Any = fields.take("keep_alive")
     if value is None:
