@@ -32,6 +32,7 @@ class _Sequence:
     ids: list[int]
     drawn: int = 0
     slot: int = 0
+    reused: int | None = None  # ids of the prompt that it began with
     held: list[int] = field(default_factory=list)
     stopped: bool = False
 
@@ -205,7 +206,14 @@ class Scheduler:
         if reason:
             self._retire(sequence)
         logprobs = out.logprobs[: len(tokens)]
-        return Progress(sequence.request.number, tuple(tokens), reason, logprobs, out.logits)
+        return Progress(
+            sequence.request.number,
+            tuple(tokens),
+            reason,
+            logprobs,
+            out.logits,
+            reused=sequence.reused or 0,
+        )
 
     # Requests come in.
 
@@ -223,6 +231,8 @@ class Scheduler:
                 return
             self._slots, sequence.slot = slot, slot
             sequence.held = sequence.ids[:length]
+            if sequence.reused is None:  # after a step back it may be more than the prompt
+                sequence.reused = length
             self._changes.append(Open(slot, source, length))
             if source is not None and source in self._kept:
                 self._kept.move_to_end(source)

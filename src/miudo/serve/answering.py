@@ -76,7 +76,8 @@ class Timings:
 class Piece:
     """Text that can be shown now, and the tokens that came meanwhile; the last has the reason.
 
-    `finish_reason` is "stop" or "length"; `stopped` the stop string that was met.
+    `finish_reason` is "stop" or "length"; `stopped` the stop string that was met. `reused` of the
+    prompt's tokens were not read anew.
     """
 
     text: str
@@ -86,6 +87,7 @@ class Piece:
     prompt_tokens: int = 0
     new_tokens: int = 0
     timings: Timings | None = None
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,8 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
     latencies.whole.add(latest - began)
     timings = Timings(first_s, latest - began - first_s, energy)
     end = text + stream.finish()
-    yield Piece(end, chance, reason, stream.stopped, len(ask.prompt), made, timings)
+    read = len(ask.prompt)
+    yield Piece(end, chance, reason, stream.stopped, read, made, timings, drawn.reused)
 
 
 def chances(
@@ -199,6 +202,7 @@ class _Drawn:
     finish_reason: str | None
     energy: Energy | None
     at: float
+    reused: int
 
 
 _News = _Drawn | MiudoError
@@ -207,7 +211,7 @@ _News = _Drawn | MiudoError
 def _drawn(progress: Progress, top: int | None, n_tokens: int) -> _Drawn:
     reason, energy = progress.finish_reason, progress.energy
     found = _chances(progress, top, n_tokens)
-    return _Drawn(progress.tokens, found, reason, energy, time.monotonic())
+    return _Drawn(progress.tokens, found, reason, energy, time.monotonic(), progress.reused)
 
 
 def _read(

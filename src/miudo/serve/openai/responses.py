@@ -114,7 +114,7 @@ def _ended(call: ResponseCall, text: str, last: Piece) -> dict[str, Any]:
         "output": [_item(call, status, [_part(text)])],
         "usage": {
             "input_tokens": read,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": last.reused, "cache_write_tokens": 0},
             "output_tokens": new,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": read + new,
