@@ -124,7 +124,7 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
     request = _request(number, worker, tokenizer, ask)
     worker.submit(request, sink, deadline_s=errand.left_s(ask.deadline_s))
     errand.prompt_tokens += len(ask.prompt)
-    made, latest, first_s, reason = 0, began, 0.0, None
+    made, latest, first_s, reason, reused = 0, began, 0.0, None, 0
     energy: Energy | None = None
     latencies = worker.latencies
     try:
@@ -132,7 +132,7 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
             drawn = await news.get()
             if isinstance(drawn, MiudoError):
                 raise drawn
-            energy = drawn.energy
+            energy, reused = drawn.energy, drawn.reused
             text, tokens, reason = _read(drawn, stream, ask.eos_ids)
             if made == 0:
                 first_s = drawn.at - began
@@ -152,7 +152,7 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
     timings = Timings(first_s, latest - began - first_s, energy)
     end = text + stream.finish()
     read = len(ask.prompt)
-    yield Piece(end, chance, reason, stream.stopped, read, made, timings, drawn.reused)
+    yield Piece(end, chance, reason, stream.stopped, read, made, timings, reused)
 
 
 def chances(
