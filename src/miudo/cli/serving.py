@@ -209,8 +209,5 @@ def _say(url: str, models: Mapping[str, Path], *, as_json: bool) -> None:
     from miudo.cli.options import emit
 
     value = {"schema": 1, "url": url, "models": list(models)}
-    emit(
-        value,
-        f"{', '.join(models)} at {url} (the page), {url}/v1 (OpenAI's clients); Ctrl-C ends it",
-        as_json=as_json,
-    )
+    places = f"{url} (the page), {url}/v1 (OpenAI's clients)"
+    emit(value, f"{', '.join(models)} at {places}; Ctrl-C ends it", as_json=as_json)
