@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from miudo.engine.batches import Limits
 from miudo.engine.grammars import Grammars
-from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
+from miudo.engine.native import DEFAULT_CACHE_BYTES, CacheType, NativeEngine
 from miudo.errors import RequestError, UsageError
 from miudo.evaluate.loading import LoadedModel, load_model, with_adapter
 from miudo.formats.export import weights_sha256
@@ -38,11 +38,12 @@ class HostSettings:
     """How a model is run; `max_waiting` requests wait beside `max_sequences` that run.
 
     `cache_bytes` bounds keys and values of all requests, finished ones that others may begin
-    with included. A step takes in at most `step_positions`.
+    with included; `cache` is what they are rounded to. A step takes in at most `step_positions`.
     """
 
     threads: int | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    cache: CacheType | None = None
     max_sequences: int = 32
     max_waiting: int = 64
     step_positions: int = 256
@@ -126,7 +127,12 @@ class HostOffer:
     def open(self) -> tuple[Hosted, ...]:
         """Returns the model and its adapters. Raises what `load_model` raises."""
         settings = self.settings
-        loaded = load_model(self.path, threads=settings.threads, cache_bytes=settings.cache_bytes)
+        loaded = load_model(
+            self.path,
+            threads=settings.threads,
+            cache_bytes=settings.cache_bytes,
+            cache=settings.cache,
+        )
         tuned = [with_adapter(loaded, path, name) for name, path in self.adapters.items()]
         worker = _worker(self.name, loaded, settings, self.post)
         return tuple(_hosted(self.name, each, worker) for each in (loaded, *tuned))
