@@ -246,6 +246,7 @@ def test_sampling_options_reach_the_engine(run: Runner) -> None:
         (["a", "b", "c"], 2, "Put the prompt in quotes"),
         (["./no/such.gguf", "hi"], 4, "no such file"),
         (["nameless", "hi"], 4, "no model is called 'nameless'"),
+        (["nameless.gguf", "hi"], 4, "there is no file 'nameless.gguf' here"),
         (["hf://org/repo", "hi"], 4, "Fetch it: miudo pull hf://org/repo"),
         (["-"], 2, "the prompt is empty"),
     ],
@@ -281,8 +282,11 @@ def test_a_schema_is_kept_to(run: Runner, tmp_path: Path) -> None:
     mask = run.parrot.work[0].mask
     assert mask is not None
     assert [i for i in range(5, 261) if mask[i]] == _ids("[")  # nothing else begins an array
+    cut = run("-", "--schema", str(schema), "--max-tokens", "1", stdin="Numbers")
+    assert (cut.stdout, "not of --schema's form" in cut.stderr) == ("[\n", True)
     free = run("-", "--schema", "json", stdin="Anything")
     assert free.exit_code == 0
+    assert "not of --schema's form" not in free.stderr
     mask = run.parrot.work[0].mask
     assert mask is not None
     assert mask[_ids('"')[0]]

@@ -274,6 +274,22 @@ def test_other_routes_methods_and_types(server: Any) -> None:
         assert server.ask("GET", path).status == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("POST", "/chat/completions", "Did you mean /v1/chat/completions?"),
+        ("POST", f"{CHAT}/", "Did you mean /v1/chat/completions?"),
+        ("GET", "/v1/api/tags", "Did you mean /api/tags?"),
+        ("GET", "/docs", "GET /openapi.json lists the routes"),
+        ("GET", CHAT, "GET is not taken here, only POST"),
+    ],
+)
+def test_who_asks_elsewhere_is_told_where(server: Any, method: str, path: str, said: str) -> None:
+    body = server.ask(method, path).json
+    told = body["error"] if isinstance(body["error"], str) else body["error"]["message"]
+    assert said in told
+
+
 @pytest.mark.row("H32")
 @pytest.mark.parametrize(
     "name", ["../../x", "http://x/y", "sha256:../", "nobody", "x" * 5000, "\n"]

@@ -70,6 +70,8 @@ def answer(talk: Talk, ids: Sequence[int], *, as_json: bool = False) -> str:
         emit({**value, **ending, **how}, "", as_json=True)
         return text
     click.echo()
+    if talk.form is not None and last.finish_reason == "length":
+        click.echo("warning: cut off, so not of --schema's form: raise --max-tokens", err=True)
     if sys.stderr.isatty() if talk.timings is None else talk.timings:
         aside(_timings_line(last, timings, energy))
     return text

@@ -1,6 +1,6 @@
 """`miudo serve`.
 
-For: a model over HTTP, for programs that speak OpenAI's protocol.
+For: a model over HTTP, for programs that speak OpenAI's, Anthropic's or Ollama's protocol.
 Not for: the server itself (`miudo.serve`).
 Read next: `miudo.serve.run`.
 """
@@ -106,7 +106,8 @@ __all__ = ["serve"]
 def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
     """Serve MODEL, or the model inside the package, over HTTP.
 
-    Clients of OpenAI's protocol take http://127.0.0.1:4470/v1 as their base URL.
+    Clients of OpenAI's protocol take http://127.0.0.1:4470/v1 as their base URL, those of
+    Anthropic's and Ollama's http://127.0.0.1:4470. A browser finds a page there.
     """
     from miudo.serve import run
     from miudo.serve.registered import registered
@@ -210,4 +211,5 @@ def _say(url: str, models: Mapping[str, Path], *, as_json: bool) -> None:
     from miudo.cli.options import emit
 
     value = {"schema": 1, "url": url, "models": list(models)}
-    emit(value, f"{', '.join(models)} at {url}/v1 (Ctrl-C ends it)", as_json=as_json)
+    places = f"{url} (the page), {url}/v1 (OpenAI's clients)"
+    emit(value, f"{', '.join(models)} at {places}; Ctrl-C ends it", as_json=as_json)
