@@ -15,9 +15,9 @@ from typing import Any
 from miudo.engine.grammars import Language, any_of, expression, json_of, lark
 from miudo.errors import RequestError
 from miudo.serve.fields import FieldError, Fields
-from miudo.serve.openai.sampling import Drawing
+from miudo.serve.guiding import checked
 
-__all__ = ["checked", "no_stop_inside", "take_format", "take_structured"]
+__all__ = ["take_format", "take_structured"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MOST_CHOICES = 1024
@@ -64,20 +64,6 @@ def take_structured(fields: Fields) -> Language | None:
     ((name, value),) = values.items()
     where = given.name(name)
     return checked(lambda: makers[name](value, where))
-
-
-def no_stop_inside(language: Language | None, drawing: Drawing) -> None:
-    """Raises FieldError for stop strings, which could end a form before it is whole."""
-    if language is not None and drawing.stop:
-        raise FieldError("stop", "could cut the form short", remedy="Leave stop out, or the form")
-
-
-def checked(make: Callable[[], Language]) -> Language:
-    """Returns what `make` gives; what it refuses becomes the error of the field it names."""
-    try:
-        return make()
-    except RequestError as error:
-        raise FieldError(error.where, error.what, remedy=error.remedy) from error
 
 
 def _schema(given: Fields) -> Language:
