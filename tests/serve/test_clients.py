@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from served import Server, start_server
 
 KEY = "a-key-for-tests"
 TURNS: list[Any] = [{"role": "user", "content": "Hello"}]
 ROBOT = "The little robot"
+PLACE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"place": {"enum": ["here", "there"]}},
+    "required": ["place"],
+    "additionalProperties": False,
+}
+# A model that always chooses to call, where a protocol leaves the choice to it alone.
+EAGER = "from miudo.serve.ollama import generate\ngenerate.take_choice = lambda *_: 'required'"
 
 
 @pytest.fixture
@@ -122,6 +133,34 @@ def test_anthropic_answers_whole_and_streamed(anthropic: Any) -> None:
     assert final.stop_reason == whole.stop_reason
 
 
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look"}])
+def test_anthropic_calls_functions_and_takes_what_they_gave(anthropic: Any, choice: Any) -> None:
+    tool = {"name": "look", "description": "Looks.", "input_schema": PLACE}
+    asked: Any = {"model": "miudo-6m", "messages": TURNS, "max_tokens": 60, "tools": [tool]}
+    asked |= {"extra_body": {"temperature": 0, "top_k": 1}}
+    asked["tool_choice"] = {**choice, "disable_parallel_tool_use": True}
+    whole = anthropic.messages.create(**asked)
+    (call,) = whole.content
+    assert (call.type, call.name, whole.stop_reason) == ("tool_use", "look", "tool_use")
+    assert call.input["place"] in ("here", "there")
+    with anthropic.messages.stream(**asked) as stream:
+        parts = [e.partial_json for e in stream if e.type == "input_json"]
+        final = stream.get_final_message()
+    assert json.loads("".join(parts)) == final.content[0].input == call.input
+    assert (final.stop_reason, final.usage) == (whole.stop_reason, whole.usage)
+    gave = {"type": "tool_result", "tool_use_id": call.id, "content": "a robot"}
+    after = [*TURNS, {"role": "assistant", "content": whole.content}]
+    after.append({"role": "user", "content": [gave, {"type": "text", "text": "And?"}]})
+    said = anthropic.messages.create(**asked | {"messages": after, "tool_choice": {"type": "none"}})
+    assert said.content[0].type == "text"
+    counted: Any = {name: asked[name] for name in ("model", "messages", "tools")}
+    assert anthropic.messages.count_tokens(**counted).input_tokens == whole.usage.input_tokens
+    cut = anthropic.messages.create(**asked | {"max_tokens": whole.usage.output_tokens - 6})
+    assert (cut.content[0].input, cut.stop_reason) == ({}, "max_tokens")
+    stopped = anthropic.messages.create(**asked, stop_sequences=['"place'])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", '"place')
+
+
 def test_anthropic_counts_what_is_read(anthropic: Any) -> None:
     asked: Any = {"model": "miudo-6m", "messages": TURNS, "system": "Be kind."}
     counted = anthropic.messages.count_tokens(**asked).input_tokens
@@ -167,6 +206,53 @@ def test_ollama_generates_and_chats_whole_and_streamed(ollama: Any, name: str) -
     said = list(ollama.chat(name, TURNS, options=options, stream=True))
     assert "".join(part.message.content for part in said) == chat.message.content
     assert chat.message.role == "assistant"
+
+
+@pytest.fixture(scope="module")
+def eager() -> Iterator[Server]:
+    made = start_server("--threads", "1", "--log", "none", before=EAGER)
+    yield made
+    made.end()
+
+
+def test_ollama_keeps_to_a_form(ollama: Any) -> None:
+    asked: dict[str, Any] = {"format": PLACE, "options": {"temperature": 0}}
+    replies = [ollama.chat("miudo-6m", TURNS, **asked).message.content]
+    replies.append(ollama.generate("miudo-6m", ROBOT, **asked).response)
+    replies.append(ollama.generate("miudo-6m", ROBOT, raw=True, **asked).response)
+    for reply in replies:
+        assert json.loads(reply)["place"] in ("here", "there")
+    said = ollama.chat("miudo-6m", TURNS, stream=True, **asked)
+    assert "".join(part.message.content for part in said) == replies[0]
+    some = ollama.generate("miudo-6m", ROBOT, format="json", options={"num_predict": 4})
+    assert some.response.startswith("{")
+
+
+def test_ollama_calls_functions_and_takes_what_they_gave(eager: Server) -> None:
+    client = pytest.importorskip("ollama").Client(host=eager.url)
+
+    def look(place: str) -> str:
+        """Looks at a place.
+
+        Args:
+            place: where
+        """
+        return f"a robot is {place}"
+
+    options: Any = {"temperature": 0, "num_predict": 90}
+    whole = client.chat("miudo-6m", TURNS, tools=[look], options=options)
+    (call,) = whole.message.tool_calls
+    assert (call.function.name, whole.message.content) == ("look", "")
+    assert isinstance(call.function.arguments["place"], str)
+    parts = list(client.chat("miudo-6m", TURNS, tools=[look], options=options, stream=True))
+    assert [c for part in parts for c in part.message.tool_calls or ()] == [call]
+    assert (parts[-1].done_reason, parts[-1].message.tool_calls) == ("stop", None)
+    gave = {"role": "tool", "tool_name": "look", "content": "a robot"}
+    after = client.chat("miudo-6m", [*TURNS, whole.message, gave], options=options)
+    assert after.message.content
+    assert after.prompt_eval_count > client.chat("miudo-6m", TURNS).prompt_eval_count + 20
+    cut = client.chat("miudo-6m", TURNS, tools=[look], options=options | {"num_predict": 20})
+    assert (cut.message.tool_calls, cut.done_reason) == (None, "length")
 
 
 def test_ollama_embeds(ollama: Any) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from miudo.engine.grammars import Language, json_of
+from miudo.engine.schemas import closed
 from miudo.protocol import Message
 from miudo.serve.answering import Ask, Piece, Timings, answer
 from miudo.serve.conversing import chat_asks
@@ -156,7 +157,7 @@ def _format(fields: Fields) -> Language | None:
         return json_of({"type": "object"}, "format")
     if not isinstance(given, dict):
         raise fields.wrong("format", given, "json, or a JSON Schema")
-    return checked(lambda: json_of(given, "format"))
+    return checked(lambda: json_of(closed(given), "format"))
 
 
 def _whole(calls: Sequence[Call]) -> list[dict[str, Any]]:
