@@ -49,9 +49,11 @@ def closed(schema: Any) -> Any:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         return schema
     said = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
-    if any(word in schema for word in said):
-        return schema
-    if not set(schema.get("required") or ()) <= schema["properties"].keys():
+    required = schema.get("required", [])
+    named = isinstance(required, list) and all(
+        isinstance(name, str) and name in schema["properties"] for name in required
+    )
+    if not named or any(word in schema for word in said):
         return schema
     return {**schema, "additionalProperties": False}
 
