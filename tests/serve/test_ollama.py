@@ -161,6 +161,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"format": "xml"}, "format"),
     ({"format": ["json"]}, "format"),
     ({"format": {"not": {}}}, "format.not"),
+    ({"format": {"properties": {"a": {}}, "required": 5}}, "format"),
     ({"format": "json", "options": {"stop": ["}"]}}, "options.stop"),
     ({"think": True}, "think"),
     ({"logprobs": True}, "logprobs"),

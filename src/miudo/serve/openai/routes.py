@@ -7,6 +7,8 @@ Read next: `miudo.serve.openai.chat`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -31,9 +33,30 @@ __all__ = ["openai_routes"]
 
 _OPTIONS = {"stream": True, "stream_options": {"include_usage": True}}
 _SPOKEN = [{"role": "user", "content": "Hello"}]
-_CHATS = (
+_FORM = {"type": "object", "properties": {"name": {"type": "string"}}}
+_LOOK = {"name": "look", "description": "Looks.", "parameters": _FORM}
+_CALL = {"id": "123456789", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+_USED = [
+    *_SPOKEN,
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "seen", "tool_call_id": "123456789"},
+]
+_CHATS: tuple[dict[str, Any], ...] = (
     {"messages": _SPOKEN, "max_tokens": 8, "max_completion_tokens": 8, "logprobs": True},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], **_OPTIONS},
+    {
+        "messages": _SPOKEN,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "form", "schema": _FORM},
+        },
+    },
+    {"messages": _SPOKEN, "structured_outputs": {"json": _FORM}},
+    {
+        "messages": _USED,
+        "tools": [{"type": "function", "function": _LOOK}],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+    },
 )
 _COMPLETIONS = (
     {"prompt": "Once", "max_tokens": 8, "logprobs": 1},
