@@ -112,6 +112,31 @@ def test_openai_responds_whole_and_streamed(openai: Any) -> None:
     assert longer.usage.input_tokens > whole.usage.input_tokens
 
 
+def test_openai_responds_in_forms_and_with_calls(openai: Any) -> None:
+    name = openai.models.list().data[0].id
+    asked: dict[str, Any] = {"model": name, "input": "Hello", "temperature": 0}
+    form = {"type": "json_schema", "name": "place", "schema": PLACE, "strict": True}
+    reply = openai.responses.create(**asked, text={"format": form})
+    assert json.loads(reply.output_text)["place"] in ("here", "there")
+    asked |= {"tools": [{"type": "function", "name": "look", "parameters": PLACE}]}
+    asked |= {"tool_choice": "required", "parallel_tool_calls": False}
+    whole = openai.responses.create(**asked)
+    (call,) = whole.output
+    assert (call.type, call.name, call.status) == ("function_call", "look", "completed")
+    assert json.loads(call.arguments)["place"] in ("here", "there")
+    with openai.responses.stream(**asked) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    parts = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+    assert "".join(parts) == final.output[0].arguments == call.arguments
+    gave = {"type": "function_call_output", "call_id": call.call_id, "output": "a robot"}
+    turns = [{"role": "user", "content": "Hello"}, call, gave]
+    after = openai.responses.create(**asked | {"input": turns, "tool_choice": "none"})
+    assert after.output_text
+    cut = openai.responses.create(**asked, max_output_tokens=whole.usage.output_tokens - 20)
+    assert (cut.status, cut.output[0].status) == ("incomplete", "incomplete")
+
+
 def test_openai_raises_its_own_errors(openai: Any, locked: Any) -> None:
     import openai as package
 

@@ -64,7 +64,24 @@ _COMPLETIONS = (
     {"prompt": ["Once", "Twice"], "echo": True},
 )
 _EMBEDDINGS = ({"input": "Hello"}, {"input": ["Hello"]}, {"input": [5, 6]})
-_RESPONSES = ({"input": "Hello"}, {"input": _SPOKEN, "stream": True})
+_RESPONSES: tuple[dict[str, Any], ...] = (
+    {"input": "Hello"},
+    {"input": _SPOKEN, "stream": True},
+    {
+        "input": "Hello",
+        "text": {"format": {"type": "json_schema", "name": "form", "schema": _FORM}},
+        "max_output_tokens": 8,
+    },
+    {
+        "input": [
+            {"type": "function_call", "call_id": "123456789", "name": "look", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "123456789", "output": "seen"},
+        ],
+        "tools": [{"type": "function", **_LOOK}],
+        "tool_choice": {"type": "function", "name": "look"},
+        "max_output_tokens": 8,
+    },
+)
 
 
 def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
@@ -91,7 +108,7 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
 
     async def responses(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_response(fields, await house.named(fields), scope=asked_by(request))
+        call = await parse_response(fields, await house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             stream = ResponseStream(call)
             return events(stream.lines(), told=stream.told)
@@ -121,5 +138,5 @@ async def _parse_completion(fields: Fields, hosted: Hosted) -> object:
     return await parse_completion(fields, hosted, scope="")
 
 
-def _parse_response(fields: Fields, hosted: Hosted) -> object:
-    return parse_response(fields, hosted, scope="")
+async def _parse_response(fields: Fields, hosted: Hosted) -> object:
+    return await parse_response(fields, hosted, scope="")
