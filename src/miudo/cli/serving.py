@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import complete_model, duration, parse_size, verb
+from miudo.cli.options import cache_type_option, complete_model, duration, parse_size, verb
 from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
 
@@ -51,6 +51,7 @@ __all__ = ["serve"]
     help="Requests that may wait beside them; more get 429.",
 )
 @click.option("--cache-mb", type=click.IntRange(1), help="Memory for keys and values, at most.")
+@cache_type_option
 @click.option(
     "--adapter",
     "adapters",
@@ -143,6 +144,7 @@ def _job(models: Mapping[str, Path], given: Mapping[str, Any]) -> ServeJob:
         host=HostSettings(
             threads=given["threads"],
             cache_bytes=DEFAULT_CACHE_BYTES if cache is None else cache * 10**6,
+            cache=given["cache_type"],
             max_sequences=given["parallel"],
             max_waiting=given["queue"],
         ),

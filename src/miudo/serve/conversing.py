@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from miudo.engine.grammars import Language
 from miudo.protocol import Message
 from miudo.serve.answering import Ask
+from miudo.serve.asking import Drawing, asks
 from miudo.serve.fields import FieldError
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks
-from miudo.serve.openai.sampling import Drawing
 from miudo.serve.toolbox import Toolbox
 from miudo.text.tools import CallForm
 

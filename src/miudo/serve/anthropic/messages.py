@@ -16,10 +16,10 @@ from miudo.serve.answering import Ask, Piece, answer
 from miudo.serve.anthropic.blocks import BlockStream, blocks
 from miudo.serve.anthropic.reading import take_drawing, take_turns
 from miudo.serve.anthropic.tools import take_tools
+from miudo.serve.asking import gathered, timings
 from miudo.serve.conversing import chat_asks
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import gathered, timings
 from miudo.serve.replies import encoded
 from miudo.serve.turns import Turn
 from miudo.text.tools import CallForm
@@ -61,7 +61,7 @@ def parse_count(fields: Fields, hosted: Hosted) -> dict[str, Any]:
     """Returns the reply of `/v1/messages/count_tokens`. Raises as `parse_message` does."""
     turns, toolbox = take_turns(fields), take_tools(fields)
     fields.end()
-    return {"input_tokens": len(hosted.chat_ids(turns, toolbox.told))}
+    return {"input_tokens": len(hosted.chat_ids(turns, toolbox.told, any_length=True))}
 
 
 async def message_reply(call: MessageCall) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import secrets
 from typing import Any
 
 from miudo.protocol import Message, SamplingSettings
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
-from miudo.serve.openai.sampling import Drawing
 from miudo.serve.toolbox import take_name
 from miudo.text.tools import ToolCall, ToolMessage
 
@@ -44,6 +44,12 @@ def take_turns(fields: Fields) -> list[Message]:
     open_calls: dict[str, ToolCall] = {}
     for i, value in enumerate(given):
         turns += _turn(f"messages[{i}]", value, open_calls)
+    if turns[-1].role == "assistant":  # this protocol would have the answer begin with it
+        raise FieldError(
+            f"messages[{len(given) - 1}]",
+            "is the assistant's, and to go on with it is not supported",
+            remedy="End with a user's message",
+        )
     fields.choice("service_tier", ("auto", "standard_only"), "auto")  # there is one
     fields.refuse(_UNSUPPORTED)
     return turns

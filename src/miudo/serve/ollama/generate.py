@@ -18,13 +18,13 @@ from miudo.engine.grammars import Language, json_of
 from miudo.engine.schemas import closed
 from miudo.protocol import Message
 from miudo.serve.answering import Ask, Piece, Timings, answer
+from miudo.serve.asking import asks, gathered
 from miudo.serve.conversing import chat_asks
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.guiding import checked, no_stop_inside
 from miudo.serve.hosted import Hosted
 from miudo.serve.ollama.messages import take_messages
 from miudo.serve.ollama.options import Options, fitted, take_keep_alive, take_options
-from miudo.serve.openai.asking import asks, gathered
 from miudo.serve.openai.tools import take_functions
 from miudo.serve.replies import encoded
 from miudo.serve.toolbox import Toolbox, take_choice

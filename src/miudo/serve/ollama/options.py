@@ -16,9 +16,9 @@ from typing import Any
 from miudo.engine.guides import Penalties
 from miudo.protocol import SamplingSettings
 from miudo.serve.answering import Ask
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.sampling import Drawing
 
 __all__ = ["Options", "fitted", "take_keep_alive", "take_options"]
 
@@ -117,7 +117,7 @@ def fitted(ask: Ask, options: Options, hosted: Hosted) -> Ask:
 def take_keep_alive(fields: Fields) -> bool:
     """Takes `keep_alive`; returns whether the model is to go at once.
 
-    Models stay open as long as the server. Raises FieldError for what is no duration.
+    How long a model stays is the server's to say. Raises FieldError for what is no duration.
     """
     value: Any = fields.take("keep_alive")
     if value is None:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from miudo.serve.answering import Ask, Piece, answer
+from miudo.serve.asking import Drawing, gathered, timings
 from miudo.serve.conversing import chat_asks
 from miudo.serve.fields import Fields
 from miudo.serve.guiding import no_stop_inside
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import gathered, timings
 from miudo.serve.openai.response_items import ItemStream, items
 from miudo.serve.openai.response_reading import refuse_rest, take_metadata, take_turns
 from miudo.serve.openai.response_tools import take_text_form, take_toolbox
-from miudo.serve.openai.sampling import Drawing, take_drawing
+from miudo.serve.openai.sampling import take_drawing
 from miudo.serve.replies import encoded
 from miudo.serve.turns import Turn
 from miudo.text.tools import CallForm
@@ -126,7 +126,7 @@ def _ended(call: ResponseCall, turn: Turn, last: Piece) -> dict[str, Any]:
         "output": items(turn, call.id, status),
         "usage": {
             "input_tokens": read,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": last.reused, "cache_write_tokens": 0},
             "output_tokens": new,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": read + new,

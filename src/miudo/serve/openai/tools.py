@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from miudo.errors import ModelFileError
-from miudo.formats.strict_json import parse_object
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.toolbox import (
     MOST_TOOLS,
@@ -20,6 +19,7 @@ from miudo.serve.toolbox import (
     take_schema,
     take_tool_list,
 )
+from miudo.strict_json import parse_object
 from miudo.text.tools import Tool, ToolCall
 
 __all__ = ["checked_arguments", "function_of", "take_calls", "take_functions", "take_tools"]
