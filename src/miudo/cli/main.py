@@ -32,6 +32,7 @@ __all__ = ["VERBS", "LazyGroup", "cli", "main"]
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("miudo.cli.running:run", "Talk to a model, or continue a text"),
     "serve": ("miudo.cli.serving:serve", "Answer programs over HTTP, as OpenAI's API does"),
+    "route": ("miudo.cli.routing:route", "Small model or large one, by rules and examples"),
     "suggest": ("miudo.cli.suggesting:suggest", "The next words of a text, as a keyboard has them"),
     "catalog": ("miudo.cli.browsing:catalog", "Models to choose from: memory, licence, uses"),
     "pull": ("miudo.cli.pulling:pull", "Fetch a model from the Hugging Face hub"),

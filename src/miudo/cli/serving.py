@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from miudo.cli.options import verb
 from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
+
+if TYPE_CHECKING:
+    from miudo.serve.run import RouteJob
 
 __all__ = ["serve"]
 
@@ -54,6 +57,12 @@ __all__ = ["serve"]
     show_default=True,
     help="Seconds that running requests have after SIGTERM.",
 )
+@click.option(
+    "--route",
+    "table",
+    type=click.Path(path_type=Path),
+    help="A route table: its targets are served too, and the model auto chooses between them.",
+)
 def serve(
     models: tuple[str, ...],
     *,
@@ -61,6 +70,7 @@ def serve(
     port: int,
     key_file: Path | None,
     allow_host: tuple[str, ...],
+    table: Path | None,
     as_json: bool,
     **running: Any,
 ) -> None:
@@ -79,16 +89,37 @@ def serve(
         max_sequences=running["parallel"],
         max_waiting=running["queue"],
     )
+    route = None if table is None else _route(table)
     job = run.ServeJob(
-        models=_named(models),
+        models=_named(models) if route is None else _with_targets(models, route),
         address=address,
         port=port,
         keys=_keys(key_file),
         hosts=allow_host,
         host=settings,
         drain_s=running["drain"],
+        route=route,
     )
     run.serve(job, ready=lambda url: _say(url, job.models, as_json=as_json))
+
+
+def _route(path: Path) -> RouteJob:
+    from miudo.cli.routing import read_table
+    from miudo.serve.run import RouteJob
+
+    return RouteJob(read_table(path), path.parent)
+
+
+def _with_targets(models: tuple[str, ...], route: RouteJob) -> dict[str, Path]:
+    """Returns what was named and the table's models, these under their targets' names."""
+    targets = {t.name: model_path(t.model) for t in route.table.targets if not t.remote}
+    named = _named(models) if models or not targets else {}
+    for name, path in targets.items():
+        if named.setdefault(name, path) != path:
+            raise UsageError(
+                f"{name!r} is a model and a target", where="--route", remedy="Rename the target"
+            )
+    return named
 
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:

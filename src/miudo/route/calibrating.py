@@ -2,102 +2,92 @@
 
 For: `miudo route calibrate`, on the user's own examples; every number with its interval.
 Not for: asking the models (`miudo.route.observing`).
-Read next: `miudo.route.curve`.
+Read next: `miudo.route.jobs`.
+
+`doubts` are one number an example, such as its complexity, or the cheap answer's confidence with
+the sign turned. Whoever is above the threshold goes on to the dearer target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from miudo.errors import CheckFailedError, DataError
 from miudo.evaluate.accuracy import Accuracy, accuracy
 
-__all__ = ["Calibrated", "for_quality", "for_share"]
+__all__ = ["Calibrated", "Rights", "for_quality", "for_share"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Where the cheap and the dear model were right, an example each."""
+
+    cheap: Sequence[bool]
+    dear: Sequence[bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A prompt whose `doubt` is above `threshold` goes on to the dearer target.
+    """`passed_on` is the share of the examples above `threshold`.
 
-    `passed_on` is the share of examples that do, `quality` that of right answers so (None where
-    it is not known), both with a 95% interval.
+    `quality` is the share of right answers so, None where it is not known. Both have an interval.
     """
 
     threshold: float
     passed_on: Accuracy
     quality: Accuracy | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
-        return asdict(self)
-
 
 def for_share(
-    doubts: Sequence[float],
-    share: float,
-    *,
-    cheap: Sequence[bool] | None = None,
-    dear: Sequence[bool] | None = None,
+    doubts: Sequence[float], share: float, *, floor: float, rights: Rights | None = None
 ) -> Calibrated:
-    """Returns the threshold that passes on at most `share` of the examples, and as many as it can.
+    """Returns the threshold that passes on as many as it can, and at most `share`.
 
-    `doubts` are complexities, or 1 - confidence. Raises DataError without examples.
+    Equal doubts stay together. No threshold is below `floor`. Raises DataError without examples.
     """
-    _check(doubts)
-    values = np.sort(np.asarray(doubts))
+    values, below = _sorted(doubts)
     most = int(share * len(values) + 1e-9)
-    # What equals the threshold stays: among equals all do, so that the share is never exceeded.
-    below = max(0.0, float(np.nextafter(values[0], -1.0)))
-    threshold = float(values[len(values) - most - 1]) if most < len(values) else below
-    return _at(threshold, doubts, cheap, dear)
+    return _at(max(floor, float([*values, below][most])), doubts, rights)
 
 
 def for_quality(
-    doubts: Sequence[float], cheap: Sequence[bool], dear: Sequence[bool], quality: float
+    doubts: Sequence[float], quality: float, *, floor: float, rights: Rights
 ) -> Calibrated:
-    """Returns the threshold that passes on least and has at least `quality` right answers.
+    """Returns the threshold that passes on least and keeps at least `quality` right answers.
 
-    `cheap` and `dear` say where each model was right. Raises CheckFailedError where no threshold
-    reaches it, naming the best there is.
+    Raises CheckFailedError where no threshold does, naming the best there is.
     """
-    _check(doubts)
+    values, below = _sorted(doubts)
     order = np.argsort(-np.asarray(doubts), kind="stable")
-    sorted_doubts = np.asarray(doubts)[order]
-    gains = (np.asarray(dear, dtype=int) - np.asarray(cheap, dtype=int))[order]
-    right = int(np.sum(cheap)) + np.concatenate([[0], np.cumsum(gains)])
-    needed = quality * len(order) - 1e-9
-    below = float(np.nextafter(sorted_doubts[-1], -1.0))
-    thresholds = [*sorted_doubts.tolist(), below]  # the i-th passes on the i of most doubt
-    for passed, threshold in enumerate(thresholds):
-        between = passed == 0 or sorted_doubts[passed - 1] > threshold
-        if between and threshold >= 0.0 and right[passed] >= needed:
-            return _at(threshold, doubts, cheap, dear)
-    best = right.max() / len(order)
+    gains = (np.asarray(rights.dear, dtype=int) - np.asarray(rights.cheap, dtype=int))[order]
+    right = int(np.sum(rights.cheap)) + np.concatenate([[0], np.cumsum(gains)])
+    reached = 0.0
+    for passed, threshold in enumerate([*values, below]):  # the i-th passes on the i in most doubt
+        if threshold >= floor and (passed == 0 or values[passed - 1] > threshold):
+            reached = max(reached, float(right[passed]) / len(values))
+            if reached >= quality - 1e-9:
+                return _at(float(threshold), doubts, rights)
     raise CheckFailedError(
-        f"no threshold gives {quality:.1%} right answers, the best is {best:.1%}",
+        f"no threshold gives {quality:.1%} right answers, the best gives {reached:.1%}",
         remedy="Ask for less, or take a better model as the dearer one",
     )
 
 
-def _at(
-    threshold: float,
-    doubts: Sequence[float],
-    cheap: Sequence[bool] | None,
-    dear: Sequence[bool] | None,
-) -> Calibrated:
-    passed = [doubt > threshold for doubt in doubts]
-    quality = None
-    if cheap is not None and dear is not None:
-        quality = accuracy(
-            bool(d if on else c) for on, c, d in zip(passed, cheap, dear, strict=True)
-        )
-    return Calibrated(threshold, accuracy(passed), quality)
-
-
-def _check(doubts: Sequence[float]) -> None:
+def _sorted(doubts: Sequence[float]) -> tuple[list[float], float]:
+    """Returns the doubts, the greatest first, and a number below all of them."""
     if not doubts:
         raise DataError("there are no examples", remedy="Give some, best a few hundred")
+    values = sorted(doubts, reverse=True)
+    return values, float(np.nextafter(values[-1], -np.inf))
+
+
+def _at(threshold: float, doubts: Sequence[float], rights: Rights | None) -> Calibrated:
+    passed = [doubt > threshold for doubt in doubts]
+    quality = None
+    if rights is not None:
+        pairs = zip(passed, rights.cheap, rights.dear, strict=True)
+        quality = accuracy(bool(dear if on else cheap) for on, cheap, dear in pairs)
+    return Calibrated(threshold, accuracy(passed), quality)

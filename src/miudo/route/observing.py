@@ -134,7 +134,10 @@ def write_observations(path: Path, observations: Iterable[Observation]) -> None:
 
 
 def read_observations(path: Path) -> list[Observation]:
-    """Returns what `write_observations` wrote. Raises DataError naming the line."""
+    """Returns what `write_observations` wrote; of plain examples, observations without answers.
+
+    Raises DataError naming the line.
+    """
     return [_observation(values, where) for values, where in _objects(path)]
 
 
@@ -171,7 +174,7 @@ def _observation(values: Mapping[str, Any], where: str) -> Observation:
     example = _example(values, where, more=("answered",))
     try:
         answered = {}
-        for name, one in values["answered"].items():
+        for name, one in values.get("answered", {}).items():
             sure = one["confidence"]
             kept = None if sure is None else Confidence(**sure)
             answered[name] = Answered(**{**one, "confidence": kept})

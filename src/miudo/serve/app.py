@@ -22,6 +22,8 @@ from miudo.serve.house import House
 from miudo.serve.openai.routes import openai_routes
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure, json_reply
+from miudo.serve.routing.router import Router
+from miudo.serve.routing.routes import routed
 
 __all__ = ["make_app"]
 
@@ -32,8 +34,12 @@ def make_app(
     keys: Sequence[bytes] = (),
     hosts: Sequence[str] = (),
     limits: BodyLimits | None = None,
+    router: Router | None = None,
 ) -> ASGIApp:
-    """Returns the server: what is not in its table is not there, with a key or without."""
+    """Returns the server: what is not in its table is not there, with a key or without.
+
+    With `router` the model `auto` is served too.
+    """
     bounds = limits or BodyLimits()
 
     async def health(_: Request) -> Response:
@@ -45,6 +51,8 @@ def make_app(
         Route("/health", health),
         Route("/ready", health),
     ]
+    if router is not None:
+        table = routed(table, router, bounds)
     handlers = {
         MiudoError: _told,
         HTTPException: _not_here,

@@ -14,16 +14,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import uvicorn
 
 from miudo.errors import UsageError
+from miudo.route.targets import RouteTable
 from miudo.serve.app import make_app
 from miudo.serve.guard import hashed
 from miudo.serve.hosted import HostSettings, open_hosted
 from miudo.serve.house import House
 from miudo.serve.receiving import BodyLimits
+from miudo.serve.routing.router import Router, open_router
 
-__all__ = ["ServeJob", "serve"]
+__all__ = ["RouteJob", "ServeJob", "serve"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteJob:
+    """How `auto` is answered; the classifier that `table` names lies relative to `beside`."""
+
+    table: RouteTable
+    beside: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,7 @@ class ServeJob:
     host: HostSettings = field(default_factory=HostSettings)
     limits: BodyLimits = field(default_factory=BodyLimits)
     drain_s: float = 10.0
+    route: RouteJob | None = None
 
 
 def serve(job: ServeJob, *, ready: Callable[[str], None] = lambda url: None) -> None:
@@ -62,7 +74,11 @@ async def _serve(job: ServeJob, listening: socket.socket, ready: Callable[[str],
     opened = (open_hosted(name, path, job.host, post=post) for name, path in job.models.items())
     house = House(opened)
     app = make_app(
-        house, keys=[hashed(key) for key in job.keys], hosts=job.hosts, limits=job.limits
+        house,
+        keys=[hashed(key) for key in job.keys],
+        hosts=job.hosts,
+        limits=job.limits,
+        router=_router(job.route, house),
     )
     config = uvicorn.Config(
         app,
@@ -79,6 +95,17 @@ async def _serve(job: ServeJob, listening: socket.socket, ready: Callable[[str],
         await server.serve(sockets=[listening])
     finally:
         house.close(0.0)
+
+
+def _router(route: RouteJob | None, house: House) -> Router | None:
+    if route is None:
+        return None
+    return open_router(
+        route.table,
+        route.beside,
+        open_models=lambda: frozenset(hosted.name for hosted in house.models),
+        free_bytes=lambda: int(psutil.virtual_memory().available),
+    )
 
 
 class _Server(uvicorn.Server):
