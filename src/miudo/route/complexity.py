@@ -23,18 +23,19 @@ from miudo.records import Record
 from miudo.route.features import COUNTED, Features, bucket, features, grams
 from miudo.route.targets import Complexity
 
-__all__ = ["CLASSIFIER_FILE", "Classifier", "read_classifier", "write_classifier"]
+__all__ = ["CLASSIFIER_FILE", "Classifier", "read_classifier", "scaled", "write_classifier"]
 
 CLASSIFIER_FILE = "classifier.json"
 _SCHEMA = 1
 _MAX_BITS = 16
 _SIGNALS = 5
+_FAR = 3.0
 _FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """Weights [2**bits] of the buckets, [10] of what is counted after (x - mean) / spread."""
+    """Weights [2**bits] of the buckets, [10] of what is counted, scaled as `scaled` does."""
 
     bits: int
     hashed: _FloatArray
@@ -56,8 +57,7 @@ class Classifier:
         return self.bias + hashed + float(self.counted @ self._scaled(row))
 
     def _scaled(self, row: Features) -> _FloatArray:
-        scaled: _FloatArray = (row.counted - self.mean) / self.spread
-        return scaled
+        return scaled(row.counted, self.mean, self.spread)
 
     def _signals(self, text: str, row: Features) -> tuple[tuple[str, float], ...]:
         value_at = dict(zip(row.indices.tolist(), row.values.tolist(), strict=True))
@@ -67,6 +67,12 @@ class Classifier:
             found[repr(gram)] = float(self.hashed[at]) * value_at.get(at, 0.0)
         strongest = sorted(found.items(), key=lambda s: (-abs(s[1]), s[0]))[:_SIGNALS]
         return tuple((name, round(weight, 4)) for name, weight in strongest)
+
+
+def scaled(counted: _FloatArray, mean: _FloatArray, spread: _FloatArray) -> _FloatArray:
+    """Returns (x - mean) / spread within -3 and 3: a prompt like no example is no wild guess."""
+    within: _FloatArray = np.clip((counted - mean) / spread, -_FAR, _FAR)
+    return within
 
 
 def write_classifier(folder: Path, classifier: Classifier, record: Record) -> None:
@@ -100,7 +106,7 @@ def read_classifier(folder: Path) -> Classifier:
         raise ModelFileError("is not what its record tells of", where=path, remedy="Train it anew")
     try:
         return _parsed(values)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelFileError(f"no classifier ({error})", where=path) from error
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from miudo.data.pack import hold_out
 from miudo.errors import ConfigError, DataError
-from miudo.route.complexity import Classifier
+from miudo.route.complexity import Classifier, scaled
 from miudo.route.features import COUNTED, Features, features
 
 __all__ = ["FitSettings", "Fitted", "fit_classifier"]
@@ -98,7 +98,7 @@ def _fit(
     mean, spread = counted.mean(axis=0), counted.std(axis=0)
     spread = np.where(spread > 1e-9, spread, 1.0)
     # Both groups of features then weigh about the same: the hashed ones have length 1 together.
-    dense = (counted - mean) / spread / math.sqrt(len(COUNTED))
+    dense = scaled(counted, mean, spread) / math.sqrt(len(COUNTED))
     matrix = _Matrix(rows, dense, settings.bits)
     weights = _minimise(matrix, labels, penalty, settings.steps)
     size = 1 << settings.bits
