@@ -87,6 +87,12 @@ def start_server(*arguments: str, **environment: str) -> Server:
 
 
 @pytest.fixture(scope="session")
+def start() -> Start:
+    """What starts a server with a table, a key, a limit of its own; who starts it ends it."""
+    return start_server
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     made = start_server("--parallel", "4", "--queue", "4", "--threads", "1")
     yield made

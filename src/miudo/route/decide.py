@@ -38,7 +38,7 @@ def decide(
 
 def no_target(decision: Decision) -> RequestError:
     """Returns the error of a request that no target may answer; it names every rule."""
-    why = "; ".join(f"{no.target}: {no.reason}" for no in decision.refused)
+    why = "; ".join(f"{no.target}, {no.rule}: {no.reason}" for no in decision.refused)
     return RequestError(
         f"no target may answer this ({why})",
         where="route",
