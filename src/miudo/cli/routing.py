@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from miudo.route.jobs import Ask
     from miudo.route.targets import Decision, RouteTable, Target
 
-__all__ = ["read_table", "route"]
+__all__ = ["calibrate", "explain", "observe", "read_table", "route", "train"]
 
 _PATH = click.Path(path_type=Path)
 _SHOWN_EVERY = 50

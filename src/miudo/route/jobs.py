@@ -22,7 +22,7 @@ from miudo.route.keywords import keyword_complexity
 from miudo.route.observing import Answered, Example, Observation, read_observations
 from miudo.route.targets import Complexity, RouteTable
 
-__all__ = ["Aim", "Threshold", "calibrate", "complexity_of", "observe", "train"]
+__all__ = ["Aim", "Ask", "Threshold", "calibrate", "complexity_of", "observe", "train"]
 
 Ask = Callable[[Example], Answered]
 
