@@ -32,6 +32,7 @@ import numpy as np
 from miudo.data.pack import hold_out
 from miudo.evaluate.accuracy import accuracy
 from miudo.evaluate.loading import load_model
+from miudo.formats import open_model
 from miudo.records import environment
 from miudo.report import Table, text_table
 from miudo.route import jobs
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("parent")
     parser.add_argument("--data", type=Path, required=True, help="the folder of shared data")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=4000, help="prompts of each part, at most")
+    parser.add_argument("--limit", type=int, default=2000, help="prompts of each part, at most")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     task_of = split(options.data, options.out, options.limit)
@@ -160,23 +161,41 @@ def call(*arguments: str) -> None:
 
 
 def observed(out: Path, name: str, models: dict[str, Path]) -> Part:
-    """Returns what both models answer to a part's prompts, asked once."""
-    path = out / f"{name}-observed.jsonl"
+    """Returns what both models answer to a part's prompts, each asked once."""
+    each = [answers(out, name, key, model) for key, model in models.items()]
+    found = [
+        Observation(rows[0].example, {k: v for row in rows for k, v in row.answered.items()})
+        for rows in zip(*each, strict=True)
+    ]
+    write_observations(out / f"{name}-observed.jsonl", found)
+    spent = {key: size(path) * tokens(found, key) for key, path in models.items()}
+    whole = float(spent["large"].mean())
+    small, large = (
+        Side(spent[key] / whole, np.array([bool(e.answered[key].right) for e in found]))
+        for key in ("small", "large")
+    )
+    return Part(found, small, large)
+
+
+def answers(out: Path, name: str, key: str, model: Path) -> list[Observation]:
+    """Returns what one model answers to a part's prompts, kept in a file."""
+    path = out / f"{name}-{key}.jsonl"
     if not path.exists():
-        loaded = {key: load_model(model, threads=1) for key, model in models.items()}
-        askers = {key: partial(ask_local, one, max_tokens=16) for key, one in loaded.items()}
-        examples = read_examples(out / f"{name}.jsonl")
-        write_observations(path, jobs.observe(examples, askers))  # type: ignore[arg-type]
-    found = read_observations(path)
-    sizes = {key: parameter_count(load_model(model, threads=1).model.config)
-             for key, model in models.items()}  # fmt: skip
-    tokens = {key: np.array([e.answered[key].prompt_tokens + e.answered[key].new_tokens
-                             for e in found], dtype=np.float64) for key in models}  # fmt: skip
-    whole = float((sizes["large"] * tokens["large"]).mean())
-    sides = {key: Side(sizes[key] * tokens[key] / whole,
-                       np.array([bool(e.answered[key].right) for e in found]))
-             for key in models}  # fmt: skip
-    return Part(found, sides["small"], sides["large"])
+        loaded = load_model(model, threads=1)
+        asker = partial(ask_local, loaded, max_tokens=16)
+        write_observations(path, jobs.observe(read_examples(out / f"{name}.jsonl"), {key: asker}))
+    return read_observations(path)
+
+
+def tokens(found: Sequence[Observation], key: str) -> np.ndarray:
+    """Returns the tokens read and written for each answer, [N]."""
+    counts = [e.answered[key].prompt_tokens + e.answered[key].new_tokens for e in found]
+    return np.array(counts, dtype=np.float64)
+
+
+def size(model: Path) -> int:
+    """Returns a model's parameters."""
+    return parameter_count(open_model(model).config)
 
 
 def print_models(models: dict[str, Path], test: Part, task_of: dict[str, str]) -> None:
@@ -184,8 +203,12 @@ def print_models(models: dict[str, Path], test: Part, task_of: dict[str, str]) -
     rows = []
     for name, side in (("small", test.small), ("large", test.large)):
         seconds = np.median([e.answered[name].seconds for e in test.observed])
-        size = parameter_count(load_model(models[name], threads=1).model.config)
-        row = [name, f"{size / 1e6:.2f}", f"{side.cost.mean():.3f}", f"{seconds * 1e3:.1f}"]
+        row = [
+            name,
+            f"{size(models[name]) / 1e6:.2f}",
+            f"{side.cost.mean():.3f}",
+            f"{seconds * 1e3:.1f}",
+        ]
         row.append(share(side.right))
         for task in LEARNED:
             kept = np.array([task_of[e.example.prompt] == task for e in test.observed])
