@@ -25,6 +25,7 @@ template <typename T, typename... Rest>
 using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Rest...>;
 using Ids = Array<const std::int32_t, nb::ndim<1>>;
 using Floats = Array<float>;
+using States = Array<const float, nb::ndim<2>>;
 using Bytes = Array<const std::uint8_t, nb::ndim<1>>;
 using Mask = Array<const bool, nb::ndim<1>>;
 
@@ -254,6 +255,15 @@ class Engine {
     });
   }
 
+  void unembed(const States& hidden, const Floats& logits) {
+    need_size(hidden.shape(1), static_cast<std::size_t>(config_.d_model), "hidden is not [N, D]");
+    need_size(logits.size(), hidden.shape(0) * static_cast<std::size_t>(config_.vocab_size),
+              "logits is not [N, V]");
+    run([&](miudo_error* error) {
+      return miudo_unembed(engine_, hidden.data(), hidden.shape(0), logits.data(), error);
+    });
+  }
+
   void time_phases(bool wanted) {
     run([&](miudo_error* error) { return miudo_time_phases(engine_, wanted ? 1 : 0, error); });
   }
@@ -417,6 +427,7 @@ NB_MODULE(_native, m) {
            nb::arg("argmax").noconvert(), nb::arg("logsumexp").noconvert(), nb::arg("top_k"),
            nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
            nb::arg("adapter").none())
+      .def("unembed", &Engine::unembed, nb::arg("hidden"), nb::arg("logits").noconvert())
       .def("time_phases", &Engine::time_phases)
       .def("phase_seconds", &Engine::phase_seconds)
       .def_prop_ro("isa", &Engine::isa)

@@ -51,6 +51,8 @@ class Engine {
 
   void step(std::span<miudo_work> works);
   void score(std::span<const std::int32_t> ids, const char* adapter, const miudo_scores& scores);
+  // Logits of states [rows, D] of the residual stream, as if the last layer had left them.
+  void unembed(std::span<const float> hidden, std::span<float> out);
 
   // Begins to sum the seconds of steps by phase, from none, or ceases.
   void time_phases(bool wanted);

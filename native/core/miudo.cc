@@ -209,6 +209,22 @@ miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
   });
 }
 
+miudo_status miudo_unembed(miudo_engine* engine, const float* hidden, size_t n_rows, float* logits,
+                           miudo_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    if (n_rows == 0) return;
+    need(hidden, "hidden");
+    need(logits, "logits");
+    const miudo::ModelConfig& c = engine->engine.model().config;
+    if (n_rows > std::numeric_limits<std::size_t>::max() / sizeof(float) / c.vocab_size ||
+        n_rows > std::numeric_limits<std::size_t>::max() / sizeof(float) / c.d_model) {
+      fail(Code::kRequest, "n_rows is more than memory can hold");
+    }
+    engine->engine.unembed({hidden, n_rows * c.d_model}, {logits, n_rows * c.vocab_size});
+  });
+}
+
 miudo_status miudo_time_phases(miudo_engine* engine, int32_t wanted, miudo_error* error) {
   return guarded(error, [&] {
     need(engine, "engine");

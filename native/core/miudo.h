@@ -237,6 +237,12 @@ miudo_status miudo_step(miudo_engine* engine, miudo_work* works, size_t n_works,
 miudo_status miudo_score(miudo_engine* engine, const int32_t* ids, size_t n_ids,
                          const char* adapter, const miudo_scores* scores, miudo_error* error);
 
+/* logits [n_rows, V] of states [n_rows, D] such as MIUDO_WANT_HIDDEN gives, after whatever layer: the
+ * final norm and the head, as if nothing came between (the logit lens). Of the last layer's they
+ * are the logits of a step, bit for bit. No conversation takes part. */
+miudo_status miudo_unembed(miudo_engine* engine, const float* hidden, size_t n_rows, float* logits,
+                           miudo_error* error);
+
 /* Writes at most max_tokens ids and their number; stops after an id in eos_ids, or when `on_token`
  * (may be NULL) returns not 0. Uses a conversation of its own. */
 miudo_status miudo_generate(miudo_engine* engine, const int32_t* prompt, size_t n_prompt,

@@ -56,6 +56,28 @@ TEST(hidden_and_attention_fill_their_arrays) {
   }
 }
 
+TEST(the_last_layer_s_states_give_the_step_s_logits) {
+  const std::vector<std::int32_t> ids = some_ids(40);
+  for (const int threads : {1, 3}) {
+    const EnginePtr e = make_engine(threads);
+    std::int64_t k = 0;
+    CHECK(miudo_open(e.get(), &k, nullptr) == MIUDO_OK);
+    std::vector<float> hidden(3 * 40 * kModel), logits(40 * kVocab), again(40 * kVocab);
+    miudo_work work = work_for(k, ids, MIUDO_WANT_HIDDEN | MIUDO_WANT_ALL_LOGITS);
+    work.hidden = hidden.data();
+    work.logits = logits.data();
+    CHECK(miudo_step(e.get(), &work, 1, nullptr) == MIUDO_OK);
+    const float* last = hidden.data() + 2 * 40 * kModel;
+    CHECK(miudo_unembed(e.get(), last, 40, again.data(), nullptr) == MIUDO_OK);
+    CHECK(again == logits);
+    CHECK(miudo_unembed(e.get(), last, 1, again.data(), nullptr) == MIUDO_OK);  // a narrow pass
+    CHECK(again == logits);
+    CHECK(miudo_unembed(e.get(), last, std::size_t(-1), again.data(), nullptr) == MIUDO_REQUEST);
+    CHECK(miudo_unembed(e.get(), nullptr, 1, again.data(), nullptr) == MIUDO_REQUEST);
+    CHECK(miudo_unembed(e.get(), nullptr, 0, nullptr, nullptr) == MIUDO_OK);
+  }
+}
+
 TEST(scores_are_log_probabilities) {
   const EnginePtr e = make_engine(2);
   const std::vector<std::int32_t> ids = some_ids(100);

@@ -18,6 +18,7 @@ Read next: `miudo.cli.main`, which turns this tree into exit codes.
     ├── CheckpointError                 a training run's saved state
     ├── RequestError                    ids, sampling settings, a conversation
     ├── BusyError                       a server with as many requests as it takes
+    │   └── ClosingError                a server that is not open yet, or no more
     ├── DeadlineError                   an answer that came too late to be wanted
     └── TrainingError                   a run that diverged or was locked by another
 """
@@ -28,6 +29,7 @@ __all__ = [
     "BusyError",
     "CheckFailedError",
     "CheckpointError",
+    "ClosingError",
     "ConfigError",
     "DataError",
     "DeadlineError",
@@ -116,7 +118,13 @@ class RequestError(MiudoError):
 
 
 class BusyError(MiudoError):
-    """As many requests wait or run as the server takes, or it is closing."""
+    """As many requests wait or run as the server takes; `retry_after_s` says when to ask again."""
+
+    retry_after_s = 1
+
+
+class ClosingError(BusyError):
+    """The server, or the model that is asked for, opens or closes."""
 
 
 class DeadlineError(MiudoError):

@@ -168,8 +168,7 @@ class Scores:
 class Engine(Protocol):
     """Runs a decoder in token ids. A conversation is a handle to its cached keys and values.
 
-    All methods raise RequestError for unknown conversations, ids outside the vocabulary,
-    more positions than the model or the cache has.
+    All methods raise RequestError for unknown conversations and ids, and too many positions.
     """
 
     @property
@@ -210,6 +209,10 @@ class Engine(Protocol):
 
     def score(self, ids: Sequence[int], *, top_k: int = 0, adapter: str | None = None) -> Scores:
         """Scores `ids` in a conversation of its own, in chunks: never [T, V] at once."""
+        ...
+
+    def unembed(self, hidden: FloatArray) -> FloatArray:
+        """Returns logits [N, V] of states [N, D] after any layer: final norm and head alone."""
         ...
 
 

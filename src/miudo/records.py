@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ __all__ = [
     "Measurement",
     "Record",
     "environment",
+    "is_licence",
     "shared_licence",
 ]
 
@@ -178,6 +180,14 @@ def shared_licence(records: Iterable[Record | None]) -> str | None:
     """Returns the licence that all `records` state, None where they differ or one has none."""
     stated = {None if record is None else record.licence for record in records}
     return stated.pop() if len(stated) == 1 else None
+
+
+def is_licence(text: str) -> bool:
+    """Whether `text` has the form of an SPDX expression; identifiers are not looked up."""
+    flat = re.sub(r"[()]", " ", text)
+    term = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
+    joined = rf"{term}(?:\s+(?:AND|OR|WITH)\s+{term})*"
+    return text.count("(") == text.count(")") and re.fullmatch(joined, flat.strip()) is not None
 
 
 def environment() -> dict[str, str]:

@@ -51,9 +51,9 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_run_answers_with_the_adapter(adapter: Path) -> None:
-    options = ["--prompt", "Once upon", "--raw", "--temperature", 0, "--max-tokens", 12, "--json"]
-    plain = json.loads(miudo("run", TINY, *options).stdout)["text"]
-    result = miudo("run", TINY, "--adapter", adapter, *options)
+    options = ["--prompt", "Once upon", "--temperature", 0, "--max-tokens", 12, "--json"]
+    plain = json.loads(miudo("complete", TINY, *options).stdout)["text"]
+    result = miudo("complete", TINY, "--adapter", adapter, *options)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text"] != plain
     loaded = load_model(TINY, adapter=adapter)
@@ -223,7 +223,7 @@ def test_an_adapter_goes_through_a_peft_folder_and_back(adapter: Path, tmp_path:
         )
     texts = [
         json.loads(
-            miudo("run", TINY, "Once", "--adapter", a, "--raw", "--temperature", 0, "--json").stdout
+            miudo("complete", TINY, "Once", "--adapter", a, "--temperature", 0, "--json").stdout
         )["text"]
         for a in (adapter, folder, again)
     ]

@@ -371,3 +371,58 @@ def test_run_leaves_the_catalogue_alone_for_the_model_inside(
 
     monkeypatch.setattr(catalogue, "load_catalogue", None)
     assert call("run", "hello there", "--max-tokens", "1").exit_code == 0
+
+
+def test_cp_gives_a_further_name_at_no_cost_and_keeps_the_licence() -> None:
+    export(TINY, Path("tiny.gguf"), to="gguf")
+    one = Path(told("import", "tiny.gguf", "--name", "one", "--license", "MIT")["path"])
+    two = Path(told("cp", "one", "two:kept")["path"])
+    assert one.samefile(two)
+    rows = {row["name"]: row for row in told("list")["models"]}
+    assert rows["two:kept"]["licence"] == "MIT"
+    assert call("rm", "one").exit_code == 0
+    assert call("show", "two:kept", "--verify").exit_code == 0
+    assert "is there already" in call("cp", str(TINY), "two:kept").stderr
+    assert call("cp", "one", "three").exit_code == 4
+    assert call("cp", "two:kept", "miudo-6m").exit_code == 2
+    outside = Path(told("cp", str(TINY), "four")["path"])
+    assert not (outside / "config.json").samefile(TINY / "config.json")
+
+
+def test_a_licence_that_is_none_is_not_taken() -> None:
+    result = call("import", str(TINY), "--name", "mine", "--license", "do what you like!")
+    assert result.exit_code == 2
+    assert "--license: 'do what you like!' is no SPDX expression" in result.stderr
+    assert "mine" not in call("list").stdout
+    assert (
+        call("import", str(TINY), "--name", "mine", "--license", "MIT OR Apache-2.0").exit_code == 0
+    )
+
+
+def test_export_goes_by_the_name_and_replaces_nothing_unasked() -> None:
+    assert call("export", str(TINY), "--out", "x.gguf").exit_code == 0
+    assert call("export", str(TINY), "--out", "folder").exit_code == 0
+    assert Path("folder/config.json").is_file()
+    for out in ("x.gguf", "folder"):
+        before = [p.stat().st_mtime_ns for p in (Path(out), *Path(out).glob("*"))]
+        result = call("export", str(TINY), "--out", out)
+        assert result.exit_code == 2
+        assert f"{out}: is there already. Give another --out, or --force" in result.stderr
+        assert before == [p.stat().st_mtime_ns for p in (Path(out), *Path(out).glob("*"))]
+        assert call("export", str(TINY), "--out", out, "--force").exit_code == 0
+    result = call("export", "x.gguf", "--out", "x.gguf", "--force")
+    assert "would overwrite what it is made from" in result.stderr
+    assert call("export", str(TINY), "--out", "y", "--to", "gguf").exit_code == 2
+
+
+def test_verify_finds_a_file_of_the_store_that_changed() -> None:
+    export(TINY, Path("tiny.gguf"), to="gguf")
+    path = Path(told("import", "tiny.gguf", "--name", "mine")["path"])
+    assert call("show", "mine", "--verify").exit_code == 0
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert call("show", "mine").exit_code == 0
+    result = call("show", "mine", "--verify")
+    assert result.exit_code == 3
+    assert "is not the file of the record: another hash" in result.stderr

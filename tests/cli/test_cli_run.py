@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from miudo.cli.main import cli
-from miudo.cli.running import choose
+from miudo.cli.prompting import choose
 from miudo.config import ModelConfig
 from miudo.errors import UsageError
 from miudo.protocol import SamplingSettings, SeqWork, StepOut
@@ -74,7 +74,10 @@ class Runner:
         monkeypatch.setattr("miudo.hub.resolve.embedded_path", lambda: inside)
 
     def __call__(self, *arguments: str, stdin: str = "") -> Result:
-        return CliRunner().invoke(cli, ["run", *arguments], input=stdin)
+        return self.verb("run", *arguments, stdin=stdin)
+
+    def verb(self, name: str, *arguments: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(cli, [name, *arguments], input=stdin)
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -124,10 +127,68 @@ def test_a_pipe_is_the_prompt_without_its_last_line_end(
     assert run.prompt == [END, *_ids("two\nlines")]
 
 
-def test_raw_keeps_every_character_of_a_pipe(run: Runner) -> None:
+def test_complete_keeps_every_character_of_a_pipe_and_takes_no_template(run: Runner) -> None:
     run.template = TEMPLATE
-    run(str(run.model), "-", "--raw", stdin="line\n")
+    assert run.verb("complete", str(run.model), "-", stdin="line\n").exit_code == 0
     assert run.prompt == [END, *_ids("line\n")]
+    assert run.verb("complete", str(run.model), "-", stdin="").exit_code == 0
+    assert run.prompt == [END]
+
+
+def test_a_pipe_comes_before_a_prompt(run: Runner) -> None:
+    assert run(str(run.model), "Say it short.", stdin="a long text\n").exit_code == 0
+    assert run.prompt == [END, *_ids("a long text\n\nSay it short.")]
+
+
+def test_a_pipe_that_is_no_text_is_refused(run: Runner) -> None:
+    result = CliRunner().invoke(cli, ["run", str(run.model), "-"], input=b"a\xff")
+    assert result.exit_code == 1
+    assert "standard input: is not UTF-8 (invalid start byte at byte 1)" in result.stderr
+
+
+def test_a_system_text_comes_first_and_needs_a_template(run: Runner) -> None:
+    result = run(str(run.model), "hi", "--system", "be brief")
+    assert (result.exit_code, "--system needs a chat template" in result.stderr) == (2, True)
+    run.template = TEMPLATE
+    assert run(str(run.model), "hi", "--system", "be brief").exit_code == 0
+    expected = [END, *_ids("(system)be brief"), END, *_ids("(user)hi"), END, *_ids("(say)")]
+    assert run.prompt == expected
+
+
+def test_chat_refuses_a_model_without_a_template(run: Runner) -> None:
+    result = run.verb("chat", str(run.model), "hi")
+    assert result.exit_code == 2
+    assert "has no chat template, so it cannot be talked to" in result.stderr
+    assert "miudo complete" in result.stderr
+    assert run.verb("chat", str(run.model), "hi", "--chat-template", "default").exit_code == 0
+    run.template = TEMPLATE
+    assert run.verb("chat", str(run.model), "hi").stdout == "olá!\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "none: a text is continued as it stands"),
+        (["--chat-template", "default"], "miudo's default"),
+    ],
+)
+def test_json_names_the_origin_of_the_template(run: Runner, flags: list[str], told: str) -> None:
+    assert json.loads(run("--json", "a b", *flags).stdout)["chat_template"] == told
+    run.template = TEMPLATE
+    own = json.loads(run("--json", "a b").stdout)["chat_template"]
+    assert own == "the model's own"
+
+
+def test_timings_are_told_where_they_are_wanted(run: Runner) -> None:
+    assert run("a b").stderr == ""
+    for flag in ("--timings", "--verbose"):
+        assert "4 prompt tokens, first token after" in run("a b", flag).stderr
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_both_counts(run: Runner) -> None:
+    result = run("-", stdin="x" * 300)
+    assert result.exit_code == 1
+    assert "the prompt has 301 tokens, the model 256 positions" in result.stderr
 
 
 def test_a_model_with_a_template_chats(run: Runner) -> None:
@@ -210,25 +271,3 @@ def test_choosing_between_model_and_prompt(tmp_path: Path) -> None:
     assert choose(["m", "hi"], None) == ("m", "hi")
     with pytest.raises(UsageError):
         choose(["m", "hi"], "there")
-
-
-def test_a_conversation_keeps_its_turns(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    from miudo.cli.conversing import converse
-    from miudo.engine.generate import GenerateSettings
-
-    run.template = TEMPLATE
-    loaded = run._load(run.model, adapter=None)
-    prompts: list[Sequence[int]] = []
-    lines = iter(["one", "", "two", "/clear", "three", "/bye"])
-    monkeypatch.setattr("builtins.input", lambda mark: next(lines))
-    monkeypatch.setattr(
-        "miudo.cli.conversing.answer",
-        lambda loaded, ids, settings, **how: prompts.append(ids) or "fine",
-    )
-    converse(loaded, GenerateSettings(), speculation=None, raw=False)
-    texts = [TOKENIZER.decode(ids) for ids in prompts]
-    assert texts == [
-        "(user)one(say)",
-        "(user)one(assistant)fine(user)two(say)",
-        "(user)three(say)",
-    ]

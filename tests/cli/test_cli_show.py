@@ -39,7 +39,7 @@ def shown(*arguments: str) -> str:
 
 def refusal(*arguments: str) -> str:
     result = CliRunner().invoke(cli, ["show", *arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     return result.stderr
 
 

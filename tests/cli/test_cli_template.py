@@ -59,7 +59,7 @@ def test_run_puts_the_prompt_into_the_chosen_template(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("run", TINY, "hi there", "--chat-template", "zephir"), "'zephir' is no template"),
-        (("run", TINY, "hi there", "--raw", "--chat-template", "zephyr"), "--raw takes no"),
+        (("complete", TINY, "hi there", "--chat-template", "zephyr"), "No such option"),
         (("show", TINY, "--chat-template", "zephyr"), "Give --template too"),
         (("show", TINY, "--template", "--verify"), "two questions"),
     ],

@@ -195,3 +195,12 @@ def test_no_text_and_no_start_token_is_refused() -> None:
     one = Suggester(suggester()[1], Pieces())
     with pytest.raises(RequestError, match="start token"):
         one.suggest("")
+
+
+def test_what_is_forgotten_is_held_no_more() -> None:
+    one, engine = suggester()
+    first = one.suggest("the ca")
+    assert engine.pages_used > 0
+    one.forget()
+    assert engine.pages_used == 0
+    assert one.suggest("the ca") == first

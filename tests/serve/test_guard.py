@@ -10,7 +10,9 @@ import pytest
 KEY = "a-key-for-tests"
 ROUTES = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"),
-    ("GET", "/v1/models/miudo-6m"), ("GET", "/"), ("GET", "/nowhere"), ("GET", "//v1//models"),
+    ("POST", "/v1/responses"), ("POST", "/v1/embeddings"), ("POST", "/tokenize"),
+    ("POST", "/suggest"), ("POST", "/inspect/lens"), ("GET", "/inspect/model/miudo-6m"),
+    ("GET", "/v1/models/miudo-6m"), ("GET", "/nowhere"), ("GET", "//v1//models"),
     ("GET", "/v1/%2e%2e/v1/models"), ("GET", "/health/"), ("GET", "/HEALTH"),
 ]  # fmt: skip
 

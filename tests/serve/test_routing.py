@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from served import start_server
 
 CHAT, TEXT, EXPLAIN = "/v1/chat/completions", "/v1/completions", "/route/explain"
 HARD = "Explain why 2 + 2 = 4, compare it with 3 + 3 and prove it if you can"
@@ -33,10 +34,10 @@ def headers(reply: Any) -> dict[str, str]:
 
 
 @contextmanager
-def routed(start: Any, folder: Path, table: str) -> Iterator[Any]:
+def routed(folder: Path, table: str) -> Iterator[Any]:
     path = folder / "table.toml"
     path.write_text(table)
-    made = start("--threads", "1", "--route", str(path))
+    made = start_server("--threads", "1", "--route", str(path))
     try:
         yield made
     finally:
@@ -45,25 +46,25 @@ def routed(start: Any, folder: Path, table: str) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def by_words(server: Any, start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def by_words(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Keyword rules choose between a model of this server and another server's."""
     far = f'[[targets]]\nname = "far"\nmodel = "miudo-6m"\nurl = "{server.url}/v1"\n'
     table = f'complexity = "keywords"\n{LOCAL}skip_above = 0.3\n{far}leaves = true\n'
-    with routed(start, tmp_path_factory.mktemp("words"), table) as made:
+    with routed(tmp_path_factory.mktemp("words"), table) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def doubtful(server: Any, start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def doubtful(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The small model's answer is never sure enough."""
     far = f'[[targets]]\nname = "far"\nmodel = "miudo-6m"\nurl = "{server.url}/v1"\n'
     table = f'confidence = "margin"\n{LOCAL}accept_above = 1.0\n{far}'
-    with routed(start, tmp_path_factory.mktemp("doubt"), table) as made:
+    with routed(tmp_path_factory.mktemp("doubt"), table) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def sure(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def sure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Every answer is sure enough, and nobody listens where the other server should be."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,7 +73,7 @@ def sure(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     limits = "accept_above = 0.0\nskip_above = 0.3\n"
     twin = LOCAL.replace("small", "twin")
     table = f'complexity = "keywords"\n{LOCAL}{limits}{twin}{limits}{far}'
-    with routed(start, tmp_path_factory.mktemp("sure"), table) as made:
+    with routed(tmp_path_factory.mktemp("sure"), table) as made:
         yield made
 
 
@@ -168,6 +169,7 @@ def test_other_models_are_answered_as_before(by_words: Any) -> None:
     assert by_words.post(CHAT, HELLO | {"model": "nobody"}).status == 404
     names = [entry["id"] for entry in by_words.ask("GET", "/v1/models").json["data"]]
     assert names == ["small", "auto"]
+    assert EXPLAIN in by_words.ask("GET", "/openapi.json").json["paths"]
 
 
 def test_without_a_table_there_is_no_auto(server: Any) -> None:
@@ -288,10 +290,10 @@ def refusing() -> Iterator[str]:
 
 @pytest.mark.parametrize(("on_failure", "status"), [("next", 200), ("error", 502)])
 def test_a_target_that_fails_is_passed_over_or_an_error_as_the_table_says(
-    refusing: str, start: Any, tmp_path: Path, on_failure: str, status: int
+    refusing: str, tmp_path: Path, on_failure: str, status: int
 ) -> None:
     far = f'[[targets]]\nname = "far"\nmodel = "big"\nurl = "{refusing}"\n'
-    with routed(start, tmp_path, f'on_failure = "{on_failure}"\n{far}{LOCAL}') as made:
+    with routed(tmp_path, f'on_failure = "{on_failure}"\n{far}{LOCAL}') as made:
         reply = made.post(CHAT, HELLO)
         assert reply.status == status
         if status == 200:
@@ -302,9 +304,9 @@ def test_a_target_that_fails_is_passed_over_or_an_error_as_the_table_says(
     assert "authorization" not in told
 
 
-def test_an_unsure_answer_is_better_than_none(refusing: str, start: Any, tmp_path: Path) -> None:
+def test_an_unsure_answer_is_better_than_none(refusing: str, tmp_path: Path) -> None:
     far = f'[[targets]]\nname = "far"\nmodel = "big"\nurl = "{refusing}"\n'
-    with routed(start, tmp_path, f"{LOCAL}accept_above = 1.0\n{far}") as made:
+    with routed(tmp_path, f"{LOCAL}accept_above = 1.0\n{far}") as made:
         reply = made.post(CHAT, HELLO)
         assert reply.status == 200
         steps = headers(reply)["x-miudo-route"].split("; ")

@@ -31,6 +31,7 @@ class Sink:
         self.tokens: list[int] = []
         self.error: MiudoError | None = None
         self.reason: str | None = None
+        self.energy: Any = None
         self._done = threading.Event()
 
     def __call__(self, item: Progress | MiudoError) -> None:
@@ -39,7 +40,7 @@ class Sink:
             self.error = item
         else:
             self.tokens += item.tokens
-            self.reason = item.finish_reason
+            self.reason, self.energy = item.finish_reason, item.energy
         if self.error or self.reason:
             self._done.set()
 
@@ -139,6 +140,13 @@ def test_a_deadline_ends_a_request(worker: Worker, engine: Gated) -> None:
     assert len(other.wait().tokens) == 8
 
 
+def test_deadlines_of_what_is_over_are_forgotten(worker: Worker) -> None:
+    for _ in range(300):
+        ask(worker, [1], 1, deadline_s=1e6)[1].wait()
+    assert len(worker._deadlines) < 100
+    assert isinstance(ask(worker, [1, 2], 50, deadline_s=0.0)[1].wait().error, DeadlineError)
+
+
 def test_an_impossible_request_is_told_so(worker: Worker) -> None:
     _, sink = ask(worker, list(range(V)) * 3)
     assert isinstance(sink.wait().error, RequestError)
@@ -175,6 +183,17 @@ def test_a_dying_engine_fails_everybody_and_takes_nobody(worker: Worker, engine:
     with pytest.raises(BusyError):
         ask(worker, [1])
     assert isinstance(worker.call(lambda _: 1).exception(timeout=5), BusyError)
+
+
+def test_energy_is_split_by_ids_and_told_with_its_method(worker: Worker, engine: Gated) -> None:
+    engine.gate.clear()
+    few, many = ask(worker, [1], 4)[1], ask(worker, [2] * 12, 4)[1]
+    engine.gate.set()
+    spent = [sink.wait().energy for sink in (few, many)]
+    total = worker.load().energy_j
+    assert 0 < spent[0].energy_j < spent[1].energy_j
+    assert spent[0].energy_j + spent[1].energy_j == pytest.approx(total)
+    assert spent[0].estimate == (not worker.load().energy_measured)
 
 
 def test_calls_run_between_steps(worker: Worker) -> None:

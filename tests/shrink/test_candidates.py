@@ -1,5 +1,6 @@
 """What is proposed follows from the catalogue."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +9,7 @@ import pytest
 
 from miudo.compress.catalogue import METHODS
 from miudo.compress.quantize.nearest import NearestRounding
-from miudo.config import ModelConfig
+from miudo.config import ModelConfig, Position
 from miudo.errors import ConfigError
 from miudo.shrink.candidates import LEARN, STUDENT, Candidate, Order, Step, absent, propose
 from miudo.tensors import DType
@@ -80,6 +81,21 @@ def test_one_layer_has_no_depth_to_cut() -> None:
     names = {step.method for c in propose(config) for step in c.trunk}
     assert "depth" not in names
     assert "width" in names
+
+
+def test_heads_are_cut_where_there_are_some(config: ModelConfig) -> None:
+    def methods(shape: ModelConfig) -> set[str]:
+        return {step.method for c in propose(shape) for step in c.trunk}
+
+    assert {"heads", "hidden"} <= methods(config)
+    alone = ModelConfig.uniform(
+        n_layers=6, d_model=64, n_heads=1, d_ff=128, vocab_size=320, max_positions=32
+    )
+    assert "heads" not in methods(alone)
+    layers = tuple(dataclasses.replace(layer, rotary=False) for layer in config.layers)
+    slopes = dataclasses.replace(config, layers=layers, position=Position.ALIBI)
+    assert "heads" not in methods(slopes)
+    assert "hidden" in methods(slopes)
 
 
 def test_labels_name_folders() -> None:

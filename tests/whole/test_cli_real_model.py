@@ -147,10 +147,10 @@ def test_quantize_then_compare_tells_what_was_lost(model: Path, text: Path, tmp_
     assert "small.gguf" in page.read_text()
 
 
-@pytest.mark.parametrize("raw", [[], ["--raw"]])
-def test_run_gives_the_same_tokens_for_the_same_seed(model: Path, raw: list[str]) -> None:
-    options = [*raw, "--max-tokens", "8", "--seed", "3", "--prompt", "A cat"]
-    first, again = (values("run", model, *options) for _ in range(2))
+@pytest.mark.parametrize("verb", ["run", "complete"])
+def test_run_gives_the_same_tokens_for_the_same_seed(model: Path, verb: str) -> None:
+    options = ["--max-tokens", "8", "--seed", "3", "--prompt", "A cat"]
+    first, again = (values(verb, model, *options) for _ in range(2))
     assert first["text"] == again["text"]
     assert first["usage"] == again["usage"]
     assert 1 <= first["usage"]["completion_tokens"] <= 8
@@ -162,7 +162,7 @@ def test_a_process_reads_a_pipe_and_loads_no_torch(model: Path) -> None:
         "try:\n    cli.main(sys.argv[1:], prog_name='miudo')\n"
         "finally:\n    assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
-    command = [sys.executable, "-c", code, "run", str(model), "-", "--raw", "--max-tokens", "4"]
+    command = [sys.executable, "-c", code, "complete", str(model), "-", "--max-tokens", "4"]
     done = subprocess.run(command, input="A cat", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -191,7 +191,8 @@ def test_a_damaged_file_is_one_line_and_exit_1(model: Path, tmp_path: Path, dama
         (["--to", "gguf", "--out", "folder"], 2, "ends in .gguf"),
         (["--to", "hf", "--out", "m.gguf"], 2, "a folder's name"),
         (["--to", "hf", "--out", "{model}"], 2, "overwrite what it is made from"),
-        (["--to", "hf", "--out", "{full}"], 2, "holds no model"),
+        (["--to", "hf", "--out", "{full}"], 2, "is there already"),
+        (["--to", "hf", "--out", "{full}", "--force"], 2, "holds no model"),
         (["--to", "hf", "--out", "new", "--dtype", "Q8_0"], 2, "Give --to gguf"),
     ],
 )

@@ -8,63 +8,73 @@ Read next: `miudo.cli.running`, `miudo.cli.conversing`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import emit, printable
+from miudo.cli.options import aside, emit, printable
+from miudo.cli.talk import Talk
 
 if TYPE_CHECKING:
-    from miudo.engine.generate import GenerateSettings
-    from miudo.engine.speculate import Speculation
-    from miudo.evaluate.loading import LoadedModel
     from miudo.meter import Meter
+    from miudo.protocol import TextEvent
 
-__all__ = ["answer"]
+__all__ = ["AnswerStopped", "answer"]
 
 
-def answer(
-    loaded: LoadedModel,
-    ids: Sequence[int],
-    settings: GenerateSettings,
-    *,
-    speculation: Speculation | None,
-    as_json: bool,
-    watts: float | None = None,
-) -> str:
-    """Prints what the model makes of `ids`, piece by piece or as one JSON object.
+class AnswerStopped(KeyboardInterrupt):
+    """Ctrl-C in the midst of an answer; `said` is what was printed by then."""
 
-    `watts` as in `miudo.meter.Meter`, None for its default.
+    def __init__(self, said: str) -> None:
+        super().__init__()
+        self.said = said
+
+
+def answer(talk: Talk, ids: Sequence[int], *, as_json: bool = False) -> str:
+    """Prints what the model makes of `ids`, piece by piece or as one JSON object; returns it.
+
+    Raises AnswerStopped on Ctrl-C, and what `miudo.engine.generate.generate` raises.
     """
     from miudo.engine.generate import generate
     from miudo.meter import DEFAULT_WATTS, Meter
 
-    on_terminal = sys.stdout.isatty()
-    events = generate(loaded.engine, loaded.tokenizer, ids, settings, speculation=speculation)
-    drawn = DEFAULT_WATTS if watts is None else watts
-    with Meter(watts=drawn) as beginning:
-        last = next(events)  # there is always one
+    loaded = talk.loaded
+    events = generate(
+        loaded.engine, loaded.tokenizer, ids, talk.settings, speculation=talk.speculation
+    )
+    drawn = DEFAULT_WATTS if talk.watts is None else talk.watts
     parts: list[str] = []
-    with Meter(watts=drawn) as rest:
-        for event in chain((last,), events):
-            parts.append(event.text)
-            last = event
-            if not as_json:
-                click.echo(printable(event.text) if on_terminal else event.text, nl=False)
-                sys.stdout.flush()
+    try:
+        with Meter(watts=drawn) as beginning:
+            last = next(events)  # there is always one
+        with Meter(watts=drawn) as rest:
+            for event in chain((last,), events):
+                last = event
+                _say(event, parts, silent=as_json)
+    except KeyboardInterrupt:
+        raise AnswerStopped("".join(parts)) from None
     text = "".join(parts)
     timings, energy = _timings(last.usage, beginning, rest), _energy(last.usage, beginning, rest)
     if as_json:
         value = {"schema": 1, "model": str(loaded.path), "text": text}
         ending = {"finish_reason": last.finish_reason, "usage": dict(last.usage)}
-        emit({**value, **ending, "timings": timings, "energy": energy}, "", as_json=True)
+        how = {"chat_template": talk.template_from, "timings": timings, "energy": energy}
+        emit({**value, **ending, **how}, "", as_json=True)
         return text
     click.echo()
-    if sys.stderr.isatty():
-        click.secho(_timings_line(last.usage, timings, energy), dim=True, err=True)
+    if sys.stderr.isatty() if talk.timings is None else talk.timings:
+        aside(_timings_line(last, timings, energy))
     return text
+
+
+def _say(event: TextEvent, parts: list[str], *, silent: bool) -> None:
+    parts.append(event.text)
+    if not silent:
+        # A file gets every character, a terminal none that would command it.
+        click.echo(printable(event.text) if sys.stdout.isatty() else event.text, nl=False)
+        sys.stdout.flush()
 
 
 def _timings(usage: Any, beginning: Meter, rest: Meter) -> dict[str, float]:
@@ -91,13 +101,19 @@ def _energy(usage: Any, beginning: Meter, rest: Meter) -> dict[str, Any]:
     }
 
 
-def _timings_line(usage: Any, timings: dict[str, float], energy: dict[str, Any]) -> str:
-    line = (
-        f"{usage['prompt_tokens']} prompt tokens, first token after "
-        f"{timings['first_token_s'] * 1e3:.0f} ms; {usage['completion_tokens']} new tokens at "
-        f"{timings['new_tokens_per_s']:,.0f}/s"
-    )
-    if energy["new_token_j"] is None:
-        return line
-    joules = f"{energy['new_token_j'] * 1e3:,.2f} mJ"
-    return f"{line}, {f'about {joules}' if energy['estimate'] else joules} each"
+def _timings_line(last: TextEvent, timings: dict[str, float], energy: dict[str, Any]) -> str:
+    return ", ".join(_timings_parts(last, timings, energy))
+
+
+def _timings_parts(
+    last: TextEvent, timings: dict[str, float], energy: dict[str, Any]
+) -> Iterator[str]:
+    usage = last.usage
+    yield f"{usage['prompt_tokens']} prompt tokens"
+    yield f"first token after {timings['first_token_s'] * 1e3:.0f} ms"
+    yield f"{usage['completion_tokens']} new tokens at {timings['new_tokens_per_s']:,.0f}/s"
+    if energy["new_token_j"] is not None:
+        joules = f"{energy['new_token_j'] * 1e3:,.2f} mJ each"
+        yield f"about {joules}" if energy["estimate"] else joules
+    if last.finish_reason == "length":
+        yield "cut off: --max-tokens, or no more room"

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from miudo.cli.options import emit, verb, watts_option
+from miudo.cli.options import complete_model, emit, verb, watts_option
 from miudo.hub.resolve import model_path
 
 __all__ = ["bench"]
@@ -32,7 +32,7 @@ def _numbers(
 
 
 @verb("bench")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option(
     "--contexts", callback=_numbers, help="Tokens before the new ones.  [default: 16 to 8192]"
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miudo.cli.counter import Counter
-from miudo.cli.options import emit, printable, verb, watts_option
+from miudo.cli.options import complete_model, emit, printable, verb, watts_option
 from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _DATA_HELP = "Text (file, folder, glob, -), or a data folder: its held-out part.
 
 
 @verb("eval", takes_settings=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option(
     "--data", multiple=True, help=f"{_DATA_HELP} Several, or several sources in it: a row for each."
 )
@@ -274,7 +274,7 @@ def _tasks(
 
 
 @verb("compare")
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, shell_complete=complete_model)
 @click.option("--data", multiple=True, required=True, help=_DATA_HELP)
 @_measuring
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Runs of a speed measurement.")

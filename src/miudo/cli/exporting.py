@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from miudo.cli.options import BLOCK_TYPES, emit, verb
+from miudo.cli.options import BLOCK_TYPES, complete_model, emit, verb
 from miudo.errors import UsageError
 from miudo.hub.resolve import model_path
 
@@ -21,8 +21,12 @@ __all__ = ["export"]
 
 
 @verb("export")
-@click.argument("model")
-@click.option("--to", type=click.Choice(["hf", "gguf"]), required=True)
+@click.argument("model", shell_complete=complete_model)
+@click.option(
+    "--to",
+    type=click.Choice(["hf", "gguf"]),
+    help="A folder (hf) or a file; default: what --out ends in says.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder, or .gguf file."
 )
@@ -36,15 +40,31 @@ __all__ = ["export"]
     type=click.Path(path_type=Path),
     help="Write this LoRA adapter of MODEL, not MODEL itself.",
 )
+@click.option("--force", is_flag=True, help="Replace what is at --out.")
 def export(
-    model: str, *, to: Any, out: Path, dtype: str | None, adapter: Path | None, as_json: bool
+    model: str,
+    *,
+    to: Any,
+    out: Path,
+    dtype: str | None,
+    adapter: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write MODEL in the other form: what transformers loads, or what llama.cpp runs."""
+    """Write MODEL as a folder, which transformers loads, or as a GGUF file, which llama.cpp runs.
+
+    An --out that ends in .gguf is a file, any other a folder.
+    """
+    from miudo.files import refuse_inputs
     from miudo.formats.export import export as export_model
     from miudo.formats.export import export_adapter
     from miudo.tensors import DType
 
     path = model_path(model)
+    to = to or ("gguf" if out.suffix == ".gguf" else "hf")
+    refuse_inputs(out, path, adapter)
+    if out.exists() and not force:
+        raise UsageError("is there already", where=out, remedy="Give another --out, or --force")
     kind = "model" if adapter is None else "adapter"
     if adapter is None:
         made = export_model(path, out, to=to, dtype=None if dtype is None else DType(dtype))

@@ -1,4 +1,4 @@
-"""`miudo list`, `import` and `rm`: the models on this machine.
+"""`miudo list`, `import`, `cp` and `rm`: the models on this machine.
 
 For: what is here, under which name, from where; bringing one in; taking one away.
 Not for: fetching from the hub (`miudo.cli.pulling`).
@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from miudo.cli.options import emit, printable, verb
+from miudo.cli.options import complete_model, emit, printable, verb
 from miudo.errors import UsageError
 
-__all__ = ["import_", "list_", "remove"]
+__all__ = ["copy", "import_", "list_", "remove"]
 
 
 @verb("list")
@@ -50,15 +50,41 @@ def import_(path: Path, *, name: str | None, licence: str | None, as_json: bool)
     """
     from miudo.hub.inventory import free_name
     from miudo.hub.store import import_model
+    from miudo.records import is_licence
 
+    if licence is not None and not is_licence(licence):
+        raise UsageError(
+            f"{licence[:60]!r} is no SPDX expression",
+            where="--license",
+            remedy="Give an identifier such as CC-BY-4.0, or LicenseRef- and a name",
+        )
     reference = free_name(path, name)
     stored = import_model(path, reference, licence=licence)
     value = {"schema": 1, "name": str(reference), "path": str(stored.path)}
     emit(value, f"model    {reference}\npath     {stored.path}", as_json=as_json)
 
 
+@verb("cp")
+@click.argument("model", shell_complete=complete_model)
+@click.argument("name", metavar="NAME[:TAG]")
+def copy(model: str, name: str, *, as_json: bool) -> None:
+    """Give MODEL a further NAME in the store.
+
+    What the store has already takes no more room; what lies elsewhere is copied into it.
+    """
+    from miudo.hub.inventory import free_name
+    from miudo.hub.resolve import model_path
+    from miudo.hub.store import import_model
+
+    path = model_path(model)
+    reference = free_name(path, name)
+    stored = import_model(path, reference)
+    value = {"schema": 1, "name": str(reference), "path": str(stored.path)}
+    emit(value, f"model    {reference}\npath     {stored.path}", as_json=as_json)
+
+
 @verb("rm")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--force", is_flag=True, help="Also what another program fetched into the cache.")
 def remove(model: str, *, force: bool, as_json: bool) -> None:
     """Delete MODEL, a name of `miudo list`, from the store or the cache of the hub.

@@ -12,12 +12,14 @@ from pathlib import Path
 import click
 
 from miudo.cli.options import printable
+from miudo.hub.catalogue import load_catalogue
+from miudo.hub.folders import home_folder
 from miudo.hub.licences import Licence, state_once
-from miudo.hub.store import home_folder
+from miudo.hub.resolve import on_hub
 from miudo.names import LocalRef, parse_reference
 from miudo.records import Record
 
-__all__ = ["state_licence", "state_licence_of_model"]
+__all__ = ["catalogue_licence", "state_licence", "state_licence_of_model"]
 
 
 def state_licence(licence: Licence, about: str) -> None:
@@ -29,19 +31,19 @@ def state_licence(licence: Licence, about: str) -> None:
 
 def state_licence_of_model(reference: str, path: Path, record: Record | None) -> None:
     """Says it for a model that is about to run: by its record, else by the catalogue."""
-    from miudo.hub.catalogue import load_catalogue
-    from miudo.hub.resolve import on_hub
-
     parsed = parse_reference(reference)
     stated = None if record is None else record.licence
     if isinstance(parsed, LocalRef) and stated is None:
         return
-    catalogue = load_catalogue()
-    source = on_hub(parsed)
-    licence = catalogue.licences.get(stated or "")
-    if licence is None and source is not None:
-        entry = catalogue.of_repository(source.repo_id)
-        licence = None if entry is None else entry.licence
+    licence = load_catalogue().licences.get(stated or "") or catalogue_licence(reference)
     if licence is not None:
+        source = on_hub(parsed)
         about = str(path.resolve()) if isinstance(parsed, LocalRef) else str(parsed)
         state_licence(licence, about if source is None else source.repo_id)
+
+
+def catalogue_licence(reference: str) -> Licence | None:
+    """Returns the licence that the catalogue has for a model of the hub, None for others."""
+    source = on_hub(parse_reference(reference))
+    entry = None if source is None else load_catalogue().of_repository(source.repo_id)
+    return None if entry is None else entry.licence

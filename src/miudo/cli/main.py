@@ -20,47 +20,82 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from miudo import __version__
 from miudo.errors import MissingError, MiudoError, ResourceError
 
-__all__ = ["VERBS", "LazyGroup", "cli", "main"]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+__all__ = ["ALIASES", "SECTIONS", "VERBS", "LazyGroup", "cli", "main"]
 
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("miudo.cli.running:run", "Talk to a model, or continue a text"),
+    "chat": ("miudo.cli.running:chat", "Talk to a model that has a chat template"),
+    "complete": ("miudo.cli.running:complete", "Continue a text, without a chat template"),
+    "suggest": ("miudo.cli.suggesting:suggest", "The next words of a text, as a keyboard has them"),
+    "tokenize": ("miudo.cli.tokenizing:tokenize", "A text as a model's tokens, or ids as text"),
+    "embed": ("miudo.cli.embedding:embed", "Texts as vectors, to compare and search them"),
     "serve": ("miudo.cli.serving:serve", "Answer programs over HTTP, as OpenAI's API does"),
     "route": ("miudo.cli.routing:route", "Small model or large one, by rules and examples"),
-    "suggest": ("miudo.cli.suggesting:suggest", "The next words of a text, as a keyboard has them"),
+    "ps": ("miudo.cli.processes:ps", "The servers that run here, and their models"),
     "catalog": ("miudo.cli.browsing:catalog", "Models to choose from: memory, licence, uses"),
     "pull": ("miudo.cli.pulling:pull", "Fetch a model from the Hugging Face hub"),
-    "list": ("miudo.cli.keeping:list_", "The models on this machine"),
+    "list": ("miudo.cli.keeping:list_", "The models on this machine (also: ls)"),
     "show": ("miudo.cli.showing:show", "What a model is, and how it came to be"),
     "import": ("miudo.cli.keeping:import_", "Copy a model in, under a name"),
+    "cp": ("miudo.cli.keeping:copy", "Give a model on this machine another name"),
     "rm": ("miudo.cli.keeping:remove", "Delete a model that was pulled or imported"),
-    "prepare": ("miudo.cli.making:prepare", "Turn text into packed tokens for training"),
-    "select": ("miudo.cli.selecting:select", "Keep the text a student has most to learn from"),
-    "train": ("miudo.cli.making:train", "Train a model from scratch"),
-    "ask": ("miudo.cli.asking:ask", "Have a model answer prompts: text to learn from"),
+    "export": ("miudo.cli.exporting:export", "Write a model as one GGUF file or as a folder"),
+    "shrink": ("miudo.cli.planning:shrink", "A model within a budget, and the proof of it"),
     "finetune": ("miudo.cli.tuning:finetune", "Teach a model from chats or text of yours"),
     "distill": ("miudo.cli.shrinking:distill", "Train a small model to imitate a big one"),
     "prune": ("miudo.cli.shrinking:prune", "Take layers or feed-forward width out of a model"),
     "quantize": ("miudo.cli.quantizing:quantize", "Store a model's weights in fewer bits"),
     "merge": ("miudo.cli.tuning:merge", "Add an adapter into its model's weights"),
-    "export": ("miudo.cli.exporting:export", "Write a model as one GGUF file or as a folder"),
+    "train": ("miudo.cli.making:train", "Train a model from scratch"),
+    "prepare": ("miudo.cli.making:prepare", "Turn text into packed tokens for training"),
+    "select": ("miudo.cli.selecting:select", "Keep the text a student has most to learn from"),
+    "ask": ("miudo.cli.asking:ask", "Have a model answer prompts: text to learn from"),
+    "demo": ("miudo.cli.demo:demo", "The whole way, small: from text to a model that runs"),
     "eval": ("miudo.cli.evaluating:evaluate", "Perplexity on text, accuracy on tasks"),
     "compare": (
         "miudo.cli.evaluating:compare",
         "Models side by side: size, quality, speed, energy",
     ),
     "bench": ("miudo.cli.benching:bench", "How fast a model runs here, and how near the limit"),
-    "shrink": ("miudo.cli.planning:shrink", "A model within a budget, and the proof of it"),
-    "demo": ("miudo.cli.demo:demo", "The whole way, small: from text to a model that runs"),
+    "doctor": ("miudo.cli.doctoring:doctor", "Whether miudo works here, and what mends it"),
+    "config": ("miudo.cli.configuring:config", "Every setting, its value, where it comes from"),
+    "completion": (
+        "miudo.cli.completing:completion",
+        "What makes the shell complete miudo's words",
+    ),
     "version": ("miudo.cli.showing:version", "Versions of miudo and of what it stands on"),
 }
 """Verb to (where its command is, its line of help): `miudo --help` imports none of them."""
+
+SECTIONS = {
+    "run": "Use a model",
+    "catalog": "Get and keep models",
+    "shrink": "Make a model",
+    "eval": "Measure a model",
+    "doctor": "This machine",
+}
+"""The first verb of each part of the help; a part goes on to the next one's first."""
+
+ALIASES = {"ls": "list"}
+"""Names that everybody's fingers know."""
+
+_ELSEWHERE = {
+    "download": "pull", "info": "show", "generate": "complete", "continue": "complete",
+    "delete": "rm", "remove": "rm", "copy": "cp", "models": "list", "quantise": "quantize",
+    "distil": "distill", "benchmark": "bench", "evaluate": "eval", "convert": "export",
+    "chats": "chat", "server": "serve", "detokenize": "tokenize", "check": "doctor",
+}  # fmt: skip
+"""What other programs call it: named in the error for an unknown verb."""
 
 _MAKE_PACKAGES = {"torch", "safetensors", "pyarrow", "datasketch", "matplotlib"}
 
@@ -69,11 +104,12 @@ class LazyGroup(click.Group):
     """A group that imports a verb when it is called, and ends in miudo's exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the verbs in the order of a model's life."""
+        """Returns the verbs, part by part of the help."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Returns the verb's command, importing its module; None for an unknown verb."""
+        name = ALIASES.get(name, name)
         if name not in VERBS:
             return None
         module, _, attribute = VERBS[name][0].partition(":")
@@ -84,8 +120,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Names the nearest verb when there is none of that name."""
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
+        if args and args[0] not in (*VERBS, *ALIASES) and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], VERBS, n=1)
+            near = [_ELSEWHERE[args[0]]] if args[0] in _ELSEWHERE else near
             cure = f"Did you mean `{near[0]}`?" if near else "See `miudo --help`."
             raise click.UsageError(f"no verb is called {args[0]!r}. {cure}", ctx)
         from miudo.records import COMMAND  # here, where a verb is run: `--help` needs no records
@@ -95,8 +132,22 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the table of verbs from their lines of help alone."""
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+        parts: dict[str, list[tuple[str, str]]] = {}
+        part = ""
+        for name, (_, text) in VERBS.items():
+            part = SECTIONS.get(name, part)
+            parts.setdefault(part, []).append((name, text))
+        widest = max(map(len, VERBS))
+        for title, rows in parts.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), text) for name, text in rows])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Returns the verbs that begin so, from their lines of help alone."""
+        from click.shell_completion import CompletionItem
+
+        found = [(n, text) for n, (_, text) in VERBS.items() if n.startswith(incomplete)]
+        return [CompletionItem(name, help=text) for name, text in found]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the verb; an int that comes back is the exit code.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import BLOCK_TYPES, emit, parse_size, verb
+from miudo.cli.options import BLOCK_TYPES, complete_model, emit, parse_size, verb
 from miudo.cli.settings import check_keys, make_settings
 from miudo.cli.training_options import data_option
 from miudo.errors import UsageError
@@ -28,7 +28,7 @@ _METHODS = ("nearest", "importance", "gptq", "awq", "learned")
 
 
 @verb("quantize", takes_settings=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .gguf.")
 @click.option(
     "--dtype",

@@ -1,6 +1,7 @@
-"""`miudo run`: one answer, a pipe, or a conversation.
+"""`miudo run`, `chat` and `complete`: one answer, a pipe, or a conversation.
 
-For: telling model and prompt apart, and where the prompt comes from.
+For: making a model ready to talk, and choosing between chat and continued text. `run` lets the
+chat template decide, `chat` wants one, `complete` wants none; all else is the same function.
 Not for: generating (`miudo.engine.generate`) or printing (`miudo.cli.answering`).
 Read next: `miudo.cli.answering`; `miudo.cli.conversing` for the loop on a terminal.
 """
@@ -8,159 +9,166 @@ Read next: `miudo.cli.answering`; `miudo.cli.conversing` for the loop on a termi
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING, Any, Literal
 
 from miudo.cli.answering import answer
-from miudo.cli.options import BLOCK_TYPES, verb, watts_option
-from miudo.cli.templates import read_template, template_option
+from miudo.cli.options import aside, printable, verb
+from miudo.cli.prompting import choose, prompt_text
+from miudo.cli.run_options import generate_settings, talk_options
+from miudo.cli.talk import NO_TEMPLATE, Talk
+from miudo.cli.templates import read_template, template_origin
 from miudo.errors import RequestError, UsageError
 from miudo.hub.resolve import model_path
 
 if TYPE_CHECKING:
-    from miudo.engine.generate import GenerateSettings
     from miudo.engine.speculate import Speculation
     from miudo.evaluate.loading import LoadedModel
 
-__all__ = ["choose", "run"]
+__all__ = ["chat", "complete", "run"]
+
+_Manner = Literal["run", "chat", "complete"]
 
 
 @verb("run")
-@click.argument("model_and_prompt", nargs=-1, metavar="[MODEL] [PROMPT]")
-@click.option(
-    "--adapter", type=click.Path(path_type=Path), help="Lay this LoRA adapter over the model."
-)
-@click.option("--prompt", help="The prompt, whatever it looks like; - reads standard input.")
-@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=float, default=0.95, show_default=True)
-@click.option("--top-k", type=int, default=0, show_default=True, help="0 is all.")
-@click.option("--min-p", type=float, default=0.0, show_default=True)
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--stop", multiple=True, help="Stop before this text; may be repeated.")
-@click.option("--raw", is_flag=True, help="Continue the text; no chat template.")
-@template_option
-@click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
-@click.option("--activations", type=click.Choice(["int8", "float"]), default="int8")
-@click.option(
-    "--dtype",
-    type=click.Choice(["F32", "F16", "BF16", *BLOCK_TYPES], case_sensitive=False),
-    help="Hold matrices as this type; default: as they are.",
-)
-@watts_option
-@click.option(
-    "--context",
-    type=click.IntRange(1),
-    help="Let texts of so many tokens fit, in a longrope model more than its original ones.",
-)
-@click.option(
-    "--speculate/--no-speculate",
-    default=True,
-    show_default=True,
-    help="Guess tokens where that saves time; they stay the same.",
-)
-@click.option(
-    "--draft-model",
-    metavar="MODEL",
-    help="A smaller model of the same tokenizer that guesses too.",
-)
-def run(
-    model_and_prompt: tuple[str, ...],
-    *,
-    adapter: Path | None,
-    prompt: str | None,
-    raw: bool,
-    dtype: str | None,
-    chat_template: str | None,
-    as_json: bool,
-    **flags: Any,
-) -> None:
-    """Talk to MODEL, or continue PROMPT with it.
+@talk_options(chat=True)
+def run(**given: Any) -> None:
+    """Talk to MODEL, or have it answer PROMPT.
 
     Without MODEL the model inside the package runs. A single argument that holds white space
-    is a prompt. Without a prompt: what is piped in, or a conversation on a terminal.
+    is a prompt. What is piped in comes before PROMPT, or is it. Without either: a conversation,
+    in which /help tells what there is to do.
+
+    A model with a chat template answers; one without continues the text. `miudo chat` insists on
+    the first, `miudo complete` on the second.
     """
+    _talk("run", **given)
+
+
+@verb("chat")
+@talk_options(chat=True)
+def chat(**given: Any) -> None:
+    """Talk to MODEL through its chat template; a model without one is refused.
+
+    In all else as `miudo run`.
+    """
+    _talk("chat", **given)
+
+
+@verb("complete")
+@talk_options(chat=False)
+def complete(**given: Any) -> None:
+    """Continue PROMPT with MODEL as it stands, without a chat template.
+
+    In all else as `miudo run`, except that a pipe keeps its last line's end.
+    """
+    _talk("complete", system=None, chat_template=None, **given)
+
+
+def _talk(
+    manner: _Manner,
+    *,
+    model_and_prompt: tuple[str, ...],
+    prompt: str | None,
+    system: str | None,
+    as_json: bool,
+    no_history: bool,
+    **flags: Any,
+) -> None:
+    name, given = choose(model_and_prompt, prompt)
+    text = prompt_text(given, exact=manner == "complete")
+    if text is None and as_json:
+        raise UsageError("--json needs a prompt", remedy="Give --prompt or pipe one in")
+    if text is not None and not text.strip() and manner != "complete":
+        raise UsageError("the prompt is empty", remedy="Give a prompt, or pipe one in")
+    talk = _ready(manner, name, **flags)
+    if system is not None and talk.template is None:
+        raise UsageError(
+            "--system needs a chat template, and the model has none",
+            where=talk.name,
+            remedy="Give --chat-template, such as chatml, or leave --system out",
+        )
+    if text is None:
+        _converse(talk, name, system=system, no_history=no_history)
+        return
+    from miudo.protocol import Message
+
+    messages = [] if system is None else [Message("system", system)]
+    if talk.template is None and manner == "run" and sys.stderr.isatty():
+        aside(
+            f"{talk.name} has no chat template: the text is continued (--chat-template gives one)"
+        )
+    answer(talk, talk.ids([*messages, Message("user", text)]), as_json=as_json)
+
+
+def _ready(manner: _Manner, name: str | None, **flags: Any) -> Talk:
+    """Loads the model `name` as the flags want it."""
     from miudo.evaluate.loading import load_model
     from miudo.tensors import DType
 
-    model, given = choose(model_and_prompt, prompt)
-    watts = flags.pop("watts")
+    watts, timings, dtype = (flags.pop(flag) for flag in ("watts", "timings", "dtype"))
+    adapter, template = flags.pop("adapter"), flags.pop("chat_template")
     engine = {flag: flags.pop(flag) for flag in ("threads", "activations", "context")}
     speculate, draft = flags.pop("speculate"), flags.pop("draft_model")
-    settings = _settings(**flags)
-    if raw and chat_template is not None:
-        raise UsageError("--raw takes no --chat-template", remedy="Leave one of them out")
+    settings = generate_settings(**flags)
     if draft is not None and not speculate:
         raise UsageError("--no-speculate takes no --draft-model", remedy="Leave one of them out")
-    template = None if chat_template is None else read_template(chat_template)
-    path = model_path(model)
+    given = None if template is None else read_template(template)
+    path = model_path(name)
     held = None if dtype is None else DType(dtype)
     loaded = load_model(path, adapter=adapter, dtype=held, **engine)
-    if model is not None:
+    if name is not None:
         from miudo.cli.licensing import state_licence_of_model
 
-        state_licence_of_model(model, path, loaded.model.record)
-    if template is not None:
-        loaded = dataclasses.replace(
-            loaded, model=dataclasses.replace(loaded.model, chat_template=template)
-        )
-    settings = dataclasses.replace(
-        settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter
+        state_licence_of_model(name, path, loaded.model.record)
+    chosen, origin = (
+        (None, NO_TEMPLATE)
+        if manner == "complete"
+        else _template(loaded, given, template, adapter=adapter)
     )
-    speculation = _speculation(loaded, draft, engine) if speculate else None
-    if given is None and sys.stdin.isatty():
-        from miudo.cli.conversing import converse
-
-        if as_json:
-            raise UsageError("--json needs a prompt", remedy="Give --prompt or pipe one in")
-        converse(loaded, settings, speculation=speculation, raw=raw, watts=watts)
-        return
-    text = _piped(raw=raw) if given in (None, "-") else str(given)
-    if not text.strip() and not raw:
-        raise UsageError("the prompt is empty", remedy="Give a prompt, or --raw to start from none")
-    from miudo.protocol import Message
-    from miudo.text.prompt import prompt_ids
-
-    template = None if raw else loaded.model.chat_template
-    messages = [Message("user", text)]
-    ids = prompt_ids(loaded.tokenizer, messages, loaded.model.config, template=template)
-    answer(loaded, ids, settings, speculation=speculation, as_json=as_json, watts=watts)
-
-
-def choose(arguments: Sequence[str], prompt: str | None) -> tuple[str | None, str | None]:
-    """Returns (model, prompt) of the command line; None is the embedded model, or no prompt.
-
-    Raises UsageError for more than a model and a prompt.
-    """
-    wanted = 1 if prompt is not None else 2
-    if len(arguments) > wanted:
+    if chosen is None and manner == "chat":
         raise UsageError(
-            f"{len(arguments)} arguments are too many", remedy="Put the prompt in quotes"
+            "has no chat template, so it cannot be talked to",
+            where=name or path.stem,
+            remedy="Give --chat-template, such as chatml, or continue texts: miudo complete",
         )
-    if len(arguments) == 2:
-        return arguments[0], arguments[1]
-    if not arguments:
-        return None, prompt
-    (only,) = arguments
-    if prompt is None and (only == "-" or _is_prompt(only)):
-        return None, only
-    return only, prompt
+    return Talk(
+        name or path.stem,
+        loaded,
+        dataclasses.replace(settings, eos_ids=loaded.model.config.eos_ids, adapter=loaded.adapter),
+        chosen,
+        origin,
+        _speculation(loaded, draft, engine) if speculate else None,
+        watts,
+        timings,
+    )
 
 
-def _settings(*, max_tokens: int, stop: tuple[str, ...], **sampling: Any) -> GenerateSettings:
-    from miudo.engine.generate import GenerateSettings
-    from miudo.protocol import SamplingSettings
+def _template(
+    loaded: LoadedModel, given: str | None, choice: str | None, *, adapter: Path | None
+) -> tuple[str | None, str]:
+    """Returns the chat template and where it came from."""
+    if given is not None and choice is not None:
+        return given, template_origin(choice)
+    if loaded.model.chat_template is None:
+        return None, NO_TEMPLATE
+    from miudo.formats.adapter import adapter_template
 
-    try:
-        return GenerateSettings(max_tokens, SamplingSettings(**sampling), stop)
-    except RequestError as error:  # here the values were typed as flags
-        raise UsageError(error.what, where=error.where, remedy=error.remedy) from error
+    own = adapter is not None and adapter_template(adapter) is not None
+    return loaded.model.chat_template, "the adapter's own" if own else "the model's own"
+
+
+def _converse(talk: Talk, name: str | None, *, system: str | None, no_history: bool) -> None:
+    from miudo.cli.conversing import converse
+    from miudo.cli.first_screen import facts, facts_text
+    from miudo.cli.licensing import catalogue_licence
+    from miudo.cli.typed import history_file
+
+    stated = None if name is None else catalogue_licence(name)
+    aside(printable(facts_text(facts(talk, None if stated is None else stated.id))))
+    aside('/help tells the commands, """ begins a long text, Ctrl-C stops an answer, Ctrl-D leaves')
+    converse(talk, system=system, history=None if no_history else history_file())
 
 
 def _speculation(loaded: LoadedModel, draft: str | None, engine: dict[str, Any]) -> Speculation:
@@ -177,12 +185,3 @@ def _speculation(loaded: LoadedModel, draft: str | None, engine: dict[str, Any])
             remedy="Draft with a model of the same tokenizer",
         )
     return Speculation(drafting.engine)
-
-
-def _piped(*, raw: bool) -> str:
-    text = sys.stdin.read()
-    return text if raw else text.removesuffix("\n")  # `echo` and editors end with one
-
-
-def _is_prompt(text: str) -> bool:
-    return any(c.isspace() for c in text) and not os.path.exists(text)

@@ -7,6 +7,7 @@ Read next: `miudo.serve.run`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import verb
+from miudo.cli.options import complete_model, duration, parse_size, verb
 from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
 
 if TYPE_CHECKING:
-    from miudo.serve.run import RouteJob
+    from miudo.serve.run import RouteJob, ServeJob
 
 __all__ = ["serve"]
 
 
 @verb("serve")
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @click.option("--host", "address", default="127.0.0.1", show_default=True, envvar="MIUDO_HOST")
 @click.option("--port", type=click.IntRange(0, 65535), default=4470, show_default=True)
 @click.option(
@@ -51,11 +52,55 @@ __all__ = ["serve"]
 )
 @click.option("--cache-mb", type=click.IntRange(1), help="Memory for keys and values, at most.")
 @click.option(
-    "--drain",
-    type=click.FloatRange(0),
-    default=10.0,
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[MODEL:]NAME=PATH",
+    help="A LoRA adapter of a model, the first if none is named; requests name MODEL:NAME or NAME.",
+)
+@click.option(
+    "--on-demand", is_flag=True, help="Open models of `miudo list` when a request names them."
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What open models may take together; idle ones make room for others.",
+)
+@click.option(
+    "--keep-alive",
+    type=duration,
+    default="5m",
     show_default=True,
-    help="Seconds that running requests have after SIGTERM.",
+    help="How long a model that was opened on demand stays without a request.",
+)
+@click.option("--rate", type=click.IntRange(1), help="Requests of a key in a minute; more get 429.")
+@click.option(
+    "--deadline",
+    type=duration,
+    default="10m",
+    show_default=True,
+    help="How long an answer may take; a request's X-Request-Timeout may make it shorter.",
+)
+@click.option(
+    "--patience",
+    type=duration,
+    default="8s",
+    show_default=True,
+    help="How long a client may take to send a request's head, or to take what is sent.",
+)
+@click.option(
+    "--drain",
+    type=duration,
+    default="10s",
+    show_default=True,
+    help="What running requests have after SIGTERM.",
+)
+@click.option(
+    "--log",
+    type=click.Choice(["json", "text", "none"]),
+    default="text",
+    show_default=True,
+    help="Lines on stderr, one a request; no prompts, no keys.",
 )
 @click.option(
     "--route",
@@ -63,44 +108,63 @@ __all__ = ["serve"]
     type=click.Path(path_type=Path),
     help="A route table: its targets are served too, and the model auto chooses between them.",
 )
-def serve(
-    models: tuple[str, ...],
-    *,
-    address: str,
-    port: int,
-    key_file: Path | None,
-    allow_host: tuple[str, ...],
-    table: Path | None,
-    as_json: bool,
-    **running: Any,
-) -> None:
+def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
     """Serve MODEL, or the model inside the package, over HTTP.
 
     Clients of OpenAI's protocol take http://127.0.0.1:4470/v1 as their base URL.
     """
-    from miudo.engine.native import DEFAULT_CACHE_BYTES
     from miudo.serve import run
-    from miudo.serve.hosted import HostSettings
+    from miudo.serve.registered import registered
 
-    cache = running["cache_mb"]
-    settings = HostSettings(
-        threads=running["threads"],
-        cache_bytes=DEFAULT_CACHE_BYTES if cache is None else cache * 10**6,
-        max_sequences=running["parallel"],
-        max_waiting=running["queue"],
-    )
-    route = None if table is None else _route(table)
-    job = run.ServeJob(
-        models=_named(models) if route is None else _with_targets(models, route),
-        address=address,
-        port=port,
-        keys=_keys(key_file),
-        hosts=allow_host,
-        host=settings,
-        drain_s=running["drain"],
+    route = None if given["table"] is None else _route(given["table"])
+    job = _job(_named(models) if route is None else _with_targets(models, route), given, route)
+    with contextlib.ExitStack() as stack:
+
+        def ready(url: str) -> None:
+            stack.enter_context(registered(url, job.models))
+            _say(url, job.models, as_json=as_json)
+
+        run.serve(job, ready=ready)
+
+
+def _job(models: Mapping[str, Path], given: Mapping[str, Any], route: RouteJob | None) -> ServeJob:
+    from miudo.engine.native import DEFAULT_CACHE_BYTES
+    from miudo.serve.app import Rules
+    from miudo.serve.guard import hashed
+    from miudo.serve.hosted import HostSettings
+    from miudo.serve.house import Holding
+    from miudo.serve.receiving import BodyLimits
+    from miudo.serve.run import ServeJob
+    from miudo.serve.wire import WireLimits
+
+    cache, memory = given["cache_mb"], given["memory"]
+    return ServeJob(
+        models=models,
+        address=given["address"],
+        port=given["port"],
+        adapters=_adapters(given["adapters"], models),
+        on_demand=given["on_demand"],
+        holding=Holding(
+            None if memory is None else parse_size(memory, "--memory"), given["keep_alive"]
+        ),
+        host=HostSettings(
+            threads=given["threads"],
+            cache_bytes=DEFAULT_CACHE_BYTES if cache is None else cache * 10**6,
+            max_sequences=given["parallel"],
+            max_waiting=given["queue"],
+        ),
+        rules=Rules(
+            keys=[hashed(key) for key in _keys(given["key_file"])],
+            hosts=given["allow_host"],
+            limits=BodyLimits(patience_s=given["patience"]),
+            per_minute=given["rate"],
+            deadline_s=given["deadline"],
+        ),
+        wire=WireLimits(patience_s=given["patience"]),
+        drain_s=given["drain"],
+        log=given["log"],
         route=route,
     )
-    run.serve(job, ready=lambda url: _say(url, job.models, as_json=as_json))
 
 
 def _route(path: Path) -> RouteJob:
@@ -120,6 +184,25 @@ def _with_targets(models: tuple[str, ...], route: RouteJob) -> dict[str, Path]:
                 f"{name!r} is a model and a target", where="--route", remedy="Rename the target"
             )
     return named
+
+
+def _adapters(given: tuple[str, ...], models: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """Returns the adapters' paths by model and name."""
+    found: dict[str, dict[str, Path]] = {}
+    for text in given:
+        front, equals, path = text.partition("=")
+        model, _, name = front.rpartition(":")
+        model = model or next(iter(models))
+        if not (equals and path and name) or model not in models:
+            raise UsageError(
+                f"{text!r} names no adapter of {', '.join(models)}",
+                where="--adapter",
+                remedy="Give [MODEL:]NAME=PATH",
+            )
+        if name in models or any(name in names for names in found.values()):
+            raise UsageError(f"{name!r} is a name twice", where="--adapter", remedy="Give another")
+        found.setdefault(model, {})[name] = Path(path)
+    return found
 
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:

@@ -7,22 +7,28 @@ Read next: `miudo.registry.describe`.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from miudo.cli.options import emit, printable, verb
+from miudo.cli.options import complete_model, emit, printable, verb
 from miudo.cli.templates import read_template, template_option
-from miudo.errors import MissingError, UsageError
+from miudo.errors import CheckFailedError, MissingError, ModelFileError, UsageError
 from miudo.hub.resolve import model_path
+
+if TYPE_CHECKING:
+    from miudo.formats import ModelFile
 
 __all__ = ["show", "version"]
 
 
 @verb("show")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option(
     "--verify",
     is_flag=True,
-    help="Read every byte: compare a folder's files with its record, look for NaN and infinity.",
+    help="Read every byte: compare the files with their record, look for NaN and infinity.",
 )
 @click.option(
     "--template", is_flag=True, help="Print the chat template and a short conversation in it."
@@ -34,7 +40,8 @@ def show(
     """Tell what MODEL is: shape, size, number types, tokenizer, licence, lineage.
 
     MODEL may be a LoRA adapter: its rank, its matrices, the model it was made for. Of a model
-    that is not here, what the catalogue says.
+    that is not here, what the catalogue says. With --verify a model that is not what its record
+    says, or holds NaN or infinity, ends in exit code 3.
     """
     if chat_template is not None and not template:
         raise UsageError("--chat-template is only shown", remedy="Give --template too")
@@ -63,11 +70,7 @@ def show(
             click.echo(printable(adapter_text(path)))
         return
 
-    if verify and path.is_dir():
-        from miudo.formats.hf import verify_folder
-
-        verify_folder(path)
-    found = open_model(path, strict_finite=verify)
+    found = _verified(path) if verify else open_model(path)
     if template:
         from miudo.registry.describe_template import describe_template, template_text
 
@@ -79,6 +82,21 @@ def show(
         emit(describe(found), "", as_json=True)
     else:
         click.echo(printable(description_text(found)))
+
+
+def _verified(path: Path) -> ModelFile:
+    """Opens a model whose bytes are those of its record. Raises CheckFailedError otherwise."""
+    from miudo.formats import open_model
+    from miudo.formats.hf import verify_file, verify_folder
+
+    try:
+        if path.is_dir():
+            verify_folder(path)
+        else:
+            verify_file(path)
+        return open_model(path, strict_finite=True)
+    except ModelFileError as error:
+        raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
 
 
 def _show_entry(model: str, *, as_json: bool) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from miudo.cli.options import BLOCK_TYPES, verb
+from miudo.cli.options import BLOCK_TYPES, complete_model, verb
 from miudo.cli.settings import check_table, make_settings
 from miudo.cli.teaching import chosen_way, way_options
 from miudo.cli.training_options import (
@@ -161,7 +161,7 @@ def distill(  # noqa: PLR0913 - one parameter an option
 
 
 @verb("prune", takes_settings=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @data_option
 @click.option("--depth", type=int, help="Take out so many layers.")
 @click.option("--hidden", type=float, help="Keep this share of the residual stream's channels.")

@@ -13,7 +13,7 @@ import click
 
 from miudo.errors import UsageError
 
-__all__ = ["read_template", "template_option"]
+__all__ = ["read_template", "template_option", "template_origin"]
 
 template_option = click.option(
     "--chat-template",
@@ -47,3 +47,10 @@ def read_template(choice: str) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         raise TokenizerError(f"is not UTF-8 ({error})", where=choice) from error
+
+
+def template_origin(choice: str) -> str:
+    """Returns in words where `read_template` has the template called `choice` from."""
+    from miudo.text.templates import BUILT_IN
+
+    return f"miudo's {choice}" if choice in BUILT_IN else f"the file {choice}"

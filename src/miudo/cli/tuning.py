@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import emit, printable, verb
+from miudo.cli.options import complete_model, emit, printable, verb
 from miudo.cli.settings import check_table, make_settings
 from miudo.cli.templates import read_template, template_option
 from miudo.cli.training_options import (
@@ -36,7 +36,7 @@ __all__ = ["finetune", "merge"]
 
 
 @verb("finetune", takes_settings=True)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @data_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--lora/--full", default=True, help="Train side paths (the default), or all weights.")
@@ -188,7 +188,7 @@ def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
 
 
 @verb("merge")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @zeros_option

@@ -7,13 +7,13 @@ Read next: `miudo.data.packed`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from miudo.data.sources import Document, ReadSettings, find_files, read_documents
 from miudo.errors import ConfigError, MissingError
+from miudo.records import is_licence
 
 __all__ = ["MAX_WEIGHT", "Part", "Source", "read_mixture", "source_files", "stated_licence"]
 
@@ -40,7 +40,7 @@ class Source:
         for name in ("name", "path", "licence"):
             if not getattr(self, name).strip():
                 raise ConfigError(f"{name} is empty", where=f"source {self.name!r}")
-        if not _is_expression(self.licence):
+        if not is_licence(self.licence):
             raise ConfigError(
                 f"licence is {self.licence!r}, no SPDX expression",
                 where=f"source {self.name!r}",
@@ -114,14 +114,6 @@ def stated_licence(sources: Sequence[Source]) -> str | None:
     stated = sorted({source.licence for source in sources})
     joined = [f"({text})" if " OR " in text else text for text in stated]
     return " AND ".join(joined) or None
-
-
-def _is_expression(text: str) -> bool:
-    """Whether `text` has the form of an SPDX expression; identifiers are not looked up."""
-    flat = re.sub(r"[()]", " ", text)
-    term = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
-    joined = rf"{term}(?:\s+(?:AND|OR|WITH)\s+{term})*"
-    return text.count("(") == text.count(")") and re.fullmatch(joined, flat.strip()) is not None
 
 
 def _absent(source: Source, where: object, root: Path) -> MissingError:

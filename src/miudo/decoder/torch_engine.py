@@ -137,6 +137,14 @@ class TorchEngine:
                 parts.append(_score(logits, self._tensor(ids[start + 1 : end + 1]), top_k))
         return _joined(parts, top_k)
 
+    @torch.inference_mode()
+    def unembed(self, hidden: FloatArray) -> FloatArray:
+        """Returns logits [N, V] of states [N, D] after any layer: final norm and head."""
+        if hidden.ndim != 2 or hidden.shape[1] != self.config.d_model:
+            raise RequestError(f"hidden is {list(hidden.shape)}, not [N, {self.config.d_model}]")
+        states = torch.from_numpy(np.array(hidden, np.float32)).to(self._device)
+        return _array(self._decoder.logits(self._decoder.norm(states)))
+
     def _get(self, conversation: int) -> _Conversation:
         if conversation not in self._open:
             raise RequestError(f"conversation {conversation} is not open")

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miudo.errors import RequestError
+from miudo.meter import Energy
 from miudo.protocol import Engine, FloatArray, SamplingSettings, SeqWork, StepOut
 
 __all__ = ["Close", "Guide", "Limits", "Open", "Plan", "Progress", "Request", "carry_out"]
@@ -117,6 +118,7 @@ class Progress:
 
     `finish_reason` is "stop", after an end token that is among the tokens or where a guide ends,
     or "length". `logprobs` are the tokens', `logits` [V] the row of the last, where asked for.
+    `energy` is the request's so far, where whoever runs the steps measures it.
     """
 
     number: int
@@ -124,6 +126,7 @@ class Progress:
     finish_reason: str | None = None
     logprobs: tuple[float, ...] = ()
     logits: FloatArray | None = None
+    energy: Energy | None = None
 
 
 def carry_out(engine: Engine, plan: Plan, conversations: dict[int, int]) -> list[StepOut]:

@@ -157,6 +157,10 @@ class FakeEngine:
             argmax=np.array([r.argmax() for r in rows], dtype=np.int32),
         )
 
+    def unembed(self, hidden: FloatArray) -> FloatArray:
+        """Raises RequestError: there are no layers whose states could be read."""
+        raise RequestError(f"the fake engine has no insides, {len(hidden)} rows were given")
+
     def _known(self, conversation: int) -> int:
         if conversation not in self._ids:
             raise RequestError(f"conversation {conversation} is not open")

@@ -29,6 +29,7 @@ from miudo.engine.native_door import (
     load_native,
     mask_array,
     sampling_values,
+    state_array,
 )
 from miudo.errors import RequestError
 from miudo.formats.derived import mapped_before
@@ -255,6 +256,13 @@ class NativeEngine:
         if not top_k:
             return Scores(logprobs, argmax)
         return Scores(logprobs, argmax, top_ids, top, total)
+
+    def unembed(self, hidden: FloatArray) -> FloatArray:
+        """Returns logits [N, V] of states [N, D] after any layer; the last's have a step's bits."""
+        states = state_array(self._config, hidden)
+        logits = empty((len(states), self._config.vocab_size))
+        call(self._core.unembed, states, logits)
+        return logits
 
 
 class _Prepared:

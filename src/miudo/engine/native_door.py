@@ -41,6 +41,7 @@ __all__ = [
     "load_native",
     "mask_array",
     "sampling_values",
+    "state_array",
 ]
 
 _T = TypeVar("_T")
@@ -168,6 +169,17 @@ def empty(shape: tuple[int, ...]) -> FloatArray:
         raise ResourceError(
             f"no memory for an array of {list(shape)}", remedy="Take in fewer ids at once"
         ) from error
+
+
+def state_array(config: ModelConfig, hidden: FloatArray) -> FloatArray:
+    """Returns states [N, D], contiguous. Raises RequestError for another shape or type."""
+    if not isinstance(hidden, np.ndarray) or hidden.dtype != np.float32 or hidden.ndim != 2:
+        raise RequestError(
+            "hidden is no float32 array [N, D]", remedy="Give rows of StepOut.hidden"
+        )
+    if hidden.shape[1] != config.d_model:
+        raise RequestError(f"hidden has {hidden.shape[1]} columns, the model {config.d_model}")
+    return np.ascontiguousarray(hidden)
 
 
 def sampling_values(s: SamplingSettings, vocab_size: int) -> tuple[object, ...]:

@@ -62,8 +62,16 @@ class Suggester:
     which a word is found to go on.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, start: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        start: Sequence[int] = (),
+        adapter: str | None = None,
+    ) -> None:
         self._engine, self._tokenizer, self._start = engine, tokenizer, tuple(start)
+        self._adapter = adapter
         self._conversation = engine.open()
         self._held: list[int] = []
         size = engine.config.vocab_size
@@ -77,6 +85,11 @@ class Suggester:
     def close(self) -> None:
         """Frees the conversation."""
         self._engine.close(self._conversation)
+
+    def forget(self) -> None:
+        """Forgets the text that was read last; the next one is read from its beginning."""
+        self._engine.truncate(self._conversation, 0)
+        self._held = []
 
     def suggest(self, text: str, count: int = 3) -> list[Suggestion]:
         """Returns up to `count` words, most probable first.
@@ -168,7 +181,7 @@ class Suggester:
             same += 1
         self._engine.truncate(self._conversation, same)
         self._held = self._held[:same]
-        work = SeqWork(self._conversation, ids[same:], want=Want.LAST_LOGITS)
+        work = SeqWork(self._conversation, ids[same:], want=Want.LAST_LOGITS, adapter=self._adapter)
         (out,) = self._engine.step([work])
         self._held = list(ids)
         if out.logits is None:

@@ -23,7 +23,14 @@ from miudo.tensors import DType, Weights
 from miudo.text.tokenizer import TextTokenizer
 from miudo.text.tokenizer_json import TokenizerSpec
 
-__all__ = ["Activations", "EngineKind", "LoadedModel", "load_model"]
+__all__ = [
+    "Activations",
+    "EngineKind",
+    "LoadedModel",
+    "load_model",
+    "tokenizer_spec",
+    "with_adapter",
+]
 
 EngineKind = Literal["native", "torch"]
 Activations = Literal["int8", "float"]
@@ -80,16 +87,30 @@ def load_model(  # noqa: PLR0913 - one path, and how it is to run; each has a de
                 beside.start(build)
 
         model = replace(open_model(path, ready=start), weights=tensors[0].weights)
-        tokenizer = TextTokenizer(_spec(model, path))
+        tokenizer = TextTokenizer(tokenizer_spec(model, path))
         running = beside.result() if engine == "native" else build()
-    if adapter is None:
-        return LoadedModel(path, model, running, tokenizer)
-    from miudo.formats.adapter import adapter_template
+    loaded = LoadedModel(path, model, running, tokenizer)
+    return loaded if adapter is None else with_adapter(loaded, adapter)
 
-    _add_adapter(running, adapter, model, tokenizer)
-    if template := adapter_template(adapter):
+
+def with_adapter(loaded: LoadedModel, path: Path, name: str = _ADAPTER) -> LoadedModel:
+    """Returns the model with the adapter at `path`, which the same engine runs as `name`.
+
+    Raises ModelFileError for one of another model or tokenizer, RequestError for a name in use.
+    """
+    from miudo.formats.adapter import adapter_template, open_adapter
+
+    model, engine = loaded.model, loaded.engine
+    if not isinstance(engine, AdaptableEngine):
+        raise UsageError("runs on an engine without adapters", where=loaded.path)
+    adapter = open_adapter(path, model.config)
+    base = base_fingerprint(model.config, model.weights)
+    tokenizer = loaded.tokenizer.fingerprint
+    check_adapter(model.config, adapter, base=base, tokenizer=tokenizer, where=path)
+    engine.add_adapter(name, adapter)
+    if template := adapter_template(path):
         model = replace(model, chat_template=template)
-    return LoadedModel(path, model, running, tokenizer, _ADAPTER)
+    return replace(loaded, model=model, adapter=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +121,11 @@ class _Tensors:
     weights: Weights
 
 
-def _spec(model: ModelFile, path: Path) -> TokenizerSpec:
+def tokenizer_spec(model: ModelFile, path: Path) -> TokenizerSpec:
+    """Returns what the tokenizer of the model at `path` is built from.
+
+    Raises TokenizerError for a model without one.
+    """
     if model.tokenizer is not None:
         return model.tokenizer
     if path.is_dir():
@@ -148,17 +173,6 @@ class _Beside(Generic[_T]):
             self._made.append(work())
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self._failed.append(error)
-
-
-def _add_adapter(
-    engine: AdaptableEngine, path: Path, model: ModelFile, tokenizer: TextTokenizer
-) -> None:
-    from miudo.formats.adapter import open_adapter
-
-    adapter = open_adapter(path, model.config)
-    base = base_fingerprint(model.config, model.weights)
-    check_adapter(model.config, adapter, base=base, tokenizer=tokenizer.fingerprint, where=path)
-    engine.add_adapter(_ADAPTER, adapter)
 
 
 def _engine(

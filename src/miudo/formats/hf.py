@@ -44,6 +44,7 @@ __all__ = [
     "check_folder",
     "family_of",
     "read_folder",
+    "verify_file",
     "verify_folder",
     "write_folder",
 ]
@@ -160,12 +161,27 @@ def verify_folder(folder: Path) -> None:
         path = resolve_under(folder, name)
         if not path.is_file():
             raise ModelFileError("is in the record and missing", where=path)
-        if sha256_file(path) != digest:
-            raise ModelFileError(
-                "is not the file of the record: another hash",
-                where=path,
-                remedy="Files of different saves were mixed; fetch them again",
-            )
+        _check_hash(path, digest)
+
+
+def verify_file(path: Path) -> None:
+    """Raises ModelFileError for a file whose hash is not that of the record beside it.
+
+    One that has none beside it, or is not in it, passes.
+    """
+    record = _record(path.parent)
+    digest = None if record is None else record.outputs.get(path.name)
+    if digest is not None:
+        _check_hash(path, digest)
+
+
+def _check_hash(path: Path, digest: str) -> None:
+    if sha256_file(path) != digest:
+        raise ModelFileError(
+            "is not the file of the record: another hash",
+            where=path,
+            remedy="Files of different saves were mixed; fetch them again",
+        )
 
 
 def write_folder(path: Path, model: ModelFile, *, dtype: DType = DType.F32) -> tuple[str, ...]:

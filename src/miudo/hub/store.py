@@ -18,13 +18,13 @@ from pathlib import Path
 from miudo.errors import MissingError, ModelFileError, ResourceError, UsageError
 from miudo.files import atomic_folder, resolve_under, sha256_file
 from miudo.formats import open_model
+from miudo.hub.folders import home_folder
 from miudo.hub.needed import CONFIG_FILE, folder_files
 from miudo.names import StoreRef
 from miudo.records import RECORD_FILE, Artefact, Record
 
 __all__ = [
     "StoredModel",
-    "home_folder",
     "import_model",
     "remove_stored",
     "stored_models",
@@ -46,14 +46,6 @@ class StoredModel:
         return sum(p.stat().st_size for p in _folder(self.reference).iterdir() if p.is_file())
 
 
-def home_folder() -> Path:
-    """Returns where miudo keeps what is its own: `MIUDO_HOME`, or the user's data folder."""
-    if given := os.environ.get("MIUDO_HOME"):
-        return Path(given)
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "miudo"
-
-
 def stored_path(reference: StoreRef) -> Path | None:
     """Returns the folder or GGUF file of a stored model, None where there is none."""
     folder = _folder(reference)
@@ -73,7 +65,8 @@ def stored_models() -> Iterator[StoredModel]:
 def import_model(path: Path, reference: StoreRef, *, licence: str | None = None) -> StoredModel:
     """Copies the model at `path` into the store as `reference`; only the files that it needs.
 
-    It must open, and be what its record says where it has one. Raises UsageError for a name that
+    Those of another model of the store are linked, not copied. It must open, and be what its
+    record says where it has one. Raises UsageError for a name that
     is taken, ResourceError for a full disk, and what `open_model` raises. The copy is there whole
     or not at all.
     """
@@ -82,13 +75,14 @@ def import_model(path: Path, reference: StoreRef, *, licence: str | None = None)
         raise UsageError(
             "is there already",
             where=str(reference),
-            remedy=f"Give another --name, or delete it: miudo rm {reference}",
+            remedy=f"Give another name, or delete it: miudo rm {reference}",
         )
     model = open_model(path)
     source = path if path.is_dir() else path.parent
     names = _files(path)
     _check_room(sum((source / name).stat().st_size for name in names))
-    known = {} if model.record is None else dict(model.record.outputs)
+    origin = _origin(path, model.record)
+    known = {} if origin is None else dict(origin.outputs)
     with atomic_folder(target) as folder:
         outputs = {name: _copied(source, name, folder, known.get(name)) for name in names}
         record = Record(
@@ -97,8 +91,8 @@ def import_model(path: Path, reference: StoreRef, *, licence: str | None = None)
             settings={"tag": reference.tag},
             inputs=tuple(Artefact("file", name, sha256) for name, sha256 in outputs.items()),
             outputs=outputs,
-            parents=() if model.record is None else (model.record,),
-            licence=licence or (None if model.record is None else model.record.licence),
+            parents=() if origin is None else (origin,),
+            licence=licence or (None if origin is None else origin.licence),
         )
         record.write(folder)
     stored = stored_path(reference)
@@ -128,6 +122,12 @@ def _record(folder: Path) -> Record | None:
         return None
 
 
+def _origin(path: Path, inside: Record | None) -> Record | None:
+    """Returns how a model came to be: the record beside a GGUF file, if it names it, knows more."""
+    beside = None if path.is_dir() else _record(path.parent)
+    return beside if beside is not None and path.name in beside.outputs else inside
+
+
 def _files(path: Path) -> tuple[str, ...]:
     if not path.is_dir():
         return (path.name,)
@@ -135,7 +135,11 @@ def _files(path: Path) -> tuple[str, ...]:
 
 
 def _copied(source: Path, name: str, folder: Path, wanted: str | None) -> str:
-    shutil.copyfile(resolve_under(source, name), folder / name)
+    original = resolve_under(source, name)
+    if original.is_relative_to((home_folder() / "models").resolve()):
+        os.link(original, folder / name)  # files of the store are replaced, never changed
+    else:
+        shutil.copyfile(original, folder / name)
     sha256 = sha256_file(folder / name)
     if wanted not in (None, sha256):
         raise ModelFileError(

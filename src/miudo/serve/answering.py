@@ -19,7 +19,9 @@ import numpy as np
 
 from miudo.engine.batches import Guide, Progress, Request
 from miudo.errors import MiudoError, RequestError
+from miudo.meter import Energy
 from miudo.protocol import FloatArray, SamplingSettings, Tokenizer
+from miudo.serve.errand import current_errand
 from miudo.serve.worker import Worker
 from miudo.text.stream import TextStream
 
@@ -31,7 +33,8 @@ class Ask:
     """What to go on with, how long, and how to draw.
 
     `top` asks for log-probabilities: of each token and so many others; None: of none.
-    `scope` is whose cache may be begun with; `deadline_s` counts from when it is asked.
+    `scope` is whose cache may be begun with; `deadline_s` counts from when it is asked, and the
+    request's own deadline holds beside it.
     """
 
     prompt: Sequence[int]
@@ -57,10 +60,14 @@ class TokenChance:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds: until work began to show, and from the first token to the last."""
+    """Seconds: until work began to show, and from the first token to the last.
+
+    `energy` is the request's part of the steps that it shared, by ids taken in.
+    """
 
     first_token_s: float
     rest_s: float
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +107,42 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
             f"the prompt has {len(ask.prompt)} tokens, the model {context} positions",
             remedy="Shorten the prompt",
         )
-    number, news = worker.next_number(), asyncio.Queue[Progress | MiudoError]()
-    stream, began = TextStream(tokenizer, ask.stop, after=ask.prompt), time.perf_counter()
-    worker.submit(
-        _request(number, worker, tokenizer, ask), news.put_nowait, deadline_s=ask.deadline_s
-    )
-    made, first, reason = 0, began, None
+    errand, number, news = current_errand(), worker.next_number(), asyncio.Queue[_News]()
+
+    def sink(item: Progress | MiudoError) -> None:
+        # What waits here for a slow reader holds no rows of logits.
+        news.put_nowait(item if isinstance(item, MiudoError) else _drawn(item, ask.top))
+
+    stream, began = TextStream(tokenizer, ask.stop, after=ask.prompt), time.monotonic()
+    request = _request(number, worker, tokenizer, ask)
+    worker.submit(request, sink, deadline_s=errand.left_s(ask.deadline_s))
+    errand.prompt_tokens += len(ask.prompt)
+    made, latest, first_s, reason = 0, began, 0.0, None
+    energy: Energy | None = None
+    latencies = worker.latencies
     try:
         while reason is None:
-            progress = await news.get()
-            if isinstance(progress, MiudoError):
-                raise progress
-            first = first if made else time.perf_counter()
-            text, tokens, reason = _read(progress, stream, ask.eos_ids)
-            made += len(tokens)
-            chance = _chances(progress, ask.top)[: len(tokens)]
+            drawn = await news.get()
+            if isinstance(drawn, MiudoError):
+                raise drawn
+            energy = drawn.energy
+            text, tokens, reason = _read(drawn, stream, ask.eos_ids)
+            if made == 0:
+                first_s = drawn.at - began
+                latencies.first_token.add(first_s)
+                errand.first_token_s = errand.first_token_s or first_s
+            elif tokens:
+                latencies.between_tokens.add((drawn.at - latest) / len(tokens))
+            made, latest = made + len(tokens), drawn.at
+            errand.new_tokens += len(tokens)
+            chance = drawn.chances[: len(tokens)]
             if reason is None and (text or chance):
                 yield Piece(text, chance)
     finally:
         worker.cancel(number)
-    timings = Timings(first - began, time.perf_counter() - first)
+        latencies.ends[reason or "abort"] += 1
+    latencies.whole.add(latest - began)
+    timings = Timings(first_s, latest - began - first_s, energy)
     end = text + stream.finish()
     yield Piece(end, chance, reason, stream.stopped, len(ask.prompt), made, timings)
 
@@ -156,8 +179,27 @@ def _request(number: int, worker: Worker, tokenizer: Tokenizer, ask: Ask) -> Req
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A progress as it waits to be read: its tokens' chances in the place of logits."""
+
+    tokens: tuple[int, ...]
+    chances: tuple[TokenChance, ...]
+    finish_reason: str | None
+    energy: Energy | None
+    at: float
+
+
+_News = _Drawn | MiudoError
+
+
+def _drawn(progress: Progress, top: int | None) -> _Drawn:
+    reason, energy = progress.finish_reason, progress.energy
+    return _Drawn(progress.tokens, _chances(progress, top), reason, energy, time.monotonic())
+
+
 def _read(
-    progress: Progress, stream: TextStream, eos_ids: tuple[int, ...]
+    progress: _Drawn, stream: TextStream, eos_ids: tuple[int, ...]
 ) -> tuple[str, list[int], str | None]:
     """Returns what can be shown, the tokens that count, and why it ended."""
     text, tokens = "", list[int]()

@@ -8,6 +8,7 @@ Read next: `miudo.serve.openai.chat`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,74 +18,114 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from miudo.errors import MiudoError
+from miudo.serve.anthropic.routes import anthropic_routes
+from miudo.serve.describing import describing_route
+from miudo.serve.errand import current_errand
+from miudo.serve.faults import Fault, fault_of
 from miudo.serve.guard import Guard
 from miudo.serve.house import House
+from miudo.serve.inspect.routes import inspect_routes
+from miudo.serve.logs import Log
+from miudo.serve.ollama.routes import ollama_routes
 from miudo.serve.openai.routes import openai_routes
+from miudo.serve.operating import operating_routes
+from miudo.serve.page.routes import page_paths, page_routes
+from miudo.serve.rates import Rates
 from miudo.serve.receiving import BodyLimits
-from miudo.serve.replies import ClientGoneError, failure, json_reply
+from miudo.serve.replies import ClientGoneError, failure
 from miudo.serve.routing.router import Router
 from miudo.serve.routing.routes import routed
+from miudo.serve.standing import Standing
+from miudo.serve.text.routes import text_routes
+from miudo.serve.watch import Watch
 
-__all__ = ["make_app"]
+__all__ = ["Rules", "make_app", "route_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who may ask, how much, how often: `keys` are hashes, `per_minute` holds for each of them."""
+
+    keys: Sequence[bytes] = ()
+    hosts: Sequence[str] = ()
+    limits: BodyLimits = field(default_factory=BodyLimits)
+    per_minute: int | None = None
+    deadline_s: float | None = None
+
+
+def route_table(
+    house: House, standing: Standing, limits: BodyLimits, router: Router | None = None
+) -> list[Route]:
+    """Returns every route there is; with `router` the model `auto` is answered too."""
+    table = [
+        *openai_routes(house, limits),
+        *anthropic_routes(house, limits),
+        *ollama_routes(house, limits),
+        *text_routes(house, limits),
+        *inspect_routes(house, limits),
+        *operating_routes(house, standing, limits),
+        *page_routes(),
+    ]
+    if router is not None:
+        table = routed(table, router, limits)
+    return [*table, describing_route(house, table)]
 
 
 def make_app(
     house: House,
-    *,
-    keys: Sequence[bytes] = (),
-    hosts: Sequence[str] = (),
-    limits: BodyLimits | None = None,
+    standing: Standing,
+    log: Log,
+    rules: Rules | None = None,
     router: Router | None = None,
 ) -> ASGIApp:
-    """Returns the server: what is not in its table is not there, with a key or without.
+    """Returns the server: what is not in its table is not there, with a key or without."""
+    rules = rules or Rules()
+    table = route_table(house, standing, rules.limits, router)
 
-    With `router` the model `auto` is served too.
-    """
-    bounds = limits or BodyLimits()
+    async def told(request: Request, error: Exception) -> Response:
+        fault = fault_of(error if isinstance(error, MiudoError) else MiudoError(""))
+        if fault.status == 500:
+            log.failure("error", error, id=current_errand().id)
+        return failure(str(request.scope["path"]), fault)
 
-    async def health(_: Request) -> Response:
-        alive = all(hosted.worker.alive for hosted in house.models)
-        return json_reply({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+    async def first_told(request: Request, error: Exception) -> Response:
+        """Of answers made beside each other the first that failed speaks for all."""
+        first = error
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        return await told(request, first)
 
-    table = [
-        *openai_routes(house, bounds),
-        Route("/health", health),
-        Route("/ready", health),
-    ]
-    if router is not None:
-        table = routed(table, router, bounds)
     handlers = {
-        MiudoError: _told,
+        MiudoError: told,
         HTTPException: _not_here,
         ClientGoneError: _gone,
         ClientDisconnect: _gone,
-        ExceptionGroup: _first_told,
-        Exception: _failed,
+        ExceptionGroup: first_told,
+        Exception: _failed,  # and it is raised again: the log has it from uvicorn
     }
     app = Starlette(routes=table, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Guard(app, keys=keys, hosts=hosts)
+    guard = Guard(
+        app,
+        standing,
+        keys=rules.keys,
+        hosts=rules.hosts,
+        open_paths=page_paths(),
+        rates=None if rules.per_minute is None else Rates(rules.per_minute),
+    )
+    paths = [route.path for route in table]
+    return Watch(guard, standing, log, paths=paths, deadline_s=rules.deadline_s)
 
 
-async def _told(_: Request, error: Exception) -> Response:
-    return failure(error if isinstance(error, MiudoError) else MiudoError(""))
-
-
-async def _first_told(request: Request, error: Exception) -> Response:
-    """Of answers made beside each other the first that failed speaks for all."""
-    first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-    return await _told(request, first)
-
-
-async def _not_here(_: Request, error: Exception) -> Response:
+async def _not_here(request: Request, error: Exception) -> Response:
     known = error if isinstance(error, HTTPException) else HTTPException(500)
-    body = {"message": known.detail, "type": "invalid_request_error", "param": None, "code": None}
-    return json_reply({"error": body}, known.status_code, **dict(known.headers or {}))
+    fault = Fault(known.status_code, known.detail)
+    return failure(str(request.scope["path"]), fault, **dict(known.headers or {}))
 
 
 async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _failed(_: Request, __: Exception) -> Response:
-    return failure(MiudoError(""))
+async def _failed(request: Request, _: Exception) -> Response:
+    return failure(str(request.scope["path"]), fault_of(MiudoError("")))

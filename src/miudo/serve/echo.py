@@ -16,12 +16,14 @@ from miudo.serve.answering import TokenChance
 __all__ = ["echoed"]
 
 
-def echoed(engine: Engine, ids: Sequence[int], top: int) -> tuple[TokenChance, ...]:
+def echoed(
+    engine: Engine, ids: Sequence[int], top: int, adapter: str | None = None
+) -> tuple[TokenChance, ...]:
     """Returns the chances of `ids`; the first has NaN, since nothing precedes it."""
     first = TokenChance(ids[0], math.nan)
     if len(ids) == 1:
         return (first,)
-    scores = engine.score(ids, top_k=top)
+    scores = engine.score(ids, top_k=top, adapter=adapter)
     rows = []
     for i, token in enumerate(ids[1:]):
         best: tuple[tuple[int, float], ...] = ()

@@ -7,13 +7,19 @@ Read next: `miudo.serve.openai.sampling`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from miudo.errors import ModelFileError, RequestError
 from miudo.formats.strict_json import parse_object
 
-__all__ = ["FieldError", "Fields", "parse_body"]
+__all__ = ["WATCHED", "FieldError", "Fields", "parse_body"]
+
+WATCHED: ContextVar[Callable[[str, Mapping[str, Any]], None] | None] = ContextVar(
+    "watched", default=None
+)
+"""Is told each field's full name and JSON schema as it is read: so the reader describes itself."""
 
 _MAX_VALUES = 1 << 20
 
@@ -48,48 +54,55 @@ class Fields:
         """Returns the field's full name."""
         return f"{self._path}.{field}" if self._path else field
 
-    def take(self, field: str) -> Any:
-        """Returns the raw value, None where it is absent."""
+    def has(self, field: str) -> bool:
+        """Returns whether the field is there with a value."""
+        return self._values.get(field) is not None
+
+    def take(self, field: str, **schema: Any) -> Any:
+        """Returns the raw value, None where it is absent; `schema` is what it should be."""
+        if (watcher := WATCHED.get()) is not None:
+            watcher(self.name(field), schema)
         return self._values.pop(field, None)
 
     def text(self, field: str, default: str | None = None) -> str:
         """Returns a text. Raises FieldError where it is none, or absent without a default."""
-        value = self._given(field, default)
+        value = self._given(field, default, type="string")
         if not isinstance(value, str):
             raise self.wrong(field, value, "text")
         return value
 
     def whole(self, field: str, low: int, high: int, default: int | None = None) -> int:
         """Returns a whole number from `low` to `high`."""
-        value = self._given(field, default)
+        value = self._given(field, default, type="integer", minimum=low, maximum=high)
         if type(value) is not int or not low <= value <= high:
             raise self.wrong(field, value, f"a whole number from {low} to {high}")
         return value
 
     def number(self, field: str, low: float, high: float, default: float | None = None) -> float:
         """Returns a number from `low` to `high`."""
-        value = self._given(field, default)
+        value = self._given(field, default, type="number", minimum=low, maximum=high)
         if type(value) not in (int, float) or not low <= value <= high:
             raise self.wrong(field, value, f"a number from {low} to {high}")
         return float(value)
 
     def flag(self, field: str, default: bool = False) -> bool:
         """Returns true or false."""
-        value = self._given(field, default)
+        value = self._given(field, default, type="boolean")
         if type(value) is not bool:
             raise self.wrong(field, value, "true or false")
         return value
 
     def choice(self, field: str, allowed: Collection[str], default: str | None = None) -> str:
         """Returns one of the `allowed` texts."""
-        value = self._given(field, default)
+        value = self._given(field, default, type="string", enum=list(allowed))
         if not isinstance(value, str) or value not in allowed:
             raise self.wrong(field, value, "one of " + ", ".join(allowed))
         return value
 
     def texts(self, field: str, most: int) -> tuple[str, ...]:
         """Returns a text or a list of up to `most` texts as a tuple; none may be empty."""
-        value = self.take(field)
+        one = {"type": "string", "minLength": 1}
+        value = self.take(field, anyOf=[one, {"type": "array", "items": one, "maxItems": most}])
         if value is None:
             return ()
         given = [value] if isinstance(value, str) else value
@@ -100,7 +113,7 @@ class Fields:
 
     def table(self, field: str) -> Fields | None:
         """Returns an object's fields, None where it is absent."""
-        value = self.take(field)
+        value = self.take(field, type="object")
         if value is None:
             return None
         if not isinstance(value, dict):
@@ -110,7 +123,7 @@ class Fields:
     def refuse(self, fields: Mapping[str, Any]) -> None:
         """Refuses fields that exist elsewhere and not here, unless they have the value given."""
         for field, harmless in fields.items():
-            value = self.take(field)
+            value = self.take(field, enum=[harmless])
             if value is not None and value != harmless:
                 raise FieldError(self.name(field), "is not supported", remedy="Leave it out")
 
@@ -136,6 +149,6 @@ class Fields:
             return FieldError(self.name(field), "is missing", remedy=f"Give {allowed}")
         return FieldError(self.name(field), f"is {value!r:.100}", remedy=f"Give {allowed}")
 
-    def _given(self, field: str, default: Any) -> Any:
-        value = self.take(field)
+    def _given(self, field: str, default: Any, **schema: Any) -> Any:
+        value = self.take(field, **schema)
         return default if value is None else value

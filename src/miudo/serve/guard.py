@@ -14,7 +14,11 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from miudo.serve.replies import json_reply
+from miudo.errors import BusyError, ClosingError
+from miudo.serve.faults import Fault, fault_of
+from miudo.serve.rates import Rates
+from miudo.serve.replies import failure
+from miudo.serve.standing import Standing
 
 __all__ = ["OPEN_PATHS", "Guard", "hashed"]
 
@@ -34,14 +38,25 @@ class Guard:
 
     `keys` are hashes; without any, everybody on this machine may ask. `hosts` are names that a
     Host header may have beside this machine's: others come from a page that was told that its
-    own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`.
+    own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`. While the
+    server does not stand ready only OPEN_PATHS and `open_paths`, files without a secret, are
+    answered; these need no key and count to no rate.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Sequence[bytes] = (), hosts: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        standing: Standing,
+        *,
+        keys: Sequence[bytes] = (),
+        hosts: Iterable[str] = (),
+        open_paths: Iterable[str] = (),
+        rates: Rates | None = None,
     ) -> None:
-        self._app, self._keys = app, tuple(keys)
+        self._app, self._standing, self._keys = app, standing, tuple(keys)
+        self._open = OPEN_PATHS.union(open_paths)
         self._hosts = frozenset((*_LOCAL, *hosts))
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or refuses it."""
@@ -49,32 +64,35 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        refusal = self._refusal(scope["path"], headers)
-        if refusal is not None:
-            status, message, code = refusal
-            body = {
-                "message": message,
-                "type": "invalid_request_error",
-                "param": None,
-                "code": code,
-            }
-            await json_reply({"error": body}, status)(scope, receive, send)
-            return
         key = _key(headers)
-        scope["miudo.scope"] = hashed(key).hex() if self._keys and key else ""
-        await self._app(scope, receive, send)
+        known = self._keys and self._known(key)
+        scope["miudo.scope"] = hashed(key).hex() if known and key else ""
+        refusal = self._refusal(scope["path"], headers, scope["miudo.scope"])
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await failure(scope["path"], refusal)(scope, receive, send)
 
     def _refusal(
-        self, path: str, headers: Sequence[tuple[bytes, bytes]]
-    ) -> tuple[int, str, str] | None:
+        self, path: str, headers: Sequence[tuple[bytes, bytes]], scope: str
+    ) -> Fault | None:
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or _without_port(hosts[0]) not in self._hosts:
-            return 421, "the Host header names no host of this server", "wrong_host"
+            return _refused(421, "the Host header names no host of this server", "wrong_host")
         for origin in (value for name, value in headers if name == b"origin"):
             if not self._is_own(origin):
-                return 403, "pages of other origins may not ask", "wrong_origin"
-        if self._keys and path not in OPEN_PATHS and not self._known(_key(headers)):
-            return 401, "a valid key is needed: Authorization: Bearer KEY", "invalid_api_key"
+                return _refused(403, "pages of other origins may not ask", "wrong_origin")
+        if path in self._open:
+            return None
+        if self._keys and not scope:
+            needed = "a valid key is needed: Authorization: Bearer KEY, or x-api-key"
+            return _refused(401, needed, "invalid_api_key")
+        if self._standing.phase != "ready":
+            return fault_of(ClosingError(f"the server is {self._standing.phase}"))
+        if self._rates is not None and (wait := self._rates.take(scope)) is not None:
+            error = BusyError("this key has made all requests that it may in a minute")
+            error.retry_after_s = wait
+            return fault_of(error)
         return None
 
     def _is_own(self, origin: bytes) -> bool:
@@ -86,6 +104,10 @@ class Guard:
         # Every key is compared, whole, so that time tells neither which nor how far.
         found = [hmac.compare_digest(given, known) for known in self._keys]
         return key is not None and any(found)
+
+
+def _refused(status: int, message: str, code: str) -> Fault:
+    return Fault(status, message, code=code)
 
 
 def _without_port(host: bytes) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ import numpy.typing as npt
 from miudo.engine.batches import Limits
 from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
 from miudo.errors import RequestError, UsageError
-from miudo.evaluate.loading import LoadedModel, load_model
+from miudo.evaluate.loading import LoadedModel, load_model, with_adapter
+from miudo.formats.export import weights_sha256
 from miudo.protocol import Message
 from miudo.serve.worker import Post, Worker
 from miudo.text.chat import ChatTemplate, encode_chat
 from miudo.text.prompt import begun, model_template
 
-__all__ = ["HostSettings", "Hosted", "open_hosted"]
+__all__ = ["HostOffer", "HostSettings", "Hosted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,22 @@ class HostSettings:
 
 @dataclass(eq=False)
 class Hosted:
-    """A model under `name`; `created` is when it was opened, in seconds since 1970."""
+    """A model under `name`; `created` is when it was opened, in seconds since 1970.
+
+    With an adapter it is called MODEL:ADAPTER and shares the model's worker.
+    """
 
     name: str
     loaded: LoadedModel
     worker: Worker
     created: int
     template: ChatTemplate | None
-    adapters: tuple[str, ...] = ()
     fingerprint: str = field(default_factory=lambda: secrets.token_hex(6))
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of its weight files, read through when first asked for."""
+        return weights_sha256(self.loaded.path)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -89,9 +98,32 @@ class Hosted:
         return begun(self.loaded.tokenizer.encode(text), self.loaded.model.config)
 
 
-def open_hosted(name: str, path: Path, settings: HostSettings, *, post: Post) -> Hosted:
-    """Opens the model at `path`. Raises what `load_model` raises."""
-    loaded = load_model(path, threads=settings.threads, cache_bytes=settings.cache_bytes)
+@dataclass(frozen=True, slots=True)
+class HostOffer:
+    """The model at `path`, and `adapters` by name, to be served as `name`."""
+
+    name: str
+    path: Path
+    settings: HostSettings
+    post: Post
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def planned_bytes(self) -> int:
+        """Bytes of the files, which the engine holds in the types that they have, and the cache."""
+        files = sum(map(_size_bytes, (self.path, *self.adapters.values())))
+        return files + self.settings.cache_bytes
+
+    def open(self) -> tuple[Hosted, ...]:
+        """Returns the model and its adapters. Raises what `load_model` raises."""
+        settings = self.settings
+        loaded = load_model(self.path, threads=settings.threads, cache_bytes=settings.cache_bytes)
+        tuned = [with_adapter(loaded, path, name) for name, path in self.adapters.items()]
+        worker = _worker(self.name, loaded, settings, self.post)
+        return tuple(_hosted(self.name, each, worker) for each in (loaded, *tuned))
+
+
+def _worker(name: str, loaded: LoadedModel, settings: HostSettings, post: Post) -> Worker:
     engine = loaded.engine
     if not isinstance(engine, NativeEngine):
         raise UsageError(f"{name} does not run on the native engine, which alone is served")
@@ -102,9 +134,17 @@ def open_hosted(name: str, path: Path, settings: HostSettings, *, post: Post) ->
         max_positions=max(settings.step_positions, settings.max_sequences),
         max_sequences=settings.max_sequences,
     )
-    worker = Worker(engine, limits, max_waiting=settings.max_waiting, post=post)
-    source = loaded.model.chat_template
-    template = None
+    return Worker(engine, limits, max_waiting=settings.max_waiting, post=post)
+
+
+def _hosted(name: str, loaded: LoadedModel, worker: Worker) -> Hosted:
+    source, template = loaded.model.chat_template, None
     if source is not None:
         template = model_template(loaded.tokenizer, loaded.model.config, source)
-    return Hosted(name, loaded, worker, int(time.time()), template)
+    shown = name if loaded.adapter is None else f"{name}:{loaded.adapter}"
+    return Hosted(shown, loaded, worker, int(time.time()), template)
+
+
+def _size_bytes(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

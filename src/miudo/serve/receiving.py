@@ -20,10 +20,14 @@ __all__ = ["BodyLimits", "asked_by", "received"]
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What a request's body may take: bytes, and seconds to arrive."""
+    """What a request's body may take: bytes, and seconds to arrive.
+
+    It has `patience_s`, and beyond that as long as it comes with `rate` bytes a second.
+    """
 
     size_bytes: int = 8 << 20
-    time_s: float = 30.0
+    patience_s: float = 8.0
+    rate: int = 4 << 10
 
 
 async def received(request: Request, limits: BodyLimits) -> Fields:
@@ -37,9 +41,11 @@ async def received(request: Request, limits: BodyLimits) -> Fields:
         raise HTTPException(415, "the body must be application/json")
     parts, size = [], 0
     try:
-        async with asyncio.timeout(limits.time_s):
+        begun = asyncio.get_running_loop().time()
+        async with asyncio.timeout_at(begun + limits.patience_s) as timer:
             async for part in request.stream():
                 size += len(part)
+                timer.reschedule(begun + limits.patience_s + size / limits.rate)
                 if size > limits.size_bytes:
                     raise HTTPException(413, f"the body has more than {limits.size_bytes} bytes")
                 parts.append(part)

@@ -1,7 +1,7 @@
-"""How an answer, an error and a stream of events leave the server.
+"""How an answer, an error and a stream leave the server.
 
-For: one shape of errors, JSON and server-sent events, and streams that end with their client.
-Not for: what is in them (`miudo.serve.openai`).
+For: JSON, server-sent events and JSON lines, and streams that end with their client.
+Not for: what is in them (`miudo.serve.openai`), or an error's words (`miudo.serve.faults`).
 Read next: `miudo.serve.app`.
 """
 
@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from miudo.errors import (
-    BusyError,
-    DeadlineError,
-    MissingError,
-    MiudoError,
-    RequestError,
-    ResourceError,
-)
-from miudo.serve.fields import FieldError
+from miudo.errors import DeadlineError, MiudoError
+from miudo.serve.errand import current_errand
+from miudo.serve.faults import Fault, body_for, fault_of
 
 __all__ = [
     "ClientGoneError",
+    "Told",
     "encoded",
-    "error_body",
     "events",
     "failure",
     "json_reply",
@@ -36,14 +31,8 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_STATUS: tuple[tuple[type[MiudoError], int, str, str | None], ...] = (
-    (RequestError, 400, "invalid_request_error", None),
-    (MissingError, 404, "invalid_request_error", "model_not_found"),
-    (BusyError, 429, "rate_limit_error", "server_busy"),
-    (DeadlineError, 504, "timeout_error", "deadline_exceeded"),
-    (ResourceError, 503, "server_error", "out_of_memory"),
-)
-_RETRY_AFTER_S = 1
+Told = Callable[[dict[str, Any]], bytes]
+"""Turns an error's body into a line of a protocol's stream."""
 
 
 class ClientGoneError(Exception):
@@ -60,50 +49,77 @@ def json_reply(value: Mapping[str, Any], status: int = 200, **headers: str) -> R
     return Response(encoded(value), status, headers, "application/json")
 
 
-def error_body(error: MiudoError) -> tuple[int, dict[str, Any]]:
-    """Returns the status and OpenAI's shape of an error: no path, no traceback.
+def failure(path: str, fault: Fault, **headers: str) -> Response:
+    """Returns the reply that tells of a fault, as the protocol of `path` tells it."""
+    if fault.status in (429, 503):
+        headers = {"retry-after": str(fault.wait_s), **headers}
+    return json_reply(body_for(path, fault), fault.status, **headers)
 
-    An error that no client can have caused says no more than that.
+
+def events(
+    lines: AsyncIterator[bytes], *, told: Told | None = None, kind: str = "text/event-stream"
+) -> Response:
+    """Returns a reply that sends what comes; a client that goes ends the generator.
+
+    What fails before the first line has a status of its own; what fails later is the stream's
+    last line, the error's body as `told` writes it.
     """
-    for kind, status, name, code in _STATUS:
-        if isinstance(error, kind):
-            param = error.param if isinstance(error, FieldError) else None
-            return status, _shape(str(error), name, param, code)
-    return 500, _shape("the server failed at this request", "server_error", None, "internal_error")
-
-
-def failure(error: MiudoError) -> Response:
-    """Returns the reply that tells of an error."""
-    status, body = error_body(error)
-    headers = {"retry-after": str(_RETRY_AFTER_S)} if status in (429, 503) else {}
-    return json_reply(body, status, **headers)
-
-
-def events(lines: AsyncIterator[bytes]) -> Response:
-    """Returns a reply that sends what comes; a client that goes ends the iterator."""
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(lines, headers=headers, media_type="text/event-stream")
+    return _Stream(lines, told or _event, kind)
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """Returns what `work` gives; cancels it and raises ClientGoneError if the client hangs up."""
+    """Returns what `work` gives, and cancels it if nobody waits for that any more.
+
+    Raises ClientGoneError where the client hangs up, DeadlineError where its time is over.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_hung_up(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        left = current_errand().left_s(None)
+        await asyncio.wait((task, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
             raise ClientGoneError
-        return task.result()
+        raise DeadlineError("the time given for the answer is over")
     finally:
         for each in (task, gone):
             each.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
+class _Stream(Response):
+    """Lines as they come, begun when there is one."""
+
+    def __init__(self, lines: AsyncIterator[bytes], told: Told, kind: str) -> None:
+        super().__init__(media_type=kind)
+        self._lines, self._told = lines, told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Waits for the first line, then sends as they come."""
+        try:
+            first = await unless_gone(Request(scope, receive), anext(self._lines))
+            headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+            rest = self._from(first, str(scope["path"]))
+            reply = StreamingResponse(rest, headers=headers, media_type=self.media_type)
+            await reply(scope, receive, send)
+        finally:
+            if isinstance(self._lines, AsyncGenerator):
+                await self._lines.aclose()
+
+    async def _from(self, first: bytes, path: str) -> AsyncIterator[bytes]:
+        yield first
+        try:
+            async for line in self._lines:
+                yield line
+        except MiudoError as error:
+            yield self._told(body_for(path, fault_of(error)))
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + encoded(value) + b"\n\n"
+
+
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _shape(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

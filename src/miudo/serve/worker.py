@@ -14,17 +14,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from miudo.engine.batches import Limits, Progress, Request, carry_out
 from miudo.engine.scheduler import Scheduler
-from miudo.errors import BusyError, DeadlineError, MiudoError
+from miudo.errors import BusyError, ClosingError, DeadlineError, MiudoError
 from miudo.protocol import Engine
+from miudo.serve.energy import EnergyBook
+from miudo.serve.figures import Latencies
 
 __all__ = ["Load", "Post", "Sink", "Worker"]
 
 _T = TypeVar("_T")
+_FEW = 64
 
 Sink = Callable[[Progress | MiudoError], None]
 """Is given a request's news, in order; an error is the last of them."""
@@ -35,23 +38,30 @@ Post = Callable[[Callable[[], None]], None]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much there is to do now, and how much was done since the start."""
+    """How much there is to do now, and how much was done since the start.
+
+    `energy_j` is an estimate unless `energy_measured`.
+    """
 
     waiting: int
     running: int
     pages_used: int
+    pages: int
     steps: int
     prompt_tokens: int
     new_tokens: int
     reused_tokens: int
     preempted: int
+    energy_j: float
+    energy_measured: bool
 
 
 class Worker:
     """Runs `engine` on a thread of its own under `limits`.
 
     `max_waiting` requests wait beside those that run; one more is refused with BusyError. News
-    of one step reach `post` as one function. Methods may be called from any thread.
+    of one step reach `post` as one function. Methods may be called from any thread; `latencies`
+    belong to the thread that answers.
     """
 
     def __init__(
@@ -62,7 +72,7 @@ class Worker:
         max_waiting: int = 64,
         post: Post = lambda deliver: deliver(),
     ) -> None:
-        self.engine, self.limits = engine, limits
+        self.engine, self.limits, self.latencies = engine, limits, Latencies()
         self._most = limits.max_sequences + max_waiting
         self._post = post
         self._scheduler = Scheduler(limits)
@@ -75,6 +85,7 @@ class Worker:
         self._failure: BaseException | None = None
         self._numbers = self._open = 0
         self._steps = self._read = self._drawn = 0
+        self._energy = EnergyBook()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -85,9 +96,15 @@ class Worker:
 
     def load(self) -> Load:
         """Returns what is going on; numbers of one moment, but not of one instant."""
-        s = self._scheduler
-        counts = (s.waiting, s.running, s.pages_used, self._steps, self._read, self._drawn)
-        return Load(*counts, s.reused, s.preempted)
+        s, energy = self._scheduler, self._energy
+        now = (s.waiting, s.running, s.pages_used, self.limits.pages)
+        done = (self._steps, self._read, self._drawn, s.reused, s.preempted)
+        return Load(*now, *done, energy.energy_j, energy.measured)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs, or news of one are on their way."""
+        return self._open > 0
 
     def next_number(self) -> int:
         """Returns a number for a request that no other has."""
@@ -112,12 +129,13 @@ class Worker:
                 self._post(lambda: sink(told))
                 return
             self._sinks[request.number] = sink
+            self._read += len(request.prompt)
             if end is not None:
-                heapq.heappush(self._deadlines, (end, request.number))
+                self._push_deadline(end, request.number)
 
         with self._wake:
             if not self.alive or self._closing is not None:
-                raise BusyError("the server is closing", remedy="Ask another, or later")
+                raise ClosingError("the model closes", remedy="Ask again in a moment")
             if self._open >= self._most:
                 raise BusyError(
                     f"{self._open} requests wait or run, as many as are taken",
@@ -147,7 +165,7 @@ class Worker:
                 future.set_exception(error)
 
         if not self._order(run):
-            future.set_exception(BusyError("the server is closing"))
+            future.set_exception(ClosingError("the model closes"))
         return future
 
     def close(self, drain_s: float = 0.0) -> None:
@@ -176,7 +194,7 @@ class Worker:
         try:
             while self._turn():
                 pass
-            self._give_up(BusyError("the server closed before the answer was whole"))
+            self._give_up(ClosingError("the server closed before the answer was whole"))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             self._failure = error
             self._give_up(MiudoError(f"the engine failed ({type(error).__name__})"))
@@ -195,6 +213,13 @@ class Worker:
         self._step()
         return True
 
+    def _push_deadline(self, end: float, number: int) -> None:
+        """Most requests end long before: theirs are thrown out when they are the most."""
+        if len(self._deadlines) > 2 * len(self._sinks) + _FEW:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._sinks]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (end, number))
+
     def _take_orders(self) -> list[Callable[[], None]]:
         with self._wake:
             while not (self._orders or self._busy() or self._closing is not None):
@@ -210,16 +235,18 @@ class Worker:
         plan = self._scheduler.plan()
         if not (plan.work or plan.changes):
             return
+        self._energy.begin()
         try:
             outs = carry_out(self.engine, plan, self._conversations)
         except MiudoError as error:
             self._blame(plan.numbers, error)
             return
         self._steps += 1
+        if plan.work:
+            takes = [len(work.ids) for work in plan.work]
+            self._energy.end(list(zip(plan.numbers, takes, strict=True)))
         news = self._scheduler.settle(outs)
-        drawn = sum(len(progress.tokens) for progress in news)
-        self._drawn += drawn
-        self._read += sum(len(work.ids) for work in plan.work) - drawn
+        self._drawn += sum(len(progress.tokens) for progress in news)
         self._deliver(news)
 
     def _blame(self, numbers: tuple[int, ...], error: MiudoError) -> None:
@@ -229,9 +256,14 @@ class Worker:
         self._fail(numbers[-1], error)
 
     def _deliver(self, news: list[Progress]) -> None:
-        calls = [(self._sinks[p.number], p) for p in news if p.number in self._sinks]
+        calls = [
+            (self._sinks[p.number], replace(p, energy=self._energy.of(p.number)))
+            for p in news
+            if p.number in self._sinks
+        ]
         for progress in news:
             if progress.finish_reason and self._sinks.pop(progress.number, None):
+                self._energy.forget(progress.number)
                 self._count(-1)
         if calls:
             self._post(lambda: _tell(calls))
@@ -243,6 +275,7 @@ class Worker:
 
     def _drop(self, number: int) -> None:
         self._scheduler.stop(number)
+        self._energy.forget(number)
         if self._sinks.pop(number, None) is not None:
             self._count(-1)
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from miudo.compress.catalogue import METHODS, method_from_json
 from miudo.compress.method import Method, Quantizer
+from miudo.compress.prune.heads import HeadPruning
 from miudo.config import ModelConfig
 from miudo.errors import ConfigError
 
@@ -174,6 +175,7 @@ _CALIBRATED_DTYPES = ("Q4_K", "Q4_0", "Q3_K", "Q2_K")
 _TRAINED_DTYPES = ("Q4_0", "Q3_K", "Q2_K", "TQ2_0")
 _SPARSIFYING = (Step.of(SPARSE, pattern="0.5"), Step.of(SPARSE, pattern="2:4"))
 _KEEP_WIDTH = (1.0, 0.75, 0.5, 0.25)
+_RARER_CUTS = (Step.of("heads", groups=0.5), Step.of("hidden", keep=0.75))
 _STUDENTS = (0.5, 0.25)
 _LEARN = Step.of(LEARN, loss="teacher")
 _TRAINED_ORDERS = (Order.CUT_TRAINED_ROUND, Order.CUT_LEARN_TRAINED_ROUND)
@@ -234,8 +236,8 @@ def _trunks(config: ModelConfig) -> Iterator[tuple[Order, tuple[Step, ...]]]:
             yield Order.CUT_LEARN_ROUND, (*cuts, _LEARN)
             yield Order.CUT_LEARN_TRAINED_ROUND, (*cuts, _LEARN)
         if len(cuts) > 1:
-            first, second = cuts
-            yield Order.CUT_LEARN_CUT_LEARN_ROUND, (first, _LEARN, second, _LEARN)
+            first, *rest = cuts
+            yield Order.CUT_LEARN_CUT_LEARN_ROUND, (first, _LEARN, *rest, _LEARN)
     for step in sparsifying:
         yield Order.SPARSIFY_ROUND, (step,)
     for ratio in _STUDENTS:
@@ -245,13 +247,32 @@ def _trunks(config: ModelConfig) -> Iterator[tuple[Order, tuple[Step, ...]]]:
 
 
 def _cuts(config: ModelConfig) -> Iterator[tuple[Step, ...]]:
-    """Yields depth and width in every combination, the whole model first."""
+    """Yields depth and width in every combination, the whole model first; then what is rarer."""
     layers = config.n_layers
     for drop in sorted({0, 1, layers // 4, layers // 2} & set(range(layers))):
         for keep in _KEEP_WIDTH:
             depth = (Step.of("depth", drop=drop),) if drop else ()
             width = (Step.of("width", keep=keep),) if keep < 1.0 else ()
             yield (*depth, *width)
+    for step in _RARER_CUTS:
+        if _cuts_something(step, config):
+            yield (step,)
+            yield (step, Step.of("width", keep=0.5))
+
+
+def _cuts_something(step: Step, config: ModelConfig) -> bool:
+    """Whether a model of this shape has what `step` takes away."""
+    method = step.build()
+    if not isinstance(method, HeadPruning):
+        return True
+    try:
+        counts = method.resolve(config)
+    except ConfigError:
+        return False
+    return any(
+        groups * heads < layer.n_heads
+        for (groups, heads), layer in zip(counts, config.layers, strict=True)
+    )
 
 
 def _is_there(step: Step) -> bool:

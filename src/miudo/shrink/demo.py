@@ -96,7 +96,7 @@ class DemoResult:
         parts = [text_table(table), table.caption, "Written by the small model (8 bits):"]
         parts += [f"  {sample.prompt!r}\n    {sample.text.strip()!r}" for sample in self.samples]
         parts.append(f"report  {self.report}\nmodel   {self.model}")
-        parts.append(f'Try: miudo run {self.model} --raw --prompt "{self.samples[0].prompt}"')
+        parts.append(f'Try: miudo complete {self.model} --prompt "{self.samples[0].prompt}"')
         return "\n\n".join(parts)
 
     def to_json(self) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def asks(
                 eos_ids=hosted.eos_ids,
                 top=top,
                 guide=guide,
+                adapter=hosted.loaded.adapter,
                 scope=scope,
             )
         )
@@ -72,10 +73,10 @@ def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
-def timings(last: Piece) -> dict[str, float]:
-    """Returns milliseconds and rates, named as llama.cpp's server names them."""
+def timings(last: Piece) -> dict[str, Any]:
+    """Returns milliseconds and rates, named as llama.cpp's server names them, and the energy."""
     spent = last.timings or Timings(0.0, 0.0)
-    first, rest = spent.first_token_s, spent.rest_s
+    first, rest, energy = spent.first_token_s, spent.rest_s, spent.energy
     return {
         "prompt_n": last.prompt_tokens,
         "prompt_ms": round(first * 1e3, 3),
@@ -83,6 +84,13 @@ def timings(last: Piece) -> dict[str, float]:
         "predicted_n": last.new_tokens,
         "predicted_ms": round(rest * 1e3, 3),
         "predicted_per_second": round(max(0, last.new_tokens - 1) / max(rest, 1e-9), 2),
+        "energy": None
+        if energy is None
+        else {
+            "joules": round(energy.energy_j, 6),
+            "method": energy.method,
+            "estimate": energy.estimate,
+        },
     }
 
 

@@ -76,8 +76,11 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
     lasts = []
     frame = _frame(call, "chat.completion.chunk")
     for i, ask in enumerate(call.asks):
-        yield _event(frame, i, {"role": "assistant", "content": ""})
+        begun = False
         async for piece in answer(call.hosted.worker, call.hosted.loaded.tokenizer, ask):
+            if not begun:  # not before: what fails until then has a status of its own
+                yield _event(frame, i, {"role": "assistant", "content": ""})
+            begun = True
             if piece.text or piece.chances:
                 yield _event(
                     frame, i, {"content": piece.text}, logprobs=_logprobs(call, piece.chances)

@@ -18,6 +18,7 @@ from miudo.serve.echo import echoed
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.openai.asking import asks, gathered, timings, usage
+from miudo.serve.openai.prompts import take_prompts
 from miudo.serve.openai.sampling import MAX_TOP, Drawing, take_drawing
 from miudo.serve.replies import encoded
 
@@ -42,7 +43,7 @@ class CompletionCall:
 
 def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> CompletionCall:
     """Returns the call. Raises FieldError."""
-    prompts = _prompts(fields.take("prompt"), hosted)
+    prompts = take_prompts(fields, "prompt", hosted, most=_MAX_PROMPTS)
     echo = fields.flag("echo")
     given = fields.take("max_tokens")
     only_echo = echo and type(given) is int and given == 0
@@ -135,7 +136,8 @@ async def _front(call: CompletionCall, prompt: Sequence[int]) -> _Front:
     text = call.hosted.loaded.tokenizer.decode(prompt)
     if call.top is None:
         return _Front(text, None)
-    future = call.hosted.worker.call(lambda engine: echoed(engine, prompt, call.top or 0))
+    adapter = call.hosted.loaded.adapter
+    future = call.hosted.worker.call(lambda engine: echoed(engine, prompt, call.top or 0, adapter))
     chances = await asyncio.wrap_future(future)
     return _Front(text, chances)
 
@@ -187,41 +189,3 @@ def _frame(call: CompletionCall) -> dict[str, Any]:
         "model": hosted.name,
         "system_fingerprint": hosted.fingerprint,
     }
-
-
-def _prompts(given: Any, hosted: Hosted) -> tuple[tuple[int, ...], ...]:
-    """A text, ids, or a list of either."""
-    if isinstance(given, str):
-        return (tuple(_text_ids(hosted, given)),)
-    if not isinstance(given, list) or not given:
-        raise FieldError("prompt", "is no text and no list", remedy="Give a text, or a list of ids")
-    if all(type(item) is int for item in given):
-        return (_ids(given, hosted, "prompt"),)
-    if len(given) > _MAX_PROMPTS:
-        raise FieldError("prompt", f"has {len(given)} texts, the limit is {_MAX_PROMPTS}")
-    prompts = []
-    for i, item in enumerate(given):
-        where = f"prompt[{i}]"
-        if isinstance(item, str):
-            prompts.append(tuple(_text_ids(hosted, item)))
-        elif isinstance(item, list) and item:
-            prompts.append(_ids(item, hosted, where))
-        else:
-            raise FieldError(where, "is no text and no list of ids")
-    return tuple(prompts)
-
-
-def _text_ids(hosted: Hosted, text: str) -> list[int]:
-    if not text:
-        raise FieldError("prompt", "is empty", remedy="Give some text to go on from")
-    return hosted.text_ids(text)
-
-
-def _ids(values: list[Any], hosted: Hosted, where: str) -> tuple[int, ...]:
-    size = hosted.loaded.tokenizer.vocab_size
-    for value in values:
-        if type(value) is not int or not 0 <= value < size:
-            raise FieldError(
-                where, f"has the id {value!r:.50}", remedy=f"Give ids from 0 to {size - 1}"
-            )
-    return tuple(values)

@@ -24,6 +24,7 @@ from miudo.errors import MiudoError
 from miudo.route.constraints import seconds_needed
 from miudo.route.decide import no_target
 from miudo.route.targets import Decision
+from miudo.serve.errand import current_errand
 from miudo.serve.fields import FieldError
 from miudo.serve.replies import events, json_reply, unless_gone
 from miudo.serve.routing.asked import Asked
@@ -133,6 +134,7 @@ class Cascade:
         def connect(**drawing: Any) -> Any:
             return self.router.generator(name, **drawing)
 
+        current_errand().model = name
         distant, began = Distant(connect, self.asked), time.monotonic()
         if self.asked.stream:
             rest = distant.events()

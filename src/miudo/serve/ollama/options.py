@@ -1,0 +1,121 @@
+"""Ollama's `options`, `keep_alive` and what else its requests have in common.
+
+For: how long, how to draw, when to stop, in this protocol's names and with its defaults.
+Not for: prompts and answers (`miudo.serve.ollama.generate`).
+Read next: `miudo.serve.fields`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from miudo.engine.guides import Penalties
+from miudo.protocol import SamplingSettings
+from miudo.serve.answering import Ask
+from miudo.serve.fields import FieldError, Fields
+from miudo.serve.hosted import Hosted
+from miudo.serve.openai.asking import asks
+from miudo.serve.openai.sampling import Drawing
+
+__all__ = ["Options", "ask_for", "take_keep_alive", "take_options"]
+
+_MAX_TOKENS = 1 << 31
+_MAX_STOPS = 16
+_DURATION = re.compile(r"0|-1|-?(\d{1,9}(\.\d{0,9})?(ns|us|µs|ms|s|m|h)){1,6}")
+# What would change an answer and is not there; at these values it changes none.
+_HARMLESS = {
+    "repeat_last_n": -1, "tfs_z": 1.0, "typical_p": 1.0, "mirostat": 0, "mirostat_tau": None,
+    "mirostat_eta": None, "penalize_newline": True, "num_keep": None, "logits_all": False,
+    "vocab_only": False, "embedding_only": False, "draft_num_predict": None,
+}  # fmt: skip
+# How the machine is used is said when the server starts, not by whoever asks.
+_MACHINE = (
+    "numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "use_mmap", "use_mlock",
+    "num_thread",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked about length and chance; `context` bounds prompt and answer together."""
+
+    max_tokens: int | None
+    context: int | None
+    sampling: SamplingSettings
+    penalties: Penalties | None
+    stop: tuple[str, ...]
+
+
+def take_options(fields: Fields) -> Options:
+    """Takes `options`; where none is given, Ollama's defaults, but for `repeat_penalty` 1.
+
+    Raises FieldError for one that is unknown, out of range, or not honoured here.
+    """
+    given = fields.table("options") or Fields({})
+    most = given.whole("num_predict", -2, _MAX_TOKENS, -1)
+    if most == 0:
+        raise given.wrong("num_predict", most, "at least 1, or -1: to the context's end")
+    temperature = given.number("temperature", 0.0, 2.0, 0.8)
+    seed = given.whole("seed", -(1 << 63), (1 << 63) - 1, secrets.randbits(63))
+    penalties = Penalties(
+        given.number("presence_penalty", -2.0, 2.0, 0.0),
+        given.number("frequency_penalty", -2.0, 2.0, 0.0),
+    )
+    options = Options(
+        max_tokens=most if most > 0 else None,
+        context=given.whole("num_ctx", 1, _MAX_TOKENS) if given.has("num_ctx") else None,
+        sampling=SamplingSettings(
+            temperature=0.0 if temperature < 1e-6 else temperature,
+            top_k=given.whole("top_k", 0, 1 << 30, 40),
+            top_p=max(given.number("top_p", 0.0, 1.0, 0.9), 1e-6),
+            min_p=given.number("min_p", 0.0, 1.0, 0.0),
+            repetition_penalty=given.number("repeat_penalty", 0.01, 100.0, 1.0),
+            seed=seed % (1 << 64),
+        ),
+        penalties=penalties if penalties.presence or penalties.frequency else None,
+        stop=given.texts("stop", _MAX_STOPS),
+    )
+    given.refuse({**_HARMLESS, **dict.fromkeys(_MACHINE)})
+    given.end()
+    return options
+
+
+def ask_for(hosted: Hosted, prompt: Sequence[int], options: Options, *, scope: str) -> Ask:
+    """Returns what to ask the engine. Raises FieldError with both counts for what does not fit."""
+    context = hosted.context if options.context is None else options.context
+    room = min(context, hosted.context) - len(prompt)
+    if context < hosted.context and (room < 1 or (options.max_tokens or 1) > room):
+        raise FieldError(
+            "options.num_ctx",
+            f"is {context}, the prompt has {len(prompt)} tokens",
+            remedy="Give more, or ask for less",
+        )
+    drawing = Drawing(
+        max_tokens=options.max_tokens or max(room, 1),
+        n=1,
+        sampling=options.sampling,
+        penalties=options.penalties,
+        stop=options.stop,
+        stream=False,
+        with_usage=True,
+    )
+    return asks(hosted, prompt, drawing, top=None, scope=scope)[0]
+
+
+def take_keep_alive(fields: Fields) -> bool:
+    """Takes `keep_alive`; returns whether the model is to go at once.
+
+    Models stay open as long as the server. Raises FieldError for what is no duration.
+    """
+    value: Any = fields.take("keep_alive")
+    if value is None:
+        return False
+    if type(value) in (int, float):
+        return bool(value == 0)
+    if isinstance(value, str) and _DURATION.fullmatch(value):
+        return not any(digit in "123456789" for digit in value)
+    raise fields.wrong("keep_alive", value, "seconds, or a duration such as 5m")

@@ -1,0 +1,84 @@
+"""Streams: what fails before the first line is an error as ever, later it is told in the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from miudo.errors import BusyError, ResourceError
+from miudo.serve.anthropic.messages import event
+from miudo.serve.ollama.generate import line
+from miudo.serve.replies import ClientGoneError, Told, events
+
+Sent = list[dict[str, Any]]
+
+
+async def streamed(
+    lines: AsyncIterator[bytes], path: str, told: Told | None, sent: Sent, *, gone: bool = False
+) -> None:
+    """Runs a reply as a server would; the client stays until the end unless it is gone."""
+
+    async def receive() -> dict[str, Any]:
+        if not gone:
+            await asyncio.sleep(30)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "headers": [], "asgi": {"spec_version": "2.4"}}
+    await events(lines, told=told)(scope, receive, send)
+
+
+async def failing(first: list[bytes], error: Exception) -> AsyncIterator[bytes]:
+    for each in first:
+        yield each
+    raise error
+
+
+def test_what_fails_before_the_first_line_is_raised_and_nothing_is_sent() -> None:
+    sent: Sent = []
+    with pytest.raises(BusyError):
+        asyncio.run(streamed(failing([], BusyError("full")), "/v1/messages", event, sent))
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("path", "told", "last"),
+    [
+        ("/v1/chat/completions", None, b'data: {"error":{"message":"no room",'),
+        ("/v1/messages", event, b'event: error\ndata: {"type":"error","error":{"type":'),
+        ("/api/chat", line, b'{"error":"no room"}\n'),
+    ],
+)
+def test_what_fails_later_is_told_as_the_protocol_tells_it(
+    path: str, told: Told | None, last: bytes
+) -> None:
+    sent: Sent = []
+    lines = failing([b"one\n", b"two\n"], ResourceError("no room"))
+    asyncio.run(streamed(lines, path, told, sent))
+    assert sent[0]["status"] == 200
+    bodies = [message["body"] for message in sent[1:] if message["body"]]
+    assert bodies[:2] == [b"one\n", b"two\n"]
+    assert bodies[2].startswith(last)
+    assert json.loads(bodies[2].split(b"data: ")[-1])
+    assert len(bodies) == 3
+
+
+def test_a_client_that_is_gone_ends_the_lines() -> None:
+    ended = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            await asyncio.sleep(30)
+            yield b""
+        finally:
+            ended.append(True)
+
+    with pytest.raises(ClientGoneError):
+        asyncio.run(streamed(endless(), "/api/chat", line, [], gone=True))
+    assert ended
