@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from miudo.route import jobs
 from miudo.route.calibrating import Rights, for_share
 from miudo.route.complexity import Classifier, read_classifier
 from miudo.route.curve import Point, Side, area, best_possible, sweep
-from miudo.route.fitting import FitSettings, fit_classifier
+from miudo.route.fitting import FitSettings
 from miudo.route.keywords import keyword_complexity
 from miudo.route.observing import (
     Observation,
@@ -59,7 +59,7 @@ TUNING = (
 )  # fmt: skip
 PRUNING = ("--depth", "4", "--hidden", "0.5", "--set", "prepare.pack.held_out=0",
            "--set", "calibration_tokens=8192")  # fmt: skip
-STARTS = 2000
+RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def split(data: Path, out: Path, limit: int) -> dict[str, str]:
         elif rank < 0.5:
             parts["test" if rank < 0.25 else "router"].append({"prompt": prompt, "answer": answer})
     for name, rows in parts.items():
-        if name != "models":  # a draw by text, not the first of the files
+        if name != "models":  # GSM8K's come first, by the rank they were drawn by; others by lot
             rows = sorted(rows, key=lambda row: hold_out(row["prompt"], 1))[:limit]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text(text)
@@ -226,23 +226,26 @@ def print_models(models: dict[str, Path], test: Part, task_of: dict[str, str]) -
 def print_ways(out: Path, router: Part, test: Part) -> None:
     """Prints area and curve of every way to choose."""
     tell = classifier(out)
-    helps = helping(router)
+    helps = classifier(out, "large")
     low, high = float(test.small.cost.mean()), float(test.large.cost.mean())
-    skip = best_skip(router, tell)
+    skip, skip_helps = best_skip(router, tell), best_skip(router, helps)
     ways: dict[str, Callable[[Part], list[Point]]] = {
         "by lot": lambda part: sweep(lot(part), part.small, part.large),
-        "keyword rules": lambda part: sweep(
-            part.told(lambda t: keyword_complexity(t).value), part.small, part.large
-        ),
+        "keyword rules": lambda part: sweep(part.told(rules), part.small, part.large),
         "length of the prompt": lambda part: sweep(
             part.told(lambda t: float(len(t))), part.small, part.large
         ),
         "classifier": lambda part: sweep(part.told(tell), part.small, part.large),
-        "classifier of 'large helps'": lambda part: sweep(part.told(helps), part.small, part.large),
+        "classifier, beside the large": lambda part: sweep(
+            part.told(helps), part.small, part.large
+        ),
     }
     for measure in ("mean", "min", "margin"):
         ways[f"cascade, {measure}"] = partial(cascade, measure)
     ways[f"classifier (above {skip:.2f}) + cascade"] = lambda part: combined(part, tell, skip)
+    ways[f"beside the large (above {skip_helps:.2f}) + cascade"] = lambda part: combined(
+        part, helps, skip_helps
+    )
     ways["best possible"] = lambda part: best_possible(part.small, part.large)
     curves = {name: way(test) for name, way in ways.items()}
     at = [low + (high - low) * i / 8 for i in range(9)]
@@ -253,28 +256,28 @@ def print_ways(out: Path, router: Part, test: Part) -> None:
     print(f"\nquality at a cost between always-small ({low:.3f}) and always-large ({high:.3f})")
     print(text_table(Table(["", "area", *(f"{c:.2f}" for c in at)], rows)))
     print_differences(test, ways, low, high)
-    print_calibrated(router, test, tell)
+    print_calibrated(router, test, {"classifier": tell, "beside the large": helps})
 
 
-def classifier(out: Path) -> Callable[[str], float]:
-    """Returns the probability that the small model is wrong, as the router's part taught it."""
-    folder = out / "router"
+def classifier(out: Path, beside: str | None = None) -> Callable[[str], float]:
+    """Returns what tells when the small model is wrong, as the router's part taught it."""
+    folder = out / ("router" if beside is None else "router-beside")
     if not folder.exists():
-        fitted = jobs.train(out / "router-observed.jsonl", "small", FitSettings(), folder)
+        fitted = jobs.train(
+            out / "router-observed.jsonl", "small", FitSettings(), folder, beside=beside
+        )
         losses = f"log loss {fitted.log_loss:.4f}, guessing {fitted.guess_loss:.4f}"
-        print(f"classifier, on a fifth of its own part: {losses}, AUROC {fitted.ranked:.3f}")
+        print(f"{folder.name}, on a fifth of its own part: {losses}, AUROC {fitted.ranked:.3f}")
     return chance(read_classifier(folder))
 
 
-def helping(router: Part) -> Callable[[str], float]:
-    """Returns the same for another label: the small model is wrong and the large one is right."""
-    prompts = [e.example.prompt for e in router.observed]
-    labels = (~router.small.right & router.large.right).tolist()
-    return chance(fit_classifier(prompts, labels, FitSettings()).classifier)
+@cache
+def rules(text: str) -> float:
+    return keyword_complexity(text).value
 
 
 def chance(made: Classifier) -> Callable[[str], float]:
-    return lambda text: made.complexity(text).value
+    return cache(lambda text: made.complexity(text).value)
 
 
 def lot(part: Part) -> list[float]:
@@ -316,7 +319,7 @@ def print_differences(
     n, names = len(test.observed), [name for name in ways if name != "keyword rules"]
     found: dict[str, list[float]] = {name: [] for name in names}
     fixed = {name: remembered(test, ways[name]) for name in ways}
-    for _ in range(STARTS // 10):
+    for _ in range(RESAMPLES):
         drawn = rng.integers(0, n, n)
         base = area(fixed["keyword rules"](drawn), low, high)
         for name in names:
@@ -325,7 +328,7 @@ def print_differences(
     for name, values in found.items():
         least, most = np.quantile(values, (0.025, 0.975))
         rows.append([name, f"{np.mean(values):+.4f}", f"{least:+.4f} to {most:+.4f}"])
-    print(f"\narea less that of keyword rules, {STARTS // 10} resamples of the prompts")
+    print(f"\narea less that of keyword rules, {RESAMPLES} resamples of the prompts")
     print(text_table(Table(["", "mean", "95% interval"], rows)))
 
 
@@ -339,14 +342,14 @@ def remembered(test: Part, way: Callable[[Part], list[Point]]) -> Callable[..., 
     return drawn
 
 
-def print_calibrated(router: Part, test: Part, tell: Callable[[str], float]) -> None:
+def print_calibrated(router: Part, test: Part, tells: dict[str, Callable[[str], float]]) -> None:
     """Prints what thresholds set on the router's part do on the test part."""
     rows = []
     signals: dict[str, tuple[Callable[[Part], list[float]], float]] = {
-        "keyword rules": (lambda p: p.told(lambda t: keyword_complexity(t).value), 0.0),
-        "classifier": (lambda p: p.told(tell), 0.0),
-        "cascade, mean": (lambda p: p.sure("mean"), -1.0),
+        name: (lambda p, tell=tell: p.told(tell), 0.0)
+        for name, tell in {"keyword rules": rules, **tells}.items()
     }
+    signals["cascade, mean"] = (lambda p: p.sure("mean"), -1.0)
     for name, (doubts, floor) in signals.items():
         for wanted in (0.2, 0.5):
             rights = Rights(router.small.right.tolist(), router.large.right.tolist())

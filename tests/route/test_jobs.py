@@ -106,6 +106,25 @@ def test_observations_train_a_classifier_with_a_record(observed: Path, tmp_path:
     assert tell("explain why the theorem").value > 0.6 > 0.4 > tell("show my card").value
 
 
+def test_what_nobody_gets_right_is_not_worth_passing_on(tmp_path: Path) -> None:
+    rows = []
+    for i in range(240):
+        easy, hopeless = i % 3 == 0, i % 3 == 1
+        made = observation(i, small=easy, large=not hopeless, sure=0.5)
+        words = "show my card" if easy else "square the circle" if hopeless else "explain why"
+        rows.append(dataclasses.replace(made, example=Example(f"{words} {i}", "a")))
+    path = tmp_path / "observed.jsonl"
+    write_observations(path, rows)
+    chances = {}
+    for beside in (None, "large"):
+        out = tmp_path / f"router-{beside}"
+        jobs.train(path, "small", FitSettings(bits=8), out, beside=beside)
+        tell = jobs.complexity_of(dataclasses.replace(TABLE, complexity=out.name), tmp_path)
+        chances[beside] = [tell(f"{w} 7").value for w in ("square the circle", "explain why")]
+    assert min(chances[None]) > 0.6
+    assert chances["large"][0] < 0.3 < 0.6 < chances["large"][1]
+
+
 @pytest.mark.parametrize("signal", ["complexity", "confidence"])
 @pytest.mark.parametrize("aim", [{"share": 0.4}, {"quality": 0.8}])
 def test_a_threshold_does_in_a_table_what_it_did_on_the_examples(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from miudo.data.pack import hold_out
 from miudo.errors import ConfigError, DataError, MissingError, ModelFileError
 from miudo.records import Record
 from miudo.route.complexity import CLASSIFIER_FILE, read_classifier, scaled, write_classifier
@@ -112,6 +113,13 @@ def test_the_minimum_is_scikit_learns() -> None:
     theirs.fit(dense, wrong)
     expected = theirs.decision_function(dense)
     assert np.allclose([ours.logit(row) for row in rows], expected, atol=1e-3)
+
+
+def test_prompts_that_were_chosen_by_rank_can_be_parted_again() -> None:
+    prompts, wrong = corpus(600, 6)
+    kept = [i for i, prompt in enumerate(prompts) if hold_out(prompt, 0) >= 0.5]
+    fitted = fit_classifier([prompts[i] for i in kept], [wrong[i] for i in kept], FitSettings())
+    assert fitted.log_loss < fitted.guess_loss
 
 
 @pytest.mark.parametrize("wrong", [[True] * 60, [False] * 60])

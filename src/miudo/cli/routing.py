@@ -78,11 +78,19 @@ def observe(
 @route.command("train", cls=Verb)
 @click.argument("observations", type=_PATH)
 @click.option("--target", required=True, help="Whose wrong answers are learned: the cheapest.")
+@click.option("--beside", help="And only where this target is right: the dearer one.")
 @click.option("--out", type=_PATH, required=True, help="Folder to write.")
 @click.option("--bits", type=click.IntRange(4, 16), default=12, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def train(
-    observations: Path, *, target: str, out: Path, bits: int, seed: int, as_json: bool
+    observations: Path,
+    *,
+    target: str,
+    beside: str | None,
+    out: Path,
+    bits: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Train the classifier that tells from a prompt alone whether --target will be wrong."""
     from miudo.files import refuse_inputs
@@ -90,7 +98,7 @@ def train(
     from miudo.route.fitting import FitSettings
 
     refuse_inputs(out, observations)
-    fitted = jobs.train(observations, target, FitSettings(bits=bits, seed=seed), out)
+    fitted = jobs.train(observations, target, FitSettings(bits=bits, seed=seed), out, beside=beside)
     numbers = {
         "penalty": fitted.penalty,
         "log_loss": fitted.log_loss,

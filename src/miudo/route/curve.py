@@ -55,9 +55,13 @@ def sweep(doubts: Sequence[float], cheap: Side, dear: Side, *, both: bool = Fals
 
 
 def best_possible(cheap: Side, dear: Side) -> list[Point]:
-    """Returns the curve of one who knows who is right: first where only the dear one is."""
+    """Returns the curve of one who knows who is right: first where only the dear one is.
+
+    Of these first where it costs least.
+    """
     helps = dear.right.astype(np.float64) - cheap.right
-    return sweep(helps.tolist(), cheap, dear)
+    spent = np.maximum(dear.cost - cheap.cost, 1e-9)
+    return sweep((helps / spent).tolist(), cheap, dear)
 
 
 def area(points: Sequence[Point], low: float, high: float) -> float:

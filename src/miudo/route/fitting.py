@@ -70,7 +70,7 @@ def fit_classifier(prompts: Sequence[str], wrong: Sequence[bool], settings: FitS
     """
     rows = [features(prompt, settings.bits) for prompt in prompts]
     labels = np.array(wrong, dtype=np.float64)
-    out = np.array([hold_out(p, settings.seed) < settings.held_out for p in prompts], dtype=bool)
+    out = np.array([_is_out(prompt, settings) for prompt in prompts], dtype=bool)
     for name, part in (("train on", labels[~out]), ("test on", labels[out])):
         if not 0 < part.sum() < len(part):
             raise DataError(
@@ -89,6 +89,11 @@ def fit_classifier(prompts: Sequence[str], wrong: Sequence[bool], settings: FitS
     guess = _log_loss(np.full(int(out.sum()), math.log(share / (1 - share))), labels[out])
     whole = _fit(rows, labels, penalty, settings)
     return Fitted(whole, penalty, loss, guess, _ranked(logits, labels[out]))
+
+
+def _is_out(prompt: str, settings: FitSettings) -> bool:
+    """Prompts may have been chosen by their own rank: this one is of another text."""
+    return hold_out(f"complexity\n{prompt}", settings.seed) < settings.held_out
 
 
 def _fit(

@@ -65,20 +65,25 @@ def observe(examples: Sequence[Example], askers: Mapping[str, Ask]) -> Iterator[
         yield Observation(example, {name: ask(example) for name, ask in askers.items()})
 
 
-def train(data: Path, target: str, settings: FitSettings, out: Path) -> Fitted:
+def train(
+    data: Path, target: str, settings: FitSettings, out: Path, *, beside: str | None = None
+) -> Fitted:
     """Writes the classifier that tells when `target` is wrong into the folder `out`.
 
-    Raises DataError where the observations do not say, or say the same of all.
+    With `beside` only what that target gets right is worth passing on. Raises DataError where the
+    observations do not say, or say the same of all.
     """
     observations = read_observations(data)
-    right = _rights(observations, target, data)
-    prompts = [each.example.prompt for each in observations]
-    fitted = fit_classifier(prompts, [not r for r in right], settings)
+    label = [not right for right in _rights(observations, target, data)]
+    if beside is not None:
+        helped = _rights(observations, beside, data)
+        label = [wrong and right for wrong, right in zip(label, helped, strict=True)]
+    fitted = fit_classifier([each.example.prompt for each in observations], label, settings)
     how = f"on {settings.held_out:.0%} of the examples, held out by text"
     record = Record(
         verb="route train",
         name=out.name,
-        settings={**asdict(settings), "target": target},
+        settings={**asdict(settings), "target": target, "beside": beside},
         seed=settings.seed,
         inputs=(Artefact("observations", data.name, sha256_file(data)),),
         measurements=(
