@@ -54,7 +54,7 @@ LEARNED = {"banking77": 0.5, "clinc150": 0.75, "gsm8k": 0.9}
 """Ranks from which on the models learn a task's prompts; the router has 0.25 to 0.5."""
 TUNING = (
     "--full", "--chat-template", "default", "--length", "256", "--batch-size", "8",
-    "--epochs", "2", "--set", "optimizer=muon", "--set", "muon_lr=0.004", "--set", "lr=0.001",
+    "--set", "optimizer=muon", "--set", "muon_lr=0.004", "--set", "lr=0.001",
     "--set", "eval_every=1000000",
 )  # fmt: skip
 PRUNING = ("--depth", "4", "--hidden", "0.5", "--set", "prepare.pack.held_out=0",
@@ -74,6 +74,16 @@ class Part:
         """Returns the small model's doubt of its own answers: less than 0, near -1 when sure."""
         told = [each.answered["small"].confidence for each in self.observed]
         return [-sure.by(measure) for sure in told if sure is not None]  # type: ignore[arg-type]
+
+    def rows(self, at: np.ndarray) -> Part:
+        """Returns the part with these rows alone, in this order."""
+        sides = [Side(side.cost[at], side.right[at]) for side in (self.small, self.large)]
+        return Part([self.observed[i] for i in at], *sides)
+
+    def only(self, wanted: Callable[[str], bool]) -> Part:
+        """Returns the part with the prompts that are wanted."""
+        kept = [i for i, each in enumerate(self.observed) if wanted(each.example.prompt)]
+        return self.rows(np.array(kept))
 
     def told(self, tell: Callable[[str], float]) -> list[float]:
         """Returns what `tell` says of the prompts."""
@@ -95,6 +105,8 @@ def main() -> None:
     print(", ".join(f"{k} {v}" for k, v in environment().items()))
     print_models(models, test, task_of)
     print_ways(options.out, router, test)
+    print("\nwithout GSM8K, which neither model can do")
+    print_ways(options.out, router, test.only(lambda prompt: task_of[prompt] != "gsm8k"))
 
 
 def split(data: Path, out: Path, limit: int) -> dict[str, str]:
@@ -145,15 +157,15 @@ def make_models(parent: str, data: Path, out: Path) -> dict[str, Path]:
         with lzma.open(data / "en_prose/eltec-eng_novels_dev.txt.xz") as file:
             text.write_text(file.read(60_000).decode("utf-8", "ignore"))
         call("prune", parent, "--data", str(text), "--out", str(out / "pruned"), *PRUNING)
-        tune(str(out / "pruned" / "model"), out, "small")
+        tune(str(out / "pruned" / "model"), out, "small", epochs=6)
     if not made["large"].exists():
-        tune(parent, out, "large")
+        tune(parent, out, "large", epochs=2)
     return made
 
 
-def tune(start: str, out: Path, name: str) -> None:
-    data = str(out / "models.jsonl")
-    call("finetune", start, "--data", data, "--out", str(out / name), *TUNING)
+def tune(start: str, out: Path, name: str, *, epochs: int) -> None:
+    data, length = str(out / "models.jsonl"), ("--epochs", str(epochs))
+    call("finetune", start, "--data", data, "--out", str(out / name), *length, *TUNING)
 
 
 def call(*arguments: str) -> None:
@@ -289,13 +301,17 @@ def cascade(measure: str, part: Part) -> list[Point]:
 
 
 def combined(part: Part, tell: Callable[[str], float], skip: float) -> list[Point]:
-    """The large model at once above `skip`, else the small one, whose doubt may pass it on."""
+    """The large model at once above `skip`, else the small one, whose doubt may pass it on.
+
+    Always-small is a point of it too: else what it cannot do for less would count as done.
+    """
     above = np.array(part.told(tell)) > skip
     first = Side(np.where(above, part.large.cost, part.small.cost),
                  np.where(above, part.large.right, part.small.right))  # fmt: skip
     then = Side(np.where(above, 0.0, part.large.cost), part.large.right)
     doubts = np.where(above, -2.0, np.array(part.sure("mean")))
-    return sweep(doubts.tolist(), first, then, both=True)
+    alone = Point(float(part.small.cost.mean()), float(part.small.right.mean()), 0.0)
+    return [alone, *sweep(doubts.tolist(), first, then, both=True)]
 
 
 def best_skip(router: Part, tell: Callable[[str], float]) -> float:
@@ -318,28 +334,17 @@ def print_differences(
     rng = np.random.default_rng(0)
     n, names = len(test.observed), [name for name in ways if name != "keyword rules"]
     found: dict[str, list[float]] = {name: [] for name in names}
-    fixed = {name: remembered(test, ways[name]) for name in ways}
     for _ in range(RESAMPLES):
-        drawn = rng.integers(0, n, n)
-        base = area(fixed["keyword rules"](drawn), low, high)
+        drawn = test.rows(rng.integers(0, n, n))
+        base = area(ways["keyword rules"](drawn), low, high)
         for name in names:
-            found[name].append(area(fixed[name](drawn), low, high) - base)
+            found[name].append(area(ways[name](drawn), low, high) - base)
     rows = []
     for name, values in found.items():
         least, most = np.quantile(values, (0.025, 0.975))
         rows.append([name, f"{np.mean(values):+.4f}", f"{least:+.4f} to {most:+.4f}"])
     print(f"\narea less that of keyword rules, {RESAMPLES} resamples of the prompts")
     print(text_table(Table(["", "mean", "95% interval"], rows)))
-
-
-def remembered(test: Part, way: Callable[[Part], list[Point]]) -> Callable[..., list[Point]]:
-    """Returns a way on a draw of the prompts."""
-
-    def drawn(rows: np.ndarray) -> list[Point]:
-        sides = [Side(side.cost[rows], side.right[rows]) for side in (test.small, test.large)]
-        return way(Part([test.observed[i] for i in rows], *sides))
-
-    return drawn
 
 
 def print_calibrated(router: Part, test: Part, tells: dict[str, Callable[[str], float]]) -> None:

@@ -67,8 +67,8 @@ def best_possible(cheap: Side, dear: Side) -> list[Point]:
 def area(points: Sequence[Point], low: float, high: float) -> float:
     """Returns the mean quality over costs from `low` to `high`, straight lines between points.
 
-    Below the first point and beyond the last, its quality holds. Mixing two neighbours by lot
-    gives every point of the line between them.
+    Mixing two neighbours by lot gives every point of the line between them. Beyond the last
+    point its quality holds; the first must not cost more than `low`, but for what resampling moves.
     """
     ordered = sorted(points, key=lambda point: point.cost)
     costs = np.array([point.cost for point in ordered])
