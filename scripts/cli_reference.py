@@ -30,6 +30,9 @@ def main() -> None:
             raise KeyError(name)
         context = click.Context(command, info_name=name, parent=top, terminal_width=88)
         parts.append(section(f"miudo {name}", command, context))
+        for under, each in getattr(command, "commands", {}).items():
+            inner = click.Context(each, info_name=under, parent=context, terminal_width=88)
+            parts.append(section(f"miudo {name} {under}", each, inner))
     keep(ROOT / "docs" / "cli.md", "\n".join(parts))
 
 

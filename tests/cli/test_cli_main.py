@@ -53,11 +53,13 @@ def test_every_verb_exists_helps_and_takes_json(name: str) -> None:
     module, _, attribute = VERBS[name][0].partition(":")
     command = getattr(import_module(module), attribute)
     assert command.name == name
-    result = CliRunner().invoke(cli, [name, "-h"])
-    assert result.exit_code == 0
-    assert "--json" in result.output
-    assert "--set" in result.output
     assert command.help
+    under = list(command.commands) if isinstance(command, click.Group) else []
+    for verb in [[name, each] for each in under] or [[name]]:
+        result = CliRunner().invoke(cli, [*verb, "-h"])
+        assert result.exit_code == 0
+        assert "--json" in result.output
+        assert "--set" in result.output
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name != "as_json":
             assert parameter.opts[0].startswith("--")

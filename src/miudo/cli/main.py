@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tokenize": ("miudo.cli.tokenizing:tokenize", "A text as a model's tokens, or ids as text"),
     "embed": ("miudo.cli.embedding:embed", "Texts as vectors, to compare and search them"),
     "serve": ("miudo.cli.serving:serve", "A page, and the APIs of OpenAI, Anthropic, Ollama"),
+    "route": ("miudo.cli.routing:route", "Small model or large one, by rules and examples"),
     "ps": ("miudo.cli.processes:ps", "The servers that run here, and their models"),
     "catalog": ("miudo.cli.browsing:catalog", "Models to choose from: memory, licence, uses"),
     "pull": ("miudo.cli.pulling:pull", "Fetch a model from the Hugging Face hub"),

@@ -20,7 +20,7 @@ from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
 
 if TYPE_CHECKING:
-    from miudo.serve.run import ServeJob
+    from miudo.serve.run import RouteJob, ServeJob
 
 __all__ = ["serve"]
 
@@ -103,6 +103,12 @@ __all__ = ["serve"]
     show_default=True,
     help="Lines on stderr, one a request; no prompts, no keys.",
 )
+@click.option(
+    "--route",
+    "table",
+    type=click.Path(path_type=Path),
+    help="A route table: its targets are served too, and the model auto chooses between them.",
+)
 def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
     """Serve MODEL, or the model inside the package, over HTTP.
 
@@ -112,7 +118,8 @@ def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
     from miudo.serve import run
     from miudo.serve.registered import registered
 
-    job = _job(_named(models), given)
+    route = None if given["table"] is None else _route(given["table"])
+    job = _job(_named(models) if route is None else _with_targets(models, route), given, route)
     with contextlib.ExitStack() as stack:
 
         def ready(url: str) -> None:
@@ -122,7 +129,7 @@ def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
         run.serve(job, ready=ready)
 
 
-def _job(models: Mapping[str, Path], given: Mapping[str, Any]) -> ServeJob:
+def _job(models: Mapping[str, Path], given: Mapping[str, Any], route: RouteJob | None) -> ServeJob:
     from miudo.engine.native import DEFAULT_CACHE_BYTES
     from miudo.serve.app import Rules
     from miudo.serve.guard import hashed
@@ -159,7 +166,27 @@ def _job(models: Mapping[str, Path], given: Mapping[str, Any]) -> ServeJob:
         wire=WireLimits(patience_s=given["patience"]),
         drain_s=given["drain"],
         log=given["log"],
+        route=route,
     )
+
+
+def _route(path: Path) -> RouteJob:
+    from miudo.cli.routing import read_table
+    from miudo.serve.run import RouteJob
+
+    return RouteJob(read_table(path), path.parent)
+
+
+def _with_targets(models: tuple[str, ...], route: RouteJob) -> dict[str, Path]:
+    """Returns what was named and the table's models, these under their targets' names."""
+    targets = {t.name: model_path(t.model) for t in route.table.targets if not t.remote}
+    named = _named(models) if models or not targets else {}
+    for name, path in targets.items():
+        if named.setdefault(name, path) != path:
+            raise UsageError(
+                f"{name!r} is a model and a target", where="--route", remedy="Rename the target"
+            )
+    return named
 
 
 def _adapters(given: tuple[str, ...], models: Mapping[str, Path]) -> dict[str, dict[str, Path]]:

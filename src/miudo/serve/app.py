@@ -33,6 +33,8 @@ from miudo.serve.page.routes import page_paths, page_routes
 from miudo.serve.rates import Rates
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure
+from miudo.serve.routing.router import Router
+from miudo.serve.routing.routes import routed
 from miudo.serve.standing import Standing
 from miudo.serve.text.routes import text_routes
 from miudo.serve.watch import Watch
@@ -51,8 +53,10 @@ class Rules:
     deadline_s: float | None = None
 
 
-def route_table(house: House, standing: Standing, limits: BodyLimits) -> list[Route]:
-    """Returns every route there is."""
+def route_table(
+    house: House, standing: Standing, limits: BodyLimits, router: Router | None = None
+) -> list[Route]:
+    """Returns every route there is; with `router` the model `auto` is answered too."""
     table = [
         *openai_routes(house, limits),
         *anthropic_routes(house, limits),
@@ -62,13 +66,21 @@ def route_table(house: House, standing: Standing, limits: BodyLimits) -> list[Ro
         *operating_routes(house, standing, limits),
         *page_routes(),
     ]
+    if router is not None:
+        table = routed(table, router, limits)
     return [*table, describing_route(house, table)]
 
 
-def make_app(house: House, standing: Standing, log: Log, rules: Rules | None = None) -> ASGIApp:
+def make_app(
+    house: House,
+    standing: Standing,
+    log: Log,
+    rules: Rules | None = None,
+    router: Router | None = None,
+) -> ASGIApp:
     """Returns the server: what is not in its table is not there, with a key or without."""
     rules = rules or Rules()
-    table = route_table(house, standing, rules.limits)
+    table = route_table(house, standing, rules.limits, router)
     paths = [route.path for route in table]
 
     async def told(request: Request, error: Exception) -> Response:

@@ -144,6 +144,10 @@ class Fields:
         for field in fields:
             self.take(field)
 
+    def rest(self) -> dict[str, Any]:
+        """Returns what nobody took, to be read elsewhere."""
+        return dict(self._values)
+
     def end(self) -> None:
         """Raises FieldError for the first field that is left."""
         for field in self._values:

@@ -21,18 +21,28 @@ import uvicorn
 from miudo.errors import MiudoError, UsageError
 from miudo.hub.resolve import resolve
 from miudo.names import StoreRef, parse_reference
+from miudo.route.targets import RouteTable
 from miudo.serve.app import Rules, make_app
 from miudo.serve.hosted import HostOffer, HostSettings
 from miudo.serve.house import Holding, House
 from miudo.serve.lifetime import Lifetime
 from miudo.serve.logs import Log, LogKind
+from miudo.serve.routing.router import Router, open_router
 from miudo.serve.standing import Standing
 from miudo.serve.wire import WireLimits, careful
 
-__all__ = ["ServeJob", "serve"]
+__all__ = ["RouteJob", "ServeJob", "serve"]
 
 _SEND_BYTES = 256 << 10  # what the system holds for a reader that does not read
 _FILES_KEPT = 32  # of those that may be open, for what is no connection
+
+
+@dataclass(frozen=True, slots=True)
+class RouteJob:
+    """How `auto` is answered; the classifier that `table` names lies relative to `beside`."""
+
+    table: RouteTable
+    beside: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class ServeJob:
     wire: WireLimits = field(default_factory=WireLimits)
     drain_s: float = 10.0
     log: LogKind = "text"
+    route: RouteJob | None = None
 
 
 def serve(job: ServeJob, *, ready: Callable[[str], None] = lambda url: None) -> None:
@@ -79,7 +90,7 @@ async def _serve(
     log.adopt("uvicorn.error", "asyncio")
     house, standing = _house(job), Standing()
     config = uvicorn.Config(
-        make_app(house, standing, log, job.rules),
+        make_app(house, standing, log, job.rules, _router(job.route, house)),
         http=careful(_wire(job.wire)),  # type: ignore[arg-type]
         log_config=None,
         lifespan="off",
@@ -118,6 +129,17 @@ def _house(job: ServeJob) -> House:
     free = lambda: int(psutil.virtual_memory().available)  # noqa: E731
     more = {"find": find} if job.on_demand else {}
     return House(kept, job.holding, free_bytes=free, **more)
+
+
+def _router(route: RouteJob | None, house: House) -> Router | None:
+    if route is None:
+        return None
+    return open_router(
+        route.table,
+        route.beside,
+        open_models=lambda: frozenset(hosted.name for hosted in house.models),
+        free_bytes=lambda: int(psutil.virtual_memory().available),
+    )
 
 
 def _wire(limits: WireLimits) -> WireLimits:
