@@ -118,6 +118,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"messages": [{"role": "user", "content": "x", "odd": 1}]}, "messages[0].odd"),
     ({"messages": [{"role": "assistant", "content": "I said"}]}, "messages[0]"),
+    ({"messages": [*HELLO["messages"], {"role": "assistant", "content": "("}]}, "messages[1]"),
 ]
 
 

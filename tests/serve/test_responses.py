@@ -133,3 +133,12 @@ def test_nothing_is_kept(server: Any) -> None:
     made = server.post(PATH, HELLO).json["id"]
     assert server.ask("GET", f"{PATH}/{made}").status == 404
     assert server.ask("GET", PATH).status == 405
+
+
+def test_cached_tokens_are_those_that_were_not_read_anew(server: Any) -> None:
+    asked = {"input": "Seven grey foxes ran over the frozen lake. " * 3, "max_output_tokens": 2}
+    before = server.figure("miudo:prefix_cache_hits_total")
+    counts = [server.post(PATH, asked).json["usage"] for _ in range(2)]
+    first, again = (count["input_tokens_details"]["cached_tokens"] for count in counts)
+    assert first < again == counts[1]["input_tokens"] - 1  # the last is always read
+    assert server.figure("miudo:prefix_cache_hits_total") - before == first + again

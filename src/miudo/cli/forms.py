@@ -28,7 +28,7 @@ def read_schema(name: str) -> Language:
     that cannot be enforced.
     """
     from miudo.engine.grammars import json_of
-    from miudo.formats.strict_json import read_object
+    from miudo.strict_json import read_object
 
     return json_of({} if name == "json" else read_object(Path(name)), name)
 

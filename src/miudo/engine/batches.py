@@ -123,6 +123,7 @@ class Progress:
 
     `finish_reason` is "stop", after an end token that is among the tokens or where a guide ends,
     or "length". `logprobs` are the tokens', `logits` [V] the row of the last, where asked for.
+    `reused` ids of the prompt were not read, since another request's positions began alike.
     `energy` is the request's so far, where whoever runs the steps measures it.
     """
 
@@ -132,6 +133,7 @@ class Progress:
     logprobs: tuple[float, ...] = ()
     logits: FloatArray | None = None
     energy: Energy | None = None
+    reused: int = 0
 
 
 def carry_out(engine: Engine, plan: Plan, conversations: dict[int, int]) -> list[StepOut]:

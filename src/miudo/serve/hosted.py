@@ -94,8 +94,27 @@ class Hosted:
         """Returns the time that replies carry, in seconds since 1970."""
         return int(time.time())
 
-    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Returns a conversation's ids. Raises RequestError where there is no chat template."""
+    @cached_property
+    def most_bytes(self) -> int:
+        """How many bytes of text the positions hold at most, were each token the longest."""
+        tokenizer = self.loaded.tokenizer
+        longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
+        return self.context * longest
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        any_length: bool = False,
+    ) -> list[int]:
+        """Returns a conversation's ids.
+
+        Raises RequestError where there is no chat template, and unless `any_length` for texts
+        that cannot fit, before they are cut into tokens.
+        """
+        if not any_length:
+            self._check_length(*(message.content for message in messages))
         if self.template is None:
             raise RequestError(
                 f"{self.name} has no chat template", remedy="Use /v1/completions, or another model"
@@ -104,8 +123,22 @@ class Hosted:
         return begun(ids, self.loaded.model.config)
 
     def text_ids(self, text: str) -> list[int]:
-        """Returns a plain text's ids, begun as the model wants."""
+        """Returns a plain text's ids, begun as the model wants.
+
+        Raises RequestError for one that cannot fit, before it is cut into tokens.
+        """
+        self._check_length(text)
         return begun(self.loaded.tokenizer.encode(text), self.loaded.model.config)
+
+    def _check_length(self, *texts: str) -> None:
+        """The event loop cuts texts into tokens: what cannot fit must not hold everybody up."""
+        size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+        if size > self.most_bytes:
+            raise RequestError(
+                f"the text has {size} bytes, the model's {self.context} positions hold at most "
+                f"{self.most_bytes}",
+                remedy="Shorten it",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +190,9 @@ def _hosted(name: str, loaded: LoadedModel, worker: Worker) -> Hosted:
     if source is not None:
         template = model_template(loaded.tokenizer, loaded.model.config, source)
     shown = name if loaded.adapter is None else f"{name}:{loaded.adapter}"
-    return Hosted(shown, loaded, worker, int(time.time()), template)
+    hosted = Hosted(shown, loaded, worker, int(time.time()), template)
+    _ = hosted.most_bytes  # here, where nobody waits for it
+    return hosted
 
 
 def _size_bytes(path: Path) -> int:

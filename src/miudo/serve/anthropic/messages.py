@@ -14,9 +14,9 @@ from typing import Any
 
 from miudo.serve.answering import Ask, Piece, answer
 from miudo.serve.anthropic.reading import take_drawing, take_turns
+from miudo.serve.asking import asks, gathered, timings
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings
 from miudo.serve.replies import encoded
 
 __all__ = [
@@ -52,7 +52,7 @@ def parse_count(fields: Fields, hosted: Hosted) -> dict[str, Any]:
     """Returns the reply of `/v1/messages/count_tokens`. Raises as `parse_message` does."""
     turns = take_turns(fields)
     fields.end()
-    return {"input_tokens": len(hosted.chat_ids(turns))}
+    return {"input_tokens": len(hosted.chat_ids(turns, any_length=True))}
 
 
 async def message_reply(call: MessageCall) -> dict[str, Any]:

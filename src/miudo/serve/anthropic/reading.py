@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from miudo.protocol import Message, SamplingSettings
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
-from miudo.serve.openai.sampling import Drawing
 
 __all__ = ["take_drawing", "take_turns"]
 
@@ -40,6 +40,12 @@ def take_turns(fields: Fields) -> list[Message]:
     if system is not None:
         turns.append(Message("system", _content("system", system)))
     turns += [_turn(f"messages[{i}]", value) for i, value in enumerate(given)]
+    if turns[-1].role == "assistant":  # this protocol would have the answer begin with it
+        raise FieldError(
+            f"messages[{len(given) - 1}]",
+            "is the assistant's, and to go on with it is not supported",
+            remedy="End with a user's message",
+        )
     fields.choice("service_tier", ("auto", "standard_only"), "auto")  # there is one
     fields.refuse(_UNSUPPORTED)
     return turns

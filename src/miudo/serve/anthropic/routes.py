@@ -7,6 +7,8 @@ Read next: `miudo.serve.anthropic.messages`.
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -56,7 +58,8 @@ def anthropic_routes(house: House, limits: BodyLimits) -> list[Route]:
 
     async def count(request: Request) -> Response:
         fields = await read(request)
-        return json_reply(parse_count(fields, await house.named(fields)))
+        # Beside the event loop: what is counted may be as long as a body.
+        return json_reply(await asyncio.to_thread(parse_count, fields, await house.named(fields)))
 
     return [
         Asked("/v1/messages", messages, parse=_parse_message, samples=(_SPOKEN,)),

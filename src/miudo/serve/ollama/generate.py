@@ -15,10 +15,10 @@ from typing import Any
 
 from miudo.protocol import Message
 from miudo.serve.answering import Ask, Piece, Timings, answer
+from miudo.serve.asking import gathered
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.ollama.options import Options, ask_for, take_keep_alive, take_options
-from miudo.serve.openai.asking import gathered
 from miudo.serve.replies import encoded
 
 __all__ = ["GenerateCall", "generate_reply", "generate_stream", "line", "parse_chat", "parse_text"]

@@ -16,10 +16,9 @@ from typing import Any
 from miudo.engine.guides import Penalties
 from miudo.protocol import SamplingSettings
 from miudo.serve.answering import Ask
+from miudo.serve.asking import Drawing, asks
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks
-from miudo.serve.openai.sampling import Drawing
 
 __all__ = ["Options", "ask_for", "take_keep_alive", "take_options"]
 
@@ -109,7 +108,7 @@ def ask_for(hosted: Hosted, prompt: Sequence[int], options: Options, *, scope: s
 def take_keep_alive(fields: Fields) -> bool:
     """Takes `keep_alive`; returns whether the model is to go at once.
 
-    Models stay open as long as the server. Raises FieldError for what is no duration.
+    How long a model stays is the server's to say. Raises FieldError for what is no duration.
     """
     value: Any = fields.take("keep_alive")
     if value is None:

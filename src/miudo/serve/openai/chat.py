@@ -14,14 +14,15 @@ from typing import Any
 
 from miudo.engine.grammars import Language
 from miudo.serve.answering import Answer, Ask, TokenChance, answer
+from miudo.serve.asking import Drawing, asks, gathered, timings
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings, usage
 from miudo.serve.openai.formats import no_stop_inside, take_format
 from miudo.serve.openai.messages import take_messages
-from miudo.serve.openai.sampling import MAX_TOP, Drawing, take_drawing
+from miudo.serve.openai.sampling import MAX_TOP, take_drawing
 from miudo.serve.openai.tools import Toolbox, take_tools
 from miudo.serve.openai.turns import Turn
+from miudo.serve.openai.usage import usage
 from miudo.serve.replies import encoded
 from miudo.text.tools import CallForm
 
@@ -110,7 +111,7 @@ async def chat_reply(call: ChatCall) -> dict[str, Any]:
     return {
         **_frame(call, "chat.completion"),
         "choices": [_choice(call, i, whole) for i, whole in enumerate(answers)],
-        "usage": usage([whole.last for whole in answers]),
+        "usage": usage(len(call.asks[0].prompt), [whole.last for whole in answers]),
         "timings": timings(answers[0].last),
     }
 
@@ -134,7 +135,11 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
                 lasts.append(piece)
                 yield _event(frame, i, {}, reason=turn.reason(piece.finish_reason))
     if call.drawing.with_usage:
-        rest = {"choices": [], "usage": usage(lasts), "timings": timings(lasts[0])}
+        rest = {
+            "choices": [],
+            "usage": usage(len(call.asks[0].prompt), lasts),
+            "timings": timings(lasts[0]),
+        }
         yield b"data: " + encoded({**frame, **rest}) + b"\n\n"
     yield b"data: [DONE]\n\n"
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from miudo.engine.grammars import Language, any_of, expression, json_of, lark
 from miudo.errors import RequestError
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
-from miudo.serve.openai.sampling import Drawing
 
 __all__ = ["checked", "no_stop_inside", "take_format", "take_structured"]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from miudo.serve.answering import Ask, Piece, answer
+from miudo.serve.asking import Drawing, asks, gathered, timings
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings
 from miudo.serve.openai.response_reading import refuse_rest, take_metadata, take_turns
-from miudo.serve.openai.sampling import Drawing, take_drawing
+from miudo.serve.openai.sampling import take_drawing
 from miudo.serve.replies import encoded
 
 __all__ = ["ResponseCall", "ResponseStream", "parse_response", "response_reply"]
@@ -114,7 +114,7 @@ def _ended(call: ResponseCall, text: str, last: Piece) -> dict[str, Any]:
         "output": [_item(call, status, [_part(text)])],
         "usage": {
             "input_tokens": read,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": last.reused, "cache_write_tokens": 0},
             "output_tokens": new,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": read + new,

@@ -17,9 +17,9 @@ from typing import Any
 from miudo.engine.calling import calling
 from miudo.engine.grammars import Language
 from miudo.errors import ModelFileError, RequestError
-from miudo.formats.strict_json import parse_object
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.openai.formats import checked
+from miudo.strict_json import parse_object
 from miudo.text.tools import CallForm, Tool, ToolCall, call_form
 
 __all__ = ["Toolbox", "call_id", "take_calls", "take_tools"]

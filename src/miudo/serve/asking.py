@@ -1,7 +1,7 @@
-"""From what a request says to asks, and from answers to usage and timings.
+"""From what a request says to asks, and from answers to timings.
 
-For: what chat and completions do alike.
-Not for: their shapes of reply.
+For: what all protocols that answer do alike.
+Not for: reading their fields, or their shapes of reply.
 Read next: `miudo.serve.answering`.
 """
 
@@ -10,15 +10,29 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from miudo.engine.guides import Grammar, Guided
+from miudo.engine.guides import Grammar, Guided, Penalties
+from miudo.protocol import SamplingSettings
 from miudo.serve.answering import Answer, Ask, Piece, Timings, TokenChance, answer
 from miudo.serve.fields import FieldError
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.sampling import Drawing
 
-__all__ = ["asks", "gathered", "timings", "usage"]
+__all__ = ["Drawing", "asks", "gathered", "timings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What was asked about length and chance; `max_tokens` None: to the end of the context."""
+
+    max_tokens: int | None
+    n: int
+    sampling: SamplingSettings
+    penalties: Penalties | None
+    stop: tuple[str, ...]
+    stream: bool
+    with_usage: bool
 
 
 def asks(
@@ -74,13 +88,6 @@ async def gathered(hosted: Hosted, asked: Sequence[Ask]) -> list[Answer]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_whole(hosted, ask)) for ask in asked]
     return [task.result() for task in tasks]
-
-
-def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
-    """Returns the counts of all choices together; the prompt counts once."""
-    new = sum(last.new_tokens for last in lasts)
-    prompt = lasts[0].prompt_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
 def timings(last: Piece) -> dict[str, Any]:
