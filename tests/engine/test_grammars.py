@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 
 from miudo.engine.calling import calling
 from miudo.engine.grammars import Grammars, Language, any_of, expression, json_of, lark
+from miudo.engine.schemas import closed
 from miudo.errors import MissingError, RequestError
 from miudo.text.calls import CallReader
 from miudo.text.tokenizer import TextTokenizer, train_bpe
@@ -319,3 +320,23 @@ def test_templates_with_other_calls_are_refused() -> None:
         with pytest.raises(RequestError, match="form that is not read"):
             call_form(source)
     assert call_form("no such word").open == "<tool_call>\n"
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_closed"),
+    [
+        ({"properties": {"a": {}}}, True),
+        ({"properties": {"a": {}}, "required": ["a"]}, True),
+        ({"properties": {"a": {}}, "required": ["b"]}, False),
+        ({"properties": {"a": {}}, "required": 5}, False),
+        ({"properties": {"a": {}}, "required": [{}]}, False),
+        ({"properties": {"a": {}}, "additionalProperties": True}, False),
+        ({"properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}, False),
+        ({"properties": []}, False),
+        ({"type": "object"}, False),
+        (True, False),
+    ],
+)
+def test_only_what_leaves_other_names_open_is_closed(schema: Any, is_closed: bool) -> None:
+    expected = {**schema, "additionalProperties": False} if is_closed else schema
+    assert closed(schema) == expected

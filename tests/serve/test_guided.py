@@ -372,3 +372,19 @@ def test_abuse_does_not_stop_honest_streams(server: Any) -> None:
 
 def said(events: list[Any]) -> str:
     return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("cut", "reason"), [({"stop": '"days'}, "stop"), ({"max_tokens": 40}, "length")]
+)
+def test_a_call_that_was_cut_is_no_call_to_answer(server: Any, cut: Any, reason: str) -> None:
+    asked = ASK | {"tools": [WEATHER], "tool_choice": "required"}
+    (choice,) = server.post(CHAT, asked | cut).json["choices"]
+    assert choice["finish_reason"] == reason
+    (call,) = choice["message"]["tool_calls"]
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        json.loads(call["function"]["arguments"])
+    events = server.post(CHAT, asked | cut | {"stream": True}).events
+    assert events[-1]["choices"][0]["finish_reason"] == reason
+    whole = server.post(CHAT, asked | {"stop": "</tool_call>"}).json["choices"][0]
+    assert whole["finish_reason"] == "tool_calls"  # nothing but the mark behind it was cut

@@ -262,6 +262,20 @@ def test_the_description_is_that_of_the_table(server: Server) -> None:
     message = chat["properties"]["messages"]["items"]["properties"]
     assert "assistant" in message["role"]["enum"]
     assert body_schema(described, "/models/load")["required"] == ["model"]
+    for path, called in ((CHAT, "function"), ("/api/chat", "function"), ("/v1/messages", "name")):
+        tool = body_schema(described, path)["properties"]["tools"]["items"]["properties"]
+        assert called in tool, path
+    assert "format" in body_schema(described, "/api/generate")["properties"]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/api/chat", "/v1/messages", "/v1/responses"])
+def test_every_sample_is_taken(server: Server, path: str) -> None:
+    described = server.ask("GET", "/openapi.json").json
+    content = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    for sample in content["examples"].values():
+        short = {} if path != CHAT else {"max_tokens": 4}
+        asked = {"model": "miudo-6m"} | sample["value"] | short
+        assert server.post(path, asked).status == 200, sample
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])

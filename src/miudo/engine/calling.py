@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from miudo.engine.grammars import Language, json_rule
+from miudo.engine.schemas import closed
 from miudo.text.tools import CallForm, Tool
 
 __all__ = ["calling"]
@@ -28,13 +29,14 @@ def calling(
 ) -> Language:
     """Returns answers that are calls, or unless `must` text, or text and calls behind it.
 
-    Each tool comes with what errors call its parameters. `special_ids` are tokens that have no
+    Arguments are those that a schema names, unless it says that there may be others. Each tool
+    comes with what errors call its parameters. `special_ids` are tokens that have no
     text of their own; a marker among them is that token. Raises RequestError for a schema that
     cannot be enforced.
     """
     rules = [
         f"call_{i}: {_written(form.before + tool.name + form.middle, special_ids)} "
-        f"{json_rule(dict(tool.parameters), path)} {_written(form.after, special_ids)}"
+        f"{json_rule(closed(dict(tool.parameters)), path)} {_written(form.after, special_ids)}"
         for i, (tool, path) in enumerate(tools)
     ]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))

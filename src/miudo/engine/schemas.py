@@ -14,7 +14,7 @@ from typing import Any
 
 from miudo.errors import RequestError
 
-__all__ = ["MOST_BYTES", "MOST_CHOICES", "MOST_REPEATS", "MOST_SCHEMAS", "check_schema"]
+__all__ = ["MOST_BYTES", "MOST_CHOICES", "MOST_REPEATS", "MOST_SCHEMAS", "check_schema", "closed"]
 
 MOST_BYTES = 1 << 17
 MOST_SCHEMAS = 4096
@@ -38,6 +38,24 @@ _NOTES = (
     "deprecated", "readOnly", "writeOnly",
 )  # fmt: skip
 _KNOWN = frozenset((*_OF_NAMES, *_OF_LISTS, *_ONE, *_COUNTS, *_VALUES, *_NOTES))
+
+
+def closed(schema: Any) -> Any:
+    """Returns an object's schema without further properties, where it leaves that open.
+
+    What it takes is a part of what `schema` takes. A weak model that may go on with names of its
+    own does so without end. Schemas that are put together of others are left as they are.
+    """
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+        return schema
+    said = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
+    required = schema.get("required", [])
+    named = isinstance(required, list) and all(
+        isinstance(name, str) and name in schema["properties"] for name in required
+    )
+    if not named or any(word in schema for word in said):
+        return schema
+    return {**schema, "additionalProperties": False}
 
 
 def check_schema(schema: Any, where: str = "schema") -> None:

@@ -1,6 +1,7 @@
 """Grammars made beside the event loop, so that nobody's tokens wait for somebody's schema.
 
-For: one thread for each model that compiles, and a bound on how many wait for it.
+For: one thread for each model that compiles, a bound on how many wait for it, and what every
+protocol refuses of a form.
 Not for: languages (`miudo.engine.grammars`), or what a request says (`miudo.serve.openai.formats`).
 Read next: `miudo.engine.grammars`.
 """
@@ -8,6 +9,7 @@ Read next: `miudo.engine.grammars`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from miudo.engine.grammars import Grammars, Language
@@ -15,7 +17,7 @@ from miudo.engine.guides import Grammar
 from miudo.errors import BusyError, MissingError, RequestError
 from miudo.serve.fields import FieldError
 
-__all__ = ["Compiler"]
+__all__ = ["Compiler", "checked", "no_stop_inside"]
 
 _MOST_WAITING = 16
 
@@ -48,3 +50,17 @@ class Compiler:
             raise FieldError(language.where, error.what, remedy=error.remedy) from error
         finally:
             self._waiting -= 1
+
+
+def checked(make: Callable[[], Language]) -> Language:
+    """Returns what `make` gives; what it refuses becomes the error of the field it names."""
+    try:
+        return make()
+    except RequestError as error:
+        raise FieldError(error.where, error.what, remedy=error.remedy) from error
+
+
+def no_stop_inside(language: Language | None, stop: Sequence[str], field: str = "stop") -> None:
+    """Raises FieldError for stop strings, which could end a form before it is whole."""
+    if language is not None and stop:
+        raise FieldError(field, "could cut the form short", remedy="Leave stop out, or the form")

@@ -7,6 +7,7 @@ Read next: `miudo.serve.answering`.
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from miudo.serve.guiding import Compiler
 from miudo.serve.worker import Post, Worker
 from miudo.text.chat import ChatTemplate, encode_chat
 from miudo.text.prompt import begun, model_template
-from miudo.text.tools import Tool
+from miudo.text.tools import Tool, ToolMessage
 
 __all__ = ["HostOffer", "HostSettings", "Hosted"]
 
@@ -114,7 +115,9 @@ class Hosted:
         that cannot fit, before they are cut into tokens.
         """
         if not any_length:
-            self._check_length(*(message.content for message in messages))
+            called = (c.arguments for m in messages if isinstance(m, ToolMessage) for c in m.calls)
+            told = (json.dumps(tool.as_given(), ensure_ascii=False) for tool in tools)
+            self._check_length(*(message.content for message in messages), *called, *told)
         if self.template is None:
             raise RequestError(
                 f"{self.name} has no chat template", remedy="Use /v1/completions, or another model"

@@ -17,11 +17,15 @@ __all__ = ["CallEvent", "CallReader"]
 
 @dataclass(frozen=True, slots=True)
 class CallEvent:
-    """Text of the answer, where `call` is None; else of that call: its name, or arguments."""
+    """Text of the answer, where `call` is None; else of that call: its name, or arguments.
+
+    `is_end` marks the arguments' last event: the call is whole.
+    """
 
     call: int | None
     text: str
     is_name: bool = False
+    is_end: bool = False
 
 
 class _At(enum.Enum):
@@ -43,6 +47,11 @@ class CallReader:
         self._depth = 0
         self._in_string = self._escaped = False
         self.calls = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are calls, and none was left in the middle."""
+        return self.calls > 0 and self._at in (_At.AFTER, _At.END)
 
     def push(self, text: str) -> list[CallEvent]:
         """Returns what the text tells; what may yet be a marker is held."""
@@ -92,7 +101,7 @@ class CallReader:
                 text, self._held = text[:place], text[place:]
                 self._at = _At.AFTER
                 break
-        return [CallEvent(self.calls - 1, text)]
+        return [CallEvent(self.calls - 1, text, is_end=self._at is _At.AFTER)]
 
     def _closes(self, character: str) -> bool:
         """Whether the object of arguments ends with this character."""

@@ -12,18 +12,20 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miudo.engine.grammars import Language
 from miudo.serve.answering import Answer, Ask, TokenChance, answer
-from miudo.serve.asking import Drawing, asks, gathered, timings
+from miudo.serve.asking import Drawing, gathered, timings
+from miudo.serve.conversing import chat_asks
 from miudo.serve.fields import FieldError, Fields
+from miudo.serve.guiding import no_stop_inside
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.formats import no_stop_inside, take_format
+from miudo.serve.openai.formats import take_format
 from miudo.serve.openai.messages import take_messages
 from miudo.serve.openai.sampling import MAX_TOP, take_drawing
-from miudo.serve.openai.tools import Toolbox, take_tools
-from miudo.serve.openai.turns import Turn
+from miudo.serve.openai.tools import take_tools
+from miudo.serve.openai.turns import delta, message, reason
 from miudo.serve.openai.usage import usage
 from miudo.serve.replies import encoded
+from miudo.serve.turns import Turn
 from miudo.text.tools import CallForm
 
 __all__ = ["ChatCall", "chat_reply", "chat_stream", "parse_chat"]
@@ -62,47 +64,20 @@ async def parse_chat(fields: Fields, hosted: Hosted, *, scope: str) -> ChatCall:
     if top and not logprobs:
         raise FieldError("top_logprobs", "is given without logprobs", remedy="Set logprobs to true")
     toolbox, language = take_tools(fields), take_format(fields)
-    no_stop_inside(language, drawing)
+    no_stop_inside(language, drawing.stop)
     fields.refuse({**_HARMLESS, **dict.fromkeys(_UNSUPPORTED)})
     fields.ignore("user", "metadata", "safety_identifier", "prompt_cache_key")
     fields.end()
-    form = toolbox.form("" if hosted.template is None else hosted.template.source)
-    prompt = hosted.chat_ids(messages, toolbox.told)
-    special = _markers(hosted, form)
-    grammars = await hosted.compiler.begin(_language(toolbox, form, language, special), drawing.n)
-    asked = asks(
+    asked, form = await chat_asks(
         hosted,
-        prompt,
+        messages,
         drawing,
-        top=top if logprobs else None,
+        toolbox,
+        language,
         scope=scope,
-        grammars=grammars,
-        shown={number: token.encode() for token, number in special.items()},
+        top=top if logprobs else None,
     )
     return ChatCall(hosted, asked, drawing, form, f"chatcmpl-{secrets.token_hex(12)}")
-
-
-def _markers(hosted: Hosted, form: CallForm | None) -> dict[str, int]:
-    """Special tokens that stand around calls; their text is what calls are read by."""
-    if form is None:
-        return {}
-    around = form.open + form.between + form.close
-    known = hosted.loaded.tokenizer.special_ids.items()
-    return {token: number for token, number in known if token in around}
-
-
-def _language(
-    toolbox: Toolbox, form: CallForm | None, language: Language | None, special: dict[str, int]
-) -> Language | None:
-    if form is None:
-        return language
-    if language is not None:
-        raise FieldError(
-            "response_format",
-            "is given beside tools",
-            remedy="Leave it out, or set tool_choice none",
-        )
-    return toolbox.language(form, special)
 
 
 async def chat_reply(call: ChatCall) -> dict[str, Any]:
@@ -126,14 +101,15 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
             if not begun:  # not before: what fails until then has a status of its own
                 yield _event(frame, i, {"role": "assistant", "content": ""})
             begun = True
-            deltas = turn.deltas(piece.text, is_last=piece.finish_reason is not None)
+            told = turn.push(piece.text, is_last=piece.finish_reason is not None)
+            deltas = [delta(turn, event) for event in told]
             chances = _logprobs(call, piece.chances)
-            for delta in deltas or ([{"content": ""}] if piece.chances else []):
-                yield _event(frame, i, delta, logprobs=chances)
+            for added in deltas or ([{"content": ""}] if piece.chances else []):
+                yield _event(frame, i, added, logprobs=chances)
                 chances = None
             if piece.finish_reason:
                 lasts.append(piece)
-                yield _event(frame, i, {}, reason=turn.reason(piece.finish_reason))
+                yield _event(frame, i, {}, ended=reason(turn, piece.finish_reason))
     if call.drawing.with_usage:
         rest = {
             "choices": [],
@@ -147,12 +123,12 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
 def _event(
     frame: dict[str, Any],
     index: int,
-    delta: dict[str, Any],
+    added: dict[str, Any],
     *,
     logprobs: dict[str, Any] | None = None,
-    reason: str | None = None,
+    ended: str | None = None,
 ) -> bytes:
-    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    choice = {"index": index, "delta": added, "logprobs": logprobs, "finish_reason": ended}
     return b"data: " + encoded({**frame, "choices": [choice]}) + b"\n\n"
 
 
@@ -169,12 +145,12 @@ def _frame(call: ChatCall, kind: str) -> dict[str, Any]:
 
 def _choice(call: ChatCall, index: int, whole: Answer) -> dict[str, Any]:
     turn = Turn(call.form)
-    turn.deltas(whole.text, is_last=True)
+    turn.push(whole.text, is_last=True)
     return {
         "index": index,
-        "message": {"role": "assistant", **turn.message(), "refusal": None},
+        "message": {"role": "assistant", **message(turn), "refusal": None},
         "logprobs": _logprobs(call, whole.chances),
-        "finish_reason": turn.reason(whole.last.finish_reason or "stop"),
+        "finish_reason": reason(turn, whole.last.finish_reason or "stop"),
     }
 
 

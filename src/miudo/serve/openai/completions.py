@@ -17,8 +17,9 @@ from miudo.serve.answering import Answer, Ask, Piece, TokenChance, answer
 from miudo.serve.asking import Drawing, asks, gathered, timings
 from miudo.serve.echo import echoed
 from miudo.serve.fields import FieldError, Fields
+from miudo.serve.guiding import no_stop_inside
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.formats import no_stop_inside, take_structured
+from miudo.serve.openai.formats import take_structured
 from miudo.serve.openai.listing import Listing
 from miudo.serve.openai.prompts import take_prompts
 from miudo.serve.openai.sampling import MAX_TOP, take_drawing
@@ -69,7 +70,7 @@ async def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> Com
     if echo and drawing.stream:
         raise FieldError("echo", "cannot be streamed", remedy="Leave out stream, or echo")
     language = take_structured(fields)
-    no_stop_inside(language, drawing)
+    no_stop_inside(language, drawing.stop)
     fields.refuse({"suffix": ""})
     fields.ignore("user")
     fields.end()

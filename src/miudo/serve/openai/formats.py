@@ -14,10 +14,10 @@ from typing import Any
 
 from miudo.engine.grammars import Language, any_of, expression, json_of, lark
 from miudo.errors import RequestError
-from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
+from miudo.serve.guiding import checked
 
-__all__ = ["checked", "no_stop_inside", "take_format", "take_structured"]
+__all__ = ["described_form", "take_format", "take_structured"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MOST_CHOICES = 1024
@@ -66,35 +66,27 @@ def take_structured(fields: Fields) -> Language | None:
     return checked(lambda: makers[name](value, where))
 
 
-def no_stop_inside(language: Language | None, drawing: Drawing) -> None:
-    """Raises FieldError for stop strings, which could end a form before it is whole."""
-    if language is not None and drawing.stop:
-        raise FieldError("stop", "could cut the form short", remedy="Leave stop out, or the form")
-
-
-def checked(make: Callable[[], Language]) -> Language:
-    """Returns what `make` gives; what it refuses becomes the error of the field it names."""
-    try:
-        return make()
-    except RequestError as error:
-        raise FieldError(error.where, error.what, remedy=error.remedy) from error
-
-
-def _schema(given: Fields) -> Language:
-    described = given.table("json_schema")
-    if described is None:
-        raise given.wrong("json_schema", None, "an object with name and schema")
+def described_form(described: Fields) -> Language:
+    """Takes name, schema, strict and description. Raises FieldError for what cannot be enforced."""
     name = described.text("name")
     if not _NAME.fullmatch(name):
         raise described.wrong("name", name, "1 to 64 of A-Z, a-z, 0-9, _ and -")
     schema = described.take("schema")
     described.flag("strict")  # with it or without, the schema is enforced
     described.ignore("description")
-    described.end()
     if schema is None:
         raise described.wrong("schema", None, "a JSON Schema")
     where = described.name("schema")
     return checked(lambda: json_of(schema, where))
+
+
+def _schema(given: Fields) -> Language:
+    described = given.table("json_schema")
+    if described is None:
+        raise given.wrong("json_schema", None, "an object with name and schema")
+    language = described_form(described)
+    described.end()
+    return language
 
 
 def _of_json(value: Any, where: str) -> Language:
