@@ -77,6 +77,7 @@ $(VENV)/.pip: constraints.txt
 
 # The package with what making models takes. Not editable: what is tested is what a user gets.
 $(VENV)/.make: $(VENV)/.pip $(sources)
+	@echo 'installing into $(VENV): fetches PyTorch, compiles the engine; minutes without a word'
 	$(install) '.[make]'
 	touch $@
 

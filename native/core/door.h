@@ -31,7 +31,8 @@ Enum choice(std::int32_t value, std::int32_t count, const char* name) {
 
 inline CacheType cache_type_of(const miudo_options& options) {
   if (options.cache_type < 0 || options.cache_type >= kCacheTypes) {
-    fail(Code::kRequest, "cache_type is " + std::to_string(options.cache_type) + ", allowed 0 to 3");
+    fail(Code::kRequest, "cache_type is " + std::to_string(options.cache_type) + ", allowed 0 to " +
+                             std::to_string(kCacheTypes - 1));
   }
   return static_cast<CacheType>(options.cache_type);
 }

@@ -101,12 +101,14 @@ typedef struct {
   miudo_latent latent;
 } miudo_config;
 
-/* What keys and values are rounded to. Int8: groups of 32 with a float16 scale. */
+/* What keys and values are rounded to. Int8: groups of 32 with a float16 scale. Int4: groups of 32
+ * with a float16 step and minimum. */
 typedef enum {
   MIUDO_CACHE_F32 = 0, /* with float activations: the reference */
   MIUDO_CACHE_F16 = 1,
   MIUDO_CACHE_BF16 = 2,
-  MIUDO_CACHE_INT8 = 3
+  MIUDO_CACHE_INT8 = 3,
+  MIUDO_CACHE_INT4 = 4
 } miudo_cache_type;
 
 typedef struct {

@@ -17,13 +17,24 @@ constexpr std::size_t kQueryRows = 8;       // query rows that share a load of k
 constexpr std::size_t kValueMultiple = 16;  // a value's room in a page, in numbers
 
 // What a cached number is stored as. Int8: groups of 32 with a float16 scale of amax / 127, as
-// Q8_0 has them.
-enum class CacheType { kF32 = 0, kF16 = 1, kBF16 = 2, kInt8 = 3 };
-constexpr int kCacheTypes = 4;
+// Q8_0 has them. Int4: groups of 32 with a float16 step and minimum, as Q4_1 has them; number n
+// is least + n * step.
+enum class CacheType { kF32 = 0, kF16 = 1, kBF16 = 2, kInt8 = 3, kInt4 = 4 };
+constexpr int kCacheTypes = 5;
 constexpr std::size_t kScaleGroup = 32;
 
+// Int4: a byte holds numbers i (low) and i + 16 (high) of one position's group, so that no two
+// positions, which two threads may write, share one. A last group of 16 or fewer has a byte each.
+constexpr std::size_t kHalfGroup = kScaleGroup / 2;
+constexpr std::size_t nibble_bytes(std::size_t n) {
+  const std::size_t rest = n % kScaleGroup;
+  return n / kScaleGroup * kHalfGroup + (rest < kHalfGroup ? rest : kHalfGroup);
+}
+
 // One head's keys or values in consecutive pages: `numbers` and `scales` are where they lie in
-// each, in bytes. Keys are [head_dim][32], values [32][value_stride], scales [groups][32].
+// each, in bytes. Keys are [head_dim][32], values [32][value_stride], scales [groups][32]. Int4
+// has bytes, [nibble_bytes(head_dim)][32] and [32][nibble_bytes(value_stride)], and for scales of
+// each group the steps [32], then the minima [32].
 struct Tiles {
   const std::uint8_t* const* pages;
   std::size_t numbers, scales;

@@ -11,6 +11,8 @@
 //
 #include "kernels/attention_inl.h"
 //
+#include "kernels/nibble_attention_inl.h"
+//
 #include "kernels/weights_inl.h"
 //
 #include "kernels/pairs_inl.h"

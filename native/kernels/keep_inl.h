@@ -61,6 +61,69 @@ inline Group<T> round_group(const float* x, std::size_t n) {
   return to;
 }
 
+// Up to 32 numbers as int4 keeps them.
+struct Nibbles {
+  std::uint8_t bytes[kHalfGroup];
+  Half step, least;
+};
+
+// The minimum is rounded first, then the step that leads from it to the greatest, a fifteenth of
+// the way; numbers are the nearest steps, half to even.
+inline Nibbles round_nibbles(const float* x, std::size_t n) {
+  float least = x[0], most = x[0], poison = 0.0f;
+  for (std::size_t i = 0; i < n; ++i) {
+    least = x[i] < least ? x[i] : least;
+    most = x[i] > most ? x[i] : most;
+    poison += x[i] * 0.0f;
+  }
+  Nibbles to;
+  to.least = half_of(least + poison);  // four bits cannot hold NaN: the minimum carries it
+  const float from = half_to_float(to.least.bits);
+  // A minimum that was rounded up may be above all.
+  to.step = half_of(most < from ? 0.0f : (most - from) / 15.0f);
+  const float step = half_to_float(to.step.bits), inverse = step > 0.0f ? 1.0f / step : 0.0f;
+  float held[kScaleGroup];
+  for (std::size_t i = 0; i < kScaleGroup; ++i) held[i] = i < n ? x[i] : from;
+  std::int8_t number[kScaleGroup];
+  for (std::size_t i = 0; i < kScaleGroup; i += kWidth) {
+    const Lanes steps = mul(sub(load_lanes(held + i), spread(from)), spread(inverse));
+    store_lanes(number + i, round_lanes(min(max(steps, spread(0.0f)), spread(15.0f))));
+  }
+  for (std::size_t i = 0; i < kHalfGroup; ++i) {
+    to.bytes[i] = static_cast<std::uint8_t>(number[i] | number[i + kHalfGroup] << 4);
+  }
+  return to;
+}
+
+inline void keep_scales(const Nibbles& group, std::size_t at, std::size_t slot,
+                        std::uint8_t* scales) {
+  Half* to = reinterpret_cast<Half*>(scales) + 2 * at + slot;  // two rows of 32 for a group of 32
+  to[0] = group.step;
+  to[kTilePositions] = group.least;
+}
+
+inline void keep_key_nibbles(const float* x, std::size_t n, std::size_t slot,
+                             std::uint8_t* numbers, std::uint8_t* scales) {
+  for (std::size_t at = 0; at < n; at += kScaleGroup) {
+    const std::size_t count = lesser(kScaleGroup, n - at);
+    const Nibbles group = round_nibbles(x + at, count);
+    std::uint8_t* to = numbers + nibble_bytes(at) * kTilePositions + slot;
+    for (std::size_t i = 0; i < nibble_bytes(count); ++i) to[i * kTilePositions] = group.bytes[i];
+    keep_scales(group, at, slot, scales);
+  }
+}
+
+inline void keep_value_nibbles(const float* x, std::size_t n, std::size_t stride,
+                               std::size_t slot, std::uint8_t* numbers, std::uint8_t* scales) {
+  std::uint8_t* to = numbers + slot * nibble_bytes(stride);
+  for (std::size_t at = 0; at < n; at += kScaleGroup) {
+    const std::size_t count = lesser(kScaleGroup, n - at);
+    const Nibbles group = round_nibbles(x + at, count);
+    std::memcpy(to + nibble_bytes(at), group.bytes, nibble_bytes(count));
+    keep_scales(group, at, slot, scales);
+  }
+}
+
 template <typename T>
 void keep_key(const float* x, std::size_t n, std::size_t slot, std::uint8_t* numbers,
               std::uint8_t* scales) {

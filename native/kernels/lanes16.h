@@ -38,6 +38,17 @@ inline Lanes load_lanes(const std::int8_t* p) {
   return wide_int8(reinterpret_cast<const std::uint8_t*>(p));
 }
 
+struct LanePair {
+  Lanes low, high;
+};
+// A table does what a mask and a conversion would: it looks at no more than four bits.
+inline LanePair load_nibbles(const std::uint8_t* p) {
+  const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i bytes = _mm512_cvtepu8_epi32(load_16(p));
+  return {{_mm512_permutexvar_ps(bytes, numbers)},
+          {_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), numbers)}};
+}
+
 inline void store_lanes(float* p, Lanes v) { store_wide(p, v); }
 inline void store_lanes(Half* p, Lanes v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),

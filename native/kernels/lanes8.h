@@ -29,6 +29,15 @@ inline Lanes load_lanes(const std::int8_t* p) {
   return to_floats(load_int8(reinterpret_cast<const std::uint8_t*>(p)));
 }
 
+// The low and the high four bits of as many bytes as there are lanes.
+struct LanePair {
+  Lanes low, high;
+};
+inline LanePair load_nibbles(const std::uint8_t* p) {
+  const I8 bytes = load_uint8(p);
+  return {to_floats(low_bits(bytes, 15)), to_floats(shift_right(bytes, 4))};
+}
+
 inline void store_lanes(float* p, Lanes v) { store(p, v); }
 inline void store_lanes(Half* p, Lanes v) { store_half(p, v); }
 inline void store_lanes(std::int8_t* p, Lanes v) { store_int8(p, v); }

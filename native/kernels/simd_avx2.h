@@ -92,6 +92,8 @@ inline I8 load_int8(const std::uint8_t* p) {
   std::memcpy(&bytes, p, 8);
   return {_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes))};
 }
+inline I8 shift_right(I8 a, int bits) { return {_mm256_srli_epi32(a.v, bits)}; }
+inline I8 low_bits(I8 a, int mask) { return {_mm256_and_si256(a.v, _mm256_set1_epi32(mask))}; }
 inline F8 to_floats(I8 v) { return {_mm256_cvtepi32_ps(v.v)}; }
 
 }  // namespace

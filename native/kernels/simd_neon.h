@@ -95,6 +95,12 @@ inline I8 load_int8(const std::uint8_t* p) {
   const int16x8_t words = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
   return {vmovl_s16(vget_low_s16(words)), vmovl_high_s16(words)};
 }
+inline I8 shift_right(I8 a, int bits) {
+  return {vshlq_s32(a.lo, vdupq_n_s32(-bits)), vshlq_s32(a.hi, vdupq_n_s32(-bits))};
+}
+inline I8 low_bits(I8 a, int mask) {
+  return {vandq_s32(a.lo, vdupq_n_s32(mask)), vandq_s32(a.hi, vdupq_n_s32(mask))};
+}
 inline F8 to_floats(I8 v) { return {vcvtq_f32_s32(v.lo), vcvtq_f32_s32(v.hi)}; }
 
 }  // namespace

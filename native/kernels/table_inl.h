@@ -38,7 +38,7 @@ constexpr Kernels table_for(Isa isa) {
             .rotate = rotate,
             .softmax = softmax,
             .cache = {cache_kernels<float>(), cache_kernels<Half>(), cache_kernels<Bfloat>(),
-                      cache_kernels<std::int8_t>()}};
+                      cache_kernels<std::int8_t>(), nibble_cache_kernels()}};
   }(std::make_integer_sequence<int, kDTypes>());
 }
 

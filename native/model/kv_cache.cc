@@ -11,24 +11,33 @@ namespace miudo {
 
 namespace {
 
-constexpr std::size_t kNumberBytes[kCacheTypes] = {4, 2, 2, 1};
+// Of the numbers of a tile whose rows or columns are this wide.
+std::size_t number_bytes(CacheType type, std::size_t width) {
+  switch (type) {
+    case CacheType::kF32: return width * kTilePositions * sizeof(float);
+    case CacheType::kF16:
+    case CacheType::kBF16: return width * kTilePositions * sizeof(Half);
+    case CacheType::kInt8: return width * kTilePositions;
+    case CacheType::kInt4: return nibble_bytes(width) * kTilePositions;
+  }
+  return 0;
+}
 
-// Of the scales of a tile whose rows or columns are this wide.
+// Of its scales: int8 has one a group and position, int4 a step and a minimum.
 std::size_t scale_bytes(CacheType type, std::size_t width) {
-  if (type != CacheType::kInt8) return 0;
-  return round_up(width, kScaleGroup) / kScaleGroup * kTilePositions * sizeof(Half);
+  const std::size_t each = type == CacheType::kInt8 ? 1 : type == CacheType::kInt4 ? 2 : 0;
+  return each * (round_up(width, kScaleGroup) / kScaleGroup) * kTilePositions * sizeof(Half);
 }
 
 }  // namespace
 
 CacheLayout::CacheLayout(const ModelConfig& config, CacheType type) : type_(type) {
-  const std::size_t tile_bytes = kTilePositions * kNumberBytes[static_cast<int>(type)];
   for (const LayerConfig& layer : config.layers) {
     Part part;
     part.first = page_bytes_;
     part.value_stride = round_up(layer.v_head_dim, kValueMultiple);
-    part.values = layer.head_dim * tile_bytes;
-    part.key_scales = part.values + part.value_stride * tile_bytes;
+    part.values = number_bytes(type, layer.head_dim);
+    part.key_scales = part.values + number_bytes(type, part.value_stride);
     part.value_scales = part.key_scales + scale_bytes(type, layer.head_dim);
     part.head_bytes = part.value_scales + scale_bytes(type, part.value_stride);
     page_bytes_ += layer.n_kv_heads * part.head_bytes;

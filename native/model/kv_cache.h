@@ -2,7 +2,7 @@
 // A page holds all layers; offsets are per layer, and keys and values may differ in head size.
 // A layer's part of a page: for each key-value head its keys [head_dim][32], transposed so that a
 // vector holds one dimension of many positions, then its values [32][value_stride], then, for
-// int8, the scales of both [groups][32].
+// int8 and int4, the scales of both. How each type lies: kernels/attention.h.
 // Not for: who owns which page (core/engine.h). Read next: model/attend.cc.
 #pragma once
 

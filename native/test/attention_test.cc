@@ -16,7 +16,7 @@ using test::all_kernels;
 using test::Noise;
 
 constexpr CacheType kTypes[] = {CacheType::kF32, CacheType::kF16, CacheType::kBF16,
-                                CacheType::kInt8};
+                                CacheType::kInt8, CacheType::kInt4};
 constexpr std::size_t kTiles = 3, kPositions = kTiles * kTilePositions;
 
 bool near(double a, double b, double bound) {
@@ -30,6 +30,7 @@ double step_of(CacheType type) {
     case CacheType::kF16: return 0x1p-11;
     case CacheType::kBF16: return 0x1p-8;
     case CacheType::kInt8: return 0.5 / 127.0 + 0x1p-10;
+    case CacheType::kInt4: return 1.0 / 15.0 + 0x1p-9;  // half of a fifteenth of -1 to 1
   }
   return 0.0;
 }
@@ -136,8 +137,8 @@ TEST(kept_numbers_are_rounded_and_alike_on_every_instruction_set) {
         for (std::size_t d = 0; d < first.stride; ++d) {
           const double step = step_of(type);
           const double value = static_cast<double>(values[j * first.stride + d]);
-          if (d >= dim) {
-            CHECK(near(value, 0.0, 0.0));
+          if (d >= dim) {  // room that nobody looks at; int4 has its minimum there
+            CHECK(type == CacheType::kInt4 || near(value, 0.0, 0.0));
             continue;
           }
           const double key = static_cast<double>(keys[j * dim + d]);
@@ -153,6 +154,37 @@ TEST(kept_numbers_are_rounded_and_alike_on_every_instruction_set) {
           CHECK(std::memcmp(a.data(), b.data(), a.size()) == 0);
         }
         CHECK(other.stored_keys() == keys && other.stored_values() == values);
+      }
+    }
+  }
+}
+
+// What is read back is the nearest of 16 steps over the range of a group, wherever that lies.
+TEST(int4_follows_the_range_of_its_group) {
+  constexpr std::size_t kDim = 48;  // a whole group, and half of one
+  for (const Kernels* kernels : all_kernels()) {
+    Noise noise(3);
+    std::vector<float> x = noise.floats(kPositions * kDim);
+    std::vector<double> middle(kPositions), spread(kPositions);
+    for (std::size_t j = 0; j < kPositions; ++j) {
+      middle[j] = static_cast<double>(j) - 48.0;
+      spread[j] = std::exp2(static_cast<double>(j % 12) - 8.0);
+      if (j % 13 == 0) spread[j] = 0.0;
+      for (std::size_t d = 0; d < kDim; ++d) {
+        float& value = x[j * kDim + d];
+        value = static_cast<float>(middle[j] + spread[j] * static_cast<double>(value));
+      }
+    }
+    Cache cache(*kernels, CacheType::kInt4, kDim, kDim);
+    cache.keep(x, x);
+    const std::vector<float> keys = cache.stored_keys(), values = cache.stored_values();
+    for (std::size_t j = 0; j < kPositions; ++j) {
+      // Half a step, and what float16 does to the minimum and the step.
+      const double bound = spread[j] / 15.0 + (std::abs(middle[j]) + 4.0 * spread[j]) * 0x1p-11;
+      for (std::size_t d = 0; d < kDim; ++d) {
+        const double given = static_cast<double>(x[j * kDim + d]);
+        CHECK(std::abs(static_cast<double>(keys[j * kDim + d]) - given) <= bound);
+        CHECK(keys[j * kDim + d] == values[j * cache.stride + d]);
       }
     }
   }

@@ -31,11 +31,12 @@ def test_it_prints_facts_and_a_table_and_writes_a_page(tmp_path: Path) -> None:
 
 
 def test_json_is_one_object_with_every_number() -> None:
-    result = bench(embedded_path(), *SHORT, "--watts", "3", "--json")
+    result = bench(embedded_path(), *SHORT, "--watts", "3", "--cache-type", "int4", "--json")
     assert result.exit_code == 0, result.output
     values: dict[str, Any] = json.loads(result.stdout)
     first = values["grid"]["cells"][0]
     assert (values["schema"], first["context"], first["batch"]) == (1, 16, 1)
+    assert values["cache"] == "int4"
     assert first["decode"]["tokens_per_s"] > 0
     assert first["decode"]["of_bandwidth"] > 0
     assert values["memory"]["read_bytes"] >= 256 << 20
@@ -49,6 +50,7 @@ def test_json_is_one_object_with_every_number() -> None:
         (("--contexts", "16,many"), 2, "'16,many' is not like 16,512"),
         (("--batches", "0"), 2, "at least 1"),
         (("--watts", "0"), 2, "--watts"),
+        (("--cache-type", "int2"), 2, "'int2' is not one of"),
         (("--out", "page.svg"), 2, "ends in .html"),
         (("--out", "nowhere/page.html"), 4, "no such folder"),
     ],

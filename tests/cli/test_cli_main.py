@@ -75,6 +75,7 @@ def test_versions() -> None:
     ("arguments", "message"),
     [
         (["shwo"], "Did you mean `show`?"),
+        (["rum"], "Did you mean `rm` or `run`?"),
         (["zzzz"], "See `miudo --help`"),
         (["version", "--nope"], "--nope"),
         (["version", "--set", "nope"], "Write --set key=value"),

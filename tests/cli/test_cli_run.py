@@ -246,6 +246,7 @@ def test_sampling_options_reach_the_engine(run: Runner) -> None:
         (["a", "b", "c"], 2, "Put the prompt in quotes"),
         (["./no/such.gguf", "hi"], 4, "no such file"),
         (["nameless", "hi"], 4, "no model is called 'nameless'"),
+        (["nameless.gguf", "hi"], 4, "there is no file 'nameless.gguf' here"),
         (["hf://org/repo", "hi"], 4, "Fetch it: miudo pull hf://org/repo"),
         (["-"], 2, "the prompt is empty"),
     ],
@@ -271,3 +272,40 @@ def test_choosing_between_model_and_prompt(tmp_path: Path) -> None:
     assert choose(["m", "hi"], None) == ("m", "hi")
     with pytest.raises(UsageError):
         choose(["m", "hi"], "there")
+
+
+def test_a_schema_is_kept_to(run: Runner, tmp_path: Path) -> None:
+    schema = tmp_path / "s.json"
+    schema.write_text('{"type": "array", "items": {"type": "integer"}, "maxItems": 3}')
+    run.reply = "[]"
+    assert run("-", "--schema", str(schema), stdin="Numbers").stdout == "[]\n"
+    mask = run.parrot.work[0].mask
+    assert mask is not None
+    assert [i for i in range(5, 261) if mask[i]] == _ids("[")  # nothing else begins an array
+    cut = run("-", "--schema", str(schema), "--max-tokens", "1", stdin="Numbers")
+    assert (cut.stdout, "not of --schema's form" in cut.stderr) == ("[\n", True)
+    free = run("-", "--schema", "json", stdin="Anything")
+    assert free.exit_code == 0
+    assert "not of --schema's form" not in free.stderr
+    mask = run.parrot.work[0].mask
+    assert mask is not None
+    assert mask[_ids('"')[0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "extra", "said"),
+    [
+        ('{"not": {}}', (), "s.json.not: cannot be enforced"),
+        ("[]", (), "not a JSON object"),
+        ("{", (), "not valid JSON"),
+        ("{}", ("--stop", "x"), "--stop"),
+    ],
+)
+def test_schemas_that_cannot_be_are_refused(
+    run: Runner, tmp_path: Path, text: str, extra: tuple[str, ...], said: str
+) -> None:
+    schema = tmp_path / "s.json"
+    schema.write_text(text)
+    result = run("-", "--schema", str(schema), *extra, stdin="x")
+    assert result.exit_code != 0
+    assert said in result.stderr + str(result.exception)

@@ -1,11 +1,14 @@
 """The generation loop on a scripted engine."""
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from miudo.config import ModelConfig
 from miudo.engine.fake import FakeEngine, follow
 from miudo.engine.generate import GenerateSettings, generate
 from miudo.errors import RequestError
+from miudo.protocol import SamplingSettings
 
 CONFIG = ModelConfig.uniform(
     n_layers=1, d_model=8, n_heads=1, d_ff=8, vocab_size=300, max_positions=16
@@ -84,3 +87,23 @@ def test_rows_that_pad_the_vocabulary_are_never_drawn() -> None:
     engine = FakeEngine(CONFIG, follow([290], 300))  # it would always say a padding row
     events = list(generate(engine, Shorter(), [97], GenerateSettings(max_tokens=4)))
     assert "".join(e.text for e in events) == "\0" * 4  # the lowest id of those left
+
+
+def test_a_guide_chooses_each_draw_and_ends_the_text() -> None:
+    class Spells:
+        def __init__(self, text: bytes) -> None:
+            self.left = [*text]
+
+        def choice(self) -> tuple[SamplingSettings, npt.NDArray[np.bool_]]:
+            return SamplingSettings(), np.arange(300) == self.left[0]
+
+        def take(self, token: int) -> bool:
+            assert token == self.left.pop(0)
+            return not self.left
+
+    engine = FakeEngine(CONFIG, follow([*b"abcdef"], 300))
+    settings = GenerateSettings(max_tokens=9, eos_ids=(256,))
+    events = list(generate(engine, Bytes(), [*b"a"], settings, guide=Spells(b"ok!")))
+    assert "".join(e.text for e in events) == "ok!"
+    assert events[-1].finish_reason == "stop"
+    assert engine.opened == engine.closed == 1

@@ -69,9 +69,12 @@ WAYS = {
     "q8 int8": Way(),
     "bf16 cache": Way(cache="bf16"),
     "int8 cache": Way(cache="int8"),
+    "int4 cache": Way(cache="int4"),
     "avx2 int8": Way(isa="avx2"),
     "portable int8": Way(isa="portable"),
     "portable int8 cache": Way(cache="int8", isa="portable"),
+    "avx2 int4 cache": Way(cache="int4", isa="avx2"),
+    "portable int4 cache": Way(cache="int4", isa="portable"),
 }
 
 

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from miudo.config import ModelConfig
+from miudo.decoder.cache import KVCache
+from miudo.decoder.decoder import Decoder
 from miudo.engine.native import CACHE_TYPES, CacheType, NativeEngine
 from miudo.errors import RequestError, ResourceError
 from miudo.formats import open_model
@@ -37,13 +41,17 @@ def test_the_rule_is_f16_and_f32_where_activations_are_floats(llama: Any) -> Non
     assert NativeEngine(llama, activations="float").cache == "f32"
     for cache in CACHE_TYPES:
         assert NativeEngine(llama, activations="float", cache=cache).cache == cache
-    with pytest.raises(RequestError, match=r"cache is 'f64'.*Say one of f32, f16, bf16, int8"):
+    with pytest.raises(
+        RequestError, match=r"cache is 'f64'.*Say one of f32, f16, bf16, int8, int4"
+    ):
         NativeEngine(llama, cache="f64")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("cache", "bound"), [("f16", 1e-6), ("bf16", 1e-4), ("int8", 1e-3)])
+@pytest.mark.parametrize(
+    ("cache", "bound"), [("f16", 1e-6), ("bf16", 1e-4), ("int8", 1e-3), ("int4", 6e-2)]
+)
 def test_divergence_of_a_trained_model_on_text(cache: CacheType, bound: float) -> None:
-    """About three times what is seen (docs/log.md): 3.4e-7, 2.5e-5 and 3.2e-4."""
+    """About three times what is seen (docs/log.md): 3.4e-7, 2.5e-5, 3.2e-4 and 2.1e-2."""
     model = open_model(embedded_path())
     assert model.tokenizer is not None
     ids = TextTokenizer(model.tokenizer).encode(README.read_text("utf-8"))[:480]
@@ -51,7 +59,7 @@ def test_divergence_of_a_trained_model_on_text(cache: CacheType, bound: float) -
     right, rounded = (log_softmax(engine, ids) for engine in engines)
     kl = divergence(right, rounded)
     assert 0 < kl <= bound
-    assert (right.argmax(1) == rounded.argmax(1)).mean() >= 0.99
+    assert (right.argmax(1) == rounded.argmax(1)).mean() >= (0.8 if cache == "int4" else 0.99)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", None])
@@ -72,15 +80,82 @@ def test_every_kind_of_model_is_near_its_float32_cache(
         (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
         outs.append(out.logits)
     off = np.abs(outs[0] - outs[1])
-    bound = {"f32": 0.0, "f16": 2e-3, "bf16": 2e-2, "int8": 2e-2}[cache]
+    bound = {"f32": 0.0, "f16": 2e-3, "bf16": 2e-2, "int8": 2e-2, "int4": 2e-1}[cache]
     assert np.median(off) <= bound
     assert (off.max() > 0) == (cache != "f32")
 
 
+def int8_rounded(x: Tensor) -> Tensor:
+    """The rule on groups [..., 32]: float16 scales of amax / 127, numbers half to even."""
+    most = x.abs().amax(-1, keepdim=True)
+    scale = (most / 127).half().float()
+    inverse = torch.where((scale > 0) & (most > 0), 127 / most, torch.zeros(()))
+    return (x * inverse).round().clamp(-127, 127) * scale
+
+
+def int4_rounded(x: Tensor) -> Tensor:
+    """The rule on groups [..., n]: a float16 minimum, then a float16 fifteenth of what is above."""
+    least = x.amin(-1, keepdim=True).half().float()
+    step = ((x.amax(-1, keepdim=True) - least) / 15).clamp(min=0).half().float()
+    inverse = torch.where(step > 0, 1 / step, torch.zeros(()))
+    return ((x - least) * inverse).round().clamp(0, 15) * step + least
+
+
+class RoundedCache(KVCache):
+    """The decoder's cache, but what it holds is rounded in groups of 32."""
+
+    def __init__(self, config: ModelConfig, rounded: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(config)
+        self.rounded = rounded
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        kept = [
+            torch.cat([self.rounded(group) for group in x.split(32, dim=-1)], dim=-1)
+            for x in (keys, values)
+        ]
+        return super().extend(layer, *kept)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", None])
+@pytest.mark.parametrize(
+    ("cache", "rounded"), [("int8", int8_rounded), ("int4", int4_rounded)], ids=["int8", "int4"]
+)
+def test_the_decoder_with_a_cache_so_rounded_has_the_same_logits(
+    family: ModelConfig,
+    make_model: Callable[..., Any],
+    cache: CacheType,
+    rounded: Callable[[Tensor], Tensor],
+    isa: str | None,
+    force_isa: Callable[[str | None], None],
+) -> None:
+    """Within a hundredth of what rounding changes: where sums differ in their last bit, a number
+    may fall on the other side of a step, and all that comes after it differs a little."""
+    force_isa(isa)
+    model = make_model(family)
+    ids = np.random.default_rng(1).integers(0, family.vocab_size, 70).tolist()
+    engine = NativeEngine(model, activations="float", cache=cache)
+    (out,) = engine.step([SeqWork(engine.open(), ids, Want.ALL_LOGITS)])
+    decoder = Decoder.from_weights(model.config, model.weights)
+    caches = (RoundedCache(model.config, rounded), KVCache(model.config))
+    with torch.inference_mode():
+        off, cost = (
+            np.median(np.abs(out.logits - decoder.logits(hidden)[0].numpy()).max(1))
+            for hidden in (decoder(torch.tensor([ids]), cache=c) for c in caches)
+        )
+    assert off <= cost / 100
+
+
 @pytest.mark.parametrize(
     ("cache", "head_bytes"),
-    # A position's key of 40 and value of 40, which has room for 48; int8 with two scales each.
-    [("f32", 4 * 88), ("f16", 2 * 88), ("bf16", 2 * 88), ("int8", 88 + 2 * 2 * 2)],
+    # A position's key of 40 and value of 40, which has room for 48; int8 with two scales each. Int4
+    # has two numbers a byte in a whole group, one in a last one of 16 or fewer; two scales a group.
+    [
+        ("f32", 4 * 88),
+        ("f16", 2 * 88),
+        ("bf16", 2 * 88),
+        ("int8", 88 + 2 * 2 * 2),
+        ("int4", (16 + 8) + (16 + 16) + 2 * 2 * 4),
+    ],
 )
 def test_bytes_of_a_page(make_model: Callable[..., Any], cache: CacheType, head_bytes: int) -> None:
     config = ModelConfig.uniform(

@@ -318,3 +318,34 @@ def test_the_native_engine_serves_as_it_would_each_alone(llama: Any, pages: int)
         tokens, reason = alone(quiet, request)
         assert driver.tokens[request.number] == tokens
         assert driver.reasons[request.number] == reason
+
+
+def test_a_guide_that_knows_no_further_ends_its_own_request_alone() -> None:
+    class Lost:
+        def __init__(self) -> None:
+            self.drawn = 0
+
+        def choice(self) -> tuple[SamplingSettings, None]:
+            if self.drawn == 2:
+                raise RequestError("nothing can follow")
+            return SamplingSettings(), None
+
+        def take(self, token: int) -> bool:
+            self.drawn += 1
+            return False
+
+    driver = Driver(FakeEngine(CONFIG, babble(V)), Limits(context=60, pages=40))
+    driver.scheduler.submit(Request(1, [1, 2], 8, guide=Lost()))
+    driver.scheduler.submit(Request(2, [3, 4], 8))
+    failed: list[tuple[int, RequestError]] = []
+    reasons: dict[int, str | None] = {}
+    while driver.scheduler.running or driver.scheduler.waiting:
+        plan = driver.scheduler.plan()
+        outs = carry_out(driver.engine, plan, driver.conversations)
+        for progress in driver.scheduler.settle(outs):
+            reasons[progress.number] = progress.finish_reason
+        for number, error in plan.failed:
+            failed.append((number, error))
+            driver.scheduler.stop(number)
+    assert [(number, error.what) for number, error in failed] == [(1, "nothing can follow")]
+    assert reasons == {1: None, 2: "length"}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from miudo.config import ModelConfig, RopeKind, RopeScaling
-from miudo.errors import ConfigError, TokenizerError
+from miudo.engine.native import NativeEngine
+from miudo.errors import ConfigError, TokenizerError, UsageError
 from miudo.evaluate.loading import load_model
 from miudo.formats import ModelFile
 from miudo.tensors import DType, StoredTensor, tensor_table
@@ -110,3 +111,12 @@ def longrope() -> ModelFile:
     }
     tokenizer = train_bpe(["once upon a time"], vocab_size=300).spec
     return ModelFile(config, weights, tokenizer, None, None, "", None)
+
+
+def test_pytorch_rounds_no_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    opening(monkeypatch, longrope())
+    loaded = load_model(Path("model"), threads=1, cache="int4")
+    assert isinstance(loaded.engine, NativeEngine)
+    assert loaded.engine.cache == "int4"
+    with pytest.raises(UsageError, match="float32 keys and values, not int4"):
+        load_model(Path("model"), engine="torch", cache="int4")

@@ -117,7 +117,14 @@ def test_latent_attention_counts_its_narrow_matrices_and_wide_cache() -> None:
 
 @pytest.mark.parametrize(
     ("cache", "head_dim", "row"),
-    [("f32", 16, 64), ("f16", 16, 32), ("bf16", 16, 32), ("int8", 16, 34), ("int8", 40, 68)],
+    [
+        ("f32", 16, 64),
+        ("f16", 16, 32),
+        ("bf16", 16, 32),
+        ("int8", 16, 34),
+        ("int8", 40, 68),
+        ("int4", 64, 40),
+    ],
 )
 def test_keys_and_values_are_of_the_caches_type(cache: Any, head_dim: int, row: int) -> None:
     config = tiny(head_dim=head_dim)

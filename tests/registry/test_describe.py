@@ -71,6 +71,14 @@ def test_lineage_is_a_tree_with_sources_measurements_and_notes() -> None:
     ]
 
 
+def test_of_many_notes_a_few_are_told_and_the_rest_counted() -> None:
+    data = _record("data", notes=tuple(f"dropped {i}" for i in range(5)))
+    assert lineage_lines(data)[1:] == [
+        *(f"   note: dropped {i}" for i in range(3)),
+        "   and 2 notes more (--json has them)",
+    ]
+
+
 def test_the_record_is_in_both_forms() -> None:
     record = _record("mine", licence="Apache-2.0")
     assert describe(_model(record))["record"] == record.to_json()

@@ -83,6 +83,9 @@ def test_tokens_are_counted_as_they_are_read(server: Any) -> None:
     assert server.post(COUNT, asked | {"max_tokens": 5}).status == 400
 
 
+LOOK = {"name": "look", "input_schema": {"type": "object"}}
+USED = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "seen"}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -96,8 +99,30 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"service_tier": "gold"}, "service_tier"),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
-    ({"tools": [{"name": "x", "input_schema": {}}]}, "tools"),
-    ({"tool_choice": {"type": "any"}}, "tool_choice"),
+    ({"tools": {}}, "tools"),
+    ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
+    ({"tools": [{"name": "x", "input_schema": {}}]}, "tools[0].input_schema"),
+    ({"tools": [LOOK, LOOK]}, "tools[1].name"),
+    ({"tools": [{**LOOK, "name": "a b"}]}, "tools[0].name"),
+    ({"tools": [{**LOOK, "type": "web_search_20250305"}]}, "tools[0].type"),
+    ({"tools": [{**LOOK, "input_examples": [{}]}]}, "tools[0].input_examples"),
+    (
+        {"tools": [{**LOOK, "input_schema": {"type": "object", "not": {}}}]},
+        "tools[0].input_schema.not",
+    ),
+    ({"tool_choice": {"type": "any"}}, "tool_choice.type"),
+    ({"tool_choice": {"type": "maybe"}, "tools": [LOOK]}, "tool_choice.type"),
+    ({"tool_choice": {"type": "tool", "name": "x"}, "tools": [LOOK]}, "tool_choice.name"),
+    ({"tool_choice": {"type": "auto", "odd": 1}, "tools": [LOOK]}, "tool_choice.odd"),
+    ({"messages": [{"role": "user", "content": [RESULT]}]}, "messages[0].content[0].tool_use_id"),
+    (
+        {"messages": [{"role": "user", "content": [{**USED, "id": "b"}]}]},
+        "messages[0].content[0].type",
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": [{**USED, "input": "{}"}]}]},
+        "messages[0].content[0].input",
+    ),
     ({"mcp_servers": [{}]}, "mcp_servers"),
     ({"no_such_field": 1}, "no_such_field"),
     ({"model": 5}, "model"),
@@ -118,6 +143,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"messages": [{"role": "user", "content": "x", "odd": 1}]}, "messages[0].odd"),
     ({"messages": [{"role": "assistant", "content": "I said"}]}, "messages[0]"),
+    ({"messages": [*HELLO["messages"], {"role": "assistant", "content": "("}]}, "messages[1]"),
 ]
 
 
@@ -142,6 +168,19 @@ def test_the_context_is_a_limit_for_prompt_and_answer(server: Any) -> None:
     reply = server.post(PATH, HELLO | {"max_tokens": room + 1, "stream": True})
     assert reply.status == 400
     assert str(context) in reply.json["error"]["message"]
+
+
+def test_a_failed_call_is_told_as_one(server: Any) -> None:
+    def asked(**more: Any) -> Any:
+        turns = [{"role": "assistant", "content": [USED]}]
+        turns.append({"role": "user", "content": [RESULT | more]})
+        return HELLO | {"messages": HELLO["messages"] + turns}
+
+    said = asked(content=[{"type": "text", "text": "Error: seen"}])
+    told = [server.post(PATH, each).json for each in (said, asked(is_error=True), asked())]
+    assert told[0]["usage"] == told[1]["usage"]
+    assert told[0]["content"] == told[1]["content"]
+    assert told[2]["usage"]["input_tokens"] < told[0]["usage"]["input_tokens"]
 
 
 def test_versions_are_known_or_refused(server: Any) -> None:

@@ -135,6 +135,7 @@ def test_what_is_served_is_told(server: Any) -> None:
     assert server.post("/api/show", {"model": MODEL, "verbose": True}).status == 400
 
 
+LOOK = {"type": "function", "function": {"name": "look"}}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"options": {"temperature": -1}}, "options.temperature"),
     ({"options": {"temperature": True}}, "options.temperature"),
@@ -157,7 +158,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"options": {"no_such": 1}}, "options.no_such"),
     ({"options": [1]}, "options"),
     ({"stream": "yes"}, "stream"),
-    ({"format": "json"}, "format"),
+    ({"format": "xml"}, "format"),
+    ({"format": ["json"]}, "format"),
+    ({"format": {"not": {}}}, "format.not"),
+    ({"format": {"properties": {"a": {}}, "required": 5}}, "format"),
+    ({"format": "json", "options": {"stop": ["}"]}}, "options.stop"),
     ({"think": True}, "think"),
     ({"logprobs": True}, "logprobs"),
     ({"keep_alive": "soon"}, "keep_alive"),
@@ -184,7 +189,16 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
     ({"messages": [{"role": "user", "content": "x", "odd": 1}]}, "messages[0].odd"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0]"),
-    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+    ({"tools": [LOOK], "format": "json"}, "format"),
+    ({"tools": [LOOK], "tool_choice": "required"}, "tool_choice"),
+    ({"messages": [{"role": "tool", "content": "x", "tool_name": "f"}]}, "messages[0].tool_name"),
+    ({"messages": [{"role": "user", "content": "x", "tool_name": "f"}]}, "messages[0].tool_name"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
 ]
 
 

@@ -119,6 +119,21 @@ def test_prompts_may_be_ids_and_many(server: Any) -> None:
     assert ids["usage"]["prompt_tokens"] == 3
 
 
+def test_a_stream_of_many_prompts_counts_them_all(server: Any) -> None:
+    many = ROBOT | {"prompt": ["One two three", "Two"], "n": 2, "logprobs": 2}
+    whole = server.post(TEXT, many).json
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    events = server.post(TEXT, many | options).events
+    assert events[-1]["usage"] == whole["usage"]
+    assert len({event["created"] for event in events}) == 1
+    for choice in whole["choices"]:
+        parts = [e["choices"][0] for e in events if e["choices"]]
+        mine = [part for part in parts if part["index"] == choice["index"]]
+        assert "".join(part["text"] for part in mine) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [v for part in mine for v in part["logprobs"][name]] == values
+
+
 WRONG = [
     ({"temperature": -1}, "temperature"),
     ({"temperature": 1e308}, "temperature"),
@@ -241,7 +256,8 @@ def test_what_is_not_supported_is_refused_by_name(server: Any, field: str) -> No
     [
         b"", b"[]", b"null", b"{", b'{"a":NaN}', b'{"a":Infinity}', b'{"a":1,"a":2}',
         b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"n":' + b"9" * 5000 + b"}",
-        b'\xef\xbb\xbf{"prompt":"x"}', b'{"prompt":"\xff"}',
+        b'\xef\xbb\xbf{"prompt":"x"}', b'{"prompt":"\xff"}', b'{"prompt":"x","\\ud800":1}',
+        b'{"prompt":"x","stop":"\\uDFFF"}',
     ],
 )  # fmt: skip
 def test_bodies_that_are_no_json_object_are_refused(server: Any, body: bytes) -> None:
@@ -254,8 +270,24 @@ def test_bodies_that_are_no_json_object_are_refused(server: Any, body: bytes) ->
 def test_other_routes_methods_and_types(server: Any) -> None:
     assert server.ask("GET", CHAT).status == 405
     assert server.ask("POST", CHAT, HELLO, content_type="text/plain").status == 415
-    for path in ("/", "/v1", "/v1/chat", "//v1//models", "/v1/models/", "/docs"):
+    for path in ("/v1", "/v1/chat", "//v1//models", "/v1/models/", "/docs"):
         assert server.ask("GET", path).status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("POST", "/chat/completions", "Did you mean /v1/chat/completions?"),
+        ("POST", f"{CHAT}/", "Did you mean /v1/chat/completions?"),
+        ("GET", "/v1/api/tags", "Did you mean /api/tags?"),
+        ("GET", "/docs", "GET /openapi.json lists the routes"),
+        ("GET", CHAT, "GET is not taken here, only POST"),
+    ],
+)
+def test_who_asks_elsewhere_is_told_where(server: Any, method: str, path: str, said: str) -> None:
+    body = server.ask(method, path).json
+    told = body["error"] if isinstance(body["error"], str) else body["error"]["message"]
+    assert said in told
 
 
 @pytest.mark.row("H32")

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,10 @@ def test_models_open_when_they_are_named_and_close_when_they_idle(tuned: Server)
     for name in ("one", "two"):  # there is room for one beside the first
         assert ask(tuned, "POST", TEXT, {"prompt": "a", "model": name}).json["model"] == name
         assert shelf(tuned) == {"miudo-6m": "loaded", name: "loaded"}
+    listed = ask(tuned, "GET", "/api/ps").json["models"]
+    ends = {row["name"]: datetime.fromisoformat(row["expires_at"]) for row in listed}
+    assert ends["miudo-6m"].year == 9999
+    assert -5 < (ends["two"] - datetime.now(UTC)).total_seconds() <= 2  # --keep-alive
     deadline = time.monotonic() + 20
     while "two" in shelf(tuned):
         assert time.monotonic() < deadline, "it does not close"
@@ -257,6 +262,20 @@ def test_the_description_is_that_of_the_table(server: Server) -> None:
     message = chat["properties"]["messages"]["items"]["properties"]
     assert "assistant" in message["role"]["enum"]
     assert body_schema(described, "/models/load")["required"] == ["model"]
+    for path, called in ((CHAT, "function"), ("/api/chat", "function"), ("/v1/messages", "name")):
+        tool = body_schema(described, path)["properties"]["tools"]["items"]["properties"]
+        assert called in tool, path
+    assert "format" in body_schema(described, "/api/generate")["properties"]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/api/chat", "/v1/messages", "/v1/responses"])
+def test_every_sample_is_taken(server: Server, path: str) -> None:
+    described = server.ask("GET", "/openapi.json").json
+    content = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    for sample in content["examples"].values():
+        short = {} if path != CHAT else {"max_tokens": 4}
+        asked = {"model": "miudo-6m"} | sample["value"] | short
+        assert server.post(path, asked).status == 200, sample
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -268,6 +287,7 @@ def test_every_field_that_is_described_is_taken_and_no_other(server: Server, pat
         reply = server.post(path, base | {name: {"no": "such value"}})
         assert reply.status != 500
         if reply.status == 400:  # known: its value is wrong, not its name
-            assert "is no field" not in reply.json["error"]["message"], name
+            error = reply.json["error"]  # of a table a field within may be unknown
+            assert error["param"] != name or "is no field" not in error["message"], name
         assert isinstance(schema, dict)
     assert "is no field" in server.post(path, base | {"other": 1}).json["error"]["message"]

@@ -80,15 +80,34 @@ def test_a_stream_says_what_the_whole_reply_says(server: Any) -> None:
     assert {e["item_id"] for e in told[3:-2]} == {last["output"][0]["id"]}
 
 
+LOOK = {"type": "function", "name": "look"}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"store": True}, "store"),
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"conversation": "conv_1"}, "conversation"),
     ({"background": True}, "background"),
-    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+    ({"tools": [LOOK, LOOK]}, "tools[1].name"),
+    ({"tools": [LOOK], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
+    ({"tools": [LOOK], "text": {"format": {"type": "json_object"}}}, "text"),
+    ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+    (
+        {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"not": {}}}}},
+        "text.format.schema.not",
+    ),
+    ({"text": {"format": {"type": "json_object"}}, "stop": "}"}, "stop"),
+    ({"text": {"verbosity": "low"}}, "text.verbosity"),
+    (
+        {"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{"}]},
+        "input[0].arguments",
+    ),
+    (
+        {"input": [{"type": "function_call_output", "call_id": "a", "output": "x"}]},
+        "input[0].call_id",
+    ),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"reasoning": {"effort": "high"}}, "reasoning"),
-    ({"text": {"format": {"type": "json_object"}}}, "text"),
     ({"truncation": "auto"}, "truncation"),
     ({"include": ["message.output_text.logprobs"]}, "include"),
     ({"top_logprobs": 3}, "top_logprobs"),
@@ -106,7 +125,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": ""}, "input"),
     ({"input": []}, "input"),
     ({"input": ["x"]}, "input[0]"),
-    ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].type"),
+    ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
     ({"input": [{"role": "king", "content": "x"}]}, "input[0].role"),
     ({"input": [{"role": "user"}]}, "input[0].content"),
@@ -133,3 +152,12 @@ def test_nothing_is_kept(server: Any) -> None:
     made = server.post(PATH, HELLO).json["id"]
     assert server.ask("GET", f"{PATH}/{made}").status == 404
     assert server.ask("GET", PATH).status == 405
+
+
+def test_cached_tokens_are_those_that_were_not_read_anew(server: Any) -> None:
+    asked = {"input": "Seven grey foxes ran over the frozen lake. " * 3, "max_output_tokens": 2}
+    before = server.figure("miudo:prefix_cache_hits_total")
+    counts = [server.post(PATH, asked).json["usage"] for _ in range(2)]
+    first, again = (count["input_tokens_details"]["cached_tokens"] for count in counts)
+    assert first < again == counts[1]["input_tokens"] - 1  # the last is always read
+    assert server.figure("miudo:prefix_cache_hits_total") - before == first + again

@@ -14,7 +14,7 @@ from miudo.config import ModelConfig
 from miudo.engine.batches import Limits, Progress, Request
 from miudo.engine.fake import FakeEngine, babble
 from miudo.errors import BusyError, DeadlineError, MiudoError, RequestError
-from miudo.protocol import SamplingSettings
+from miudo.protocol import SamplingSettings, SeqWork, Want
 from miudo.serve.worker import Worker
 
 V = 23
@@ -53,7 +53,8 @@ class Gated:
     """A fake engine that steps only while its gate is open, and can be told to fail."""
 
     def __init__(self) -> None:
-        self.inner = FakeEngine(CONFIG, babble(V))
+        limits = {"cache_pages": LIMITS.pages, "page_positions": LIMITS.page_positions}
+        self.inner = FakeEngine(CONFIG, babble(V), **limits)
         self.gate = threading.Event()
         self.gate.set()
         self.error: BaseException | None = None
@@ -243,3 +244,76 @@ def test_guides_choose_each_draw(worker: Worker) -> None:
     sink = ask(worker, [1, 2], guide=Countdown(), logits=True)[1].wait()
     assert sink.tokens == [5, 4, 3]
     assert sink.reason == "stop"
+
+
+def fill_with_kept(worker: Worker) -> None:
+    """Leaves the cache full of conversations that are over."""
+    for i in range(20):
+        ask(worker, [1 + (i + j * j) % (V - 1) for j in range(24)], 30)[1].wait()
+    assert worker.load().pages - worker.load().pages_used < 13  # of 50 positions
+
+
+def read(n: int) -> Any:
+    """Work that takes `n` positions."""
+
+    def work(engine: Any) -> int:
+        k = engine.open()
+        try:
+            engine.step([SeqWork(k, [1] * n, Want.NOTHING)])
+            return int(engine.length(k))
+        finally:
+            engine.close(k)
+
+    return work
+
+
+def test_a_call_gets_the_room_of_what_is_over(worker: Worker) -> None:
+    fill_with_kept(worker)
+    with pytest.raises(RequestError, match="cache is full"):
+        worker.call(read(50)).result(timeout=5)
+    assert worker.call(read(50), positions=50).result(timeout=5) == 50
+    with pytest.raises(RequestError, match="the cache has 64"):
+        worker.call(read(50), positions=64 * 4 + 1).result(timeout=5)
+    assert len(ask(worker, [1])[1].wait().tokens) == 8
+
+
+def test_a_call_that_finds_no_room_beside_what_runs_is_to_come_again(engine: Gated) -> None:
+    worker = Worker(engine, Limits(context=60, pages=15, page_positions=4, max_positions=60))
+    _, sink = ask(worker, [1] * 40, 20)
+    engine.gate.clear()
+    while not worker.load().running:
+        time.sleep(0.001)
+    late = worker.call(read(50), positions=50)
+    engine.gate.set()
+    with pytest.raises(BusyError, match="13 pages"):
+        late.result(timeout=5)
+    assert len(sink.wait().tokens) == 20
+    assert worker.call(read(50), positions=50).result(timeout=5) == 50
+    worker.close()
+
+
+def test_many_calls_hold_no_request_up(worker: Worker, engine: Gated) -> None:
+    steps: list[int] = []
+    calls = [worker.call(lambda _: steps.append(worker.load().steps)) for _ in range(20)]
+    engine.gate.clear()
+    _, sink = ask(worker, [1, 2], 50)
+    calls += [worker.call(lambda _: steps.append(worker.load().steps)) for _ in range(20)]
+    engine.gate.set()
+    sink.wait()
+    for call in calls:
+        call.result(timeout=5)
+    beside = steps[-19:]
+    assert len(set(beside)) == len(beside)  # a step between any two of them
+
+
+def test_a_worker_with_a_call_is_busy(worker: Worker) -> None:
+    go = threading.Event()
+    begun = threading.Event()
+    call = worker.call(lambda _: (begun.set(), go.wait(20))[1])
+    assert begun.wait(5)
+    assert worker.busy
+    go.set()
+    assert call.result(timeout=5)
+    deadline = time.monotonic() + 5
+    while worker.busy:
+        assert time.monotonic() < deadline

@@ -227,6 +227,35 @@ def test_a_run_from_a_model_resumes_from_its_checkpoint(done: Path, tmp_path: Pa
     assert weights[0] == weights[1]
 
 
+def test_a_run_can_be_ended_where_it_is_and_gone_on_with(done: Path, tmp_path: Path) -> None:
+    text = done / "text.jsonl"
+    for name in ("whole", "ended"):
+        train(job(text, tmp_path / name))
+    out = tmp_path / "ended"
+    log = (out / "metrics.jsonl").read_text()
+    shutil.rmtree(out / "model")
+    made = resume(out, from_step=2, end=True)
+    assert made.fit.steps == 2
+    assert made.fit.held_out_loss is not None
+    found = {m.name: m.value for m in made.record.measurements}
+    assert found["steps"] == 2
+    assert found["training_tokens"] == made.fit.tokens
+    assert found["held_out_loss"] == made.fit.held_out_loss
+    weights = [
+        sha256_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "ended")
+    ]
+    assert weights[0] != weights[1]
+    resume(out, from_step=2)
+    assert sha256_file(out / "model" / "model.safetensors") == weights[0]
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == len(log.splitlines())
+
+
+def test_a_run_without_a_step_has_nothing_to_end_with(done: Path, tmp_path: Path) -> None:
+    train(job(done / "text.jsonl", tmp_path / "out"))
+    with pytest.raises(UsageError, match="no step"):
+        resume(tmp_path / "out", from_step=0, end=True)
+
+
 def test_data_of_another_tokenizer_than_the_start_models_is_refused(
     done: Path, tmp_path: Path
 ) -> None:

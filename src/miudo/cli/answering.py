@@ -41,8 +41,14 @@ def answer(talk: Talk, ids: Sequence[int], *, as_json: bool = False) -> str:
     from miudo.meter import DEFAULT_WATTS, Meter
 
     loaded = talk.loaded
+    settings = talk.settings
     events = generate(
-        loaded.engine, loaded.tokenizer, ids, talk.settings, speculation=talk.speculation
+        loaded.engine,
+        loaded.tokenizer,
+        ids,
+        settings,
+        speculation=talk.speculation,
+        guide=None if talk.form is None else talk.form.begin(settings),
     )
     drawn = DEFAULT_WATTS if talk.watts is None else talk.watts
     parts: list[str] = []
@@ -64,6 +70,8 @@ def answer(talk: Talk, ids: Sequence[int], *, as_json: bool = False) -> str:
         emit({**value, **ending, **how}, "", as_json=True)
         return text
     click.echo()
+    if talk.form is not None and last.finish_reason == "length":
+        click.echo("warning: cut off, so not of --schema's form: raise --max-tokens", err=True)
     if sys.stderr.isatty() if talk.timings is None else talk.timings:
         aside(_timings_line(last, timings, energy))
     return text

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from miudo.cli.options import complete_model, emit, verb, watts_option
+from miudo.cli.options import cache_type_option, complete_model, emit, verb, watts_option
 from miudo.hub.resolve import model_path
 
 __all__ = ["bench"]
@@ -53,6 +53,7 @@ def _numbers(
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
 @click.option("--activations", type=click.Choice(["int8", "float"]), default="int8")
+@cache_type_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write a page with plots here, .html.")
 def bench(model: str, *, quick: bool, out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure how fast MODEL runs on this machine.
@@ -78,6 +79,7 @@ def bench(model: str, *, quick: bool, out: Path | None, as_json: bool, **options
         model_path(model),
         settings,
         name=model,
+        cache=options["cache_type"],
         progress=lambda line: click.echo(line, err=True),
         **{name: options[name] for name in ("threads", "activations", "adapter")},
     )

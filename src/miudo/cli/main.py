@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "suggest": ("miudo.cli.suggesting:suggest", "The next words of a text, as a keyboard has them"),
     "tokenize": ("miudo.cli.tokenizing:tokenize", "A text as a model's tokens, or ids as text"),
     "embed": ("miudo.cli.embedding:embed", "Texts as vectors, to compare and search them"),
-    "serve": ("miudo.cli.serving:serve", "Answer programs over HTTP, as OpenAI's API does"),
+    "serve": ("miudo.cli.serving:serve", "A page, and the APIs of OpenAI, Anthropic, Ollama"),
     "route": ("miudo.cli.routing:route", "Small model or large one, by rules and examples"),
     "ps": ("miudo.cli.processes:ps", "The servers that run here, and their models"),
     "catalog": ("miudo.cli.browsing:catalog", "Models to choose from: memory, licence, uses"),
@@ -121,9 +121,10 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Names the nearest verb when there is none of that name."""
         if args and args[0] not in (*VERBS, *ALIASES) and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            near = difflib.get_close_matches(args[0], VERBS, n=2)  # `rum` is not only `rm`
             near = [_ELSEWHERE[args[0]]] if args[0] in _ELSEWHERE else near
-            cure = f"Did you mean `{near[0]}`?" if near else "See `miudo --help`."
+            named = " or ".join(f"`{verb}`" for verb in near)
+            cure = f"Did you mean {named}?" if near else "See `miudo --help`."
             raise click.UsageError(f"no verb is called {args[0]!r}. {cure}", ctx)
         from miudo.records import COMMAND  # here, where a verb is run: `--help` needs no records
 
@@ -187,6 +188,9 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, "--version", message="miudo %(version)s")
 def cli() -> None:
     """Make small language models out of big ones, and run them on ordinary hardware.
+
+    To begin: `miudo run` talks to the small model inside the package, `miudo doctor` tells
+    whether all is well here.
 
     Every verb takes --json (the result as JSON on standard output), --config FILE.toml and
     --set key=value. With MIUDO_DEBUG=1 an error shows where in the program it arose.

@@ -86,6 +86,7 @@ def prepare(
 @template_option
 @run_options
 @click.option("--from-step", type=int, help="With --resume: go on from this checkpoint.")
+@click.option("--end", is_flag=True, help="With --resume: make a model of the checkpoint as it is.")
 def train(  # noqa: PLR0913 - one parameter an option
     *,
     data: tuple[str, ...],
@@ -97,6 +98,7 @@ def train(  # noqa: PLR0913 - one parameter an option
     out: Path,
     resume: bool,
     from_step: int | None,
+    end: bool,
     as_json: bool,
     extra: dict[str, Any],
     **length: Any,
@@ -111,8 +113,10 @@ def train(  # noqa: PLR0913 - one parameter an option
     from miudo.train.pretrain import train as train_model
     from miudo.train.progress import Lines
 
+    if end and not resume:
+        raise UsageError("is for a run that has begun", where="--end", remedy="Add --resume")
     if resume:
-        made = resume_run(out, Lines(), from_step=from_step)
+        made = resume_run(out, Lines(), from_step=from_step, end=end)
     else:
         settings, packing = run_settings(extra, length)
         require_data(data, packing)

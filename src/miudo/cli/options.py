@@ -26,6 +26,7 @@ __all__ = [
     "BLOCK_TYPES",
     "Verb",
     "aside",
+    "cache_type_option",
     "complete_model",
     "duration",
     "emit",
@@ -53,6 +54,12 @@ watts_option = click.option(
     type=click.FloatRange(0, min_open=True),
     help="What a busy core draws, for an estimate of energy where no counter is readable."
     "  [default: 8]",
+)
+
+cache_type_option = click.option(
+    "--cache-type",
+    type=click.Choice(["f32", "f16", "bf16", "int8", "int4"]),
+    help="What keys and values are rounded to.  [default: f16; f32 with float activations]",
 )
 
 

@@ -38,6 +38,11 @@ _COMMON = (
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--stop", multiple=True, help="Stop before this text; may be repeated."),
     click.option(
+        "--schema",
+        metavar="FILE|json",
+        help="Answer in JSON of the JSON Schema in FILE; json: in any JSON.",
+    ),
+    click.option(
         "--timings/--no-timings",
         "--verbose",
         default=None,

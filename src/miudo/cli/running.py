@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from miudo.cli.answering import answer
+from miudo.cli.forms import Form, read_schema
 from miudo.cli.options import aside, printable, verb
 from miudo.cli.prompting import choose, prompt_text
 from miudo.cli.run_options import generate_settings, talk_options
@@ -109,12 +110,14 @@ def _ready(manner: _Manner, name: str | None, **flags: Any) -> Talk:
 
     watts, timings, dtype = (flags.pop(flag) for flag in ("watts", "timings", "dtype"))
     adapter, template = flags.pop("adapter"), flags.pop("chat_template")
+    schema = flags.pop("schema")
     engine = {flag: flags.pop(flag) for flag in ("threads", "activations", "context")}
     speculate, draft = flags.pop("speculate"), flags.pop("draft_model")
     settings = generate_settings(**flags)
     if draft is not None and not speculate:
         raise UsageError("--no-speculate takes no --draft-model", remedy="Leave one of them out")
     given = None if template is None else read_template(template)
+    language = None if schema is None else read_schema(schema)
     path = model_path(name)
     held = None if dtype is None else DType(dtype)
     loaded = load_model(path, adapter=adapter, dtype=held, **engine)
@@ -142,6 +145,7 @@ def _ready(manner: _Manner, name: str | None, **flags: Any) -> Talk:
         _speculation(loaded, draft, engine) if speculate else None,
         watts,
         timings,
+        None if language is None else Form(loaded, language),
     )
 
 

@@ -1,6 +1,6 @@
 """`miudo serve`.
 
-For: a model over HTTP, for programs that speak OpenAI's protocol.
+For: a model over HTTP, for programs that speak OpenAI's, Anthropic's or Ollama's protocol.
 Not for: the server itself (`miudo.serve`).
 Read next: `miudo.serve.run`.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miudo.cli.options import complete_model, duration, parse_size, verb
+from miudo.cli.options import cache_type_option, complete_model, duration, parse_size, verb
 from miudo.errors import MissingError, UsageError
 from miudo.hub.resolve import embedded_models, model_path
 
@@ -51,6 +51,7 @@ __all__ = ["serve"]
     help="Requests that may wait beside them; more get 429.",
 )
 @click.option("--cache-mb", type=click.IntRange(1), help="Memory for keys and values, at most.")
+@cache_type_option
 @click.option(
     "--adapter",
     "adapters",
@@ -111,7 +112,8 @@ __all__ = ["serve"]
 def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
     """Serve MODEL, or the model inside the package, over HTTP.
 
-    Clients of OpenAI's protocol take http://127.0.0.1:4470/v1 as their base URL.
+    Clients of OpenAI's protocol take http://127.0.0.1:4470/v1 as their base URL, those of
+    Anthropic's and Ollama's http://127.0.0.1:4470. A browser finds a page there.
     """
     from miudo.serve import run
     from miudo.serve.registered import registered
@@ -150,6 +152,7 @@ def _job(models: Mapping[str, Path], given: Mapping[str, Any], route: RouteJob |
         host=HostSettings(
             threads=given["threads"],
             cache_bytes=DEFAULT_CACHE_BYTES if cache is None else cache * 10**6,
+            cache=given["cache_type"],
             max_sequences=given["parallel"],
             max_waiting=given["queue"],
         ),
@@ -235,4 +238,5 @@ def _say(url: str, models: Mapping[str, Path], *, as_json: bool) -> None:
     from miudo.cli.options import emit
 
     value = {"schema": 1, "url": url, "models": list(models)}
-    emit(value, f"{', '.join(models)} at {url}/v1 (Ctrl-C ends it)", as_json=as_json)
+    places = f"{url} (the page), {url}/v1 (OpenAI's clients)"
+    emit(value, f"{', '.join(models)} at {places}; Ctrl-C ends it", as_json=as_json)

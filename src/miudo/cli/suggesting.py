@@ -35,7 +35,8 @@ def suggest(
 ) -> None:
     """Show the next words of TEXT, most probable first.
 
-    Where TEXT ends in letters, they are the beginning of the word that is looked for.
+    Where TEXT ends in letters, they are the beginning of the word that is looked for; end it
+    with a blank for the word after.
     """
     from miudo.engine.suggest import Suggester
     from miudo.evaluate.loading import load_model

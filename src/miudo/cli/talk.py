@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from miudo.cli.forms import Form
     from miudo.engine.generate import GenerateSettings
     from miudo.engine.speculate import Speculation
     from miudo.evaluate.loading import LoadedModel
@@ -27,7 +28,7 @@ class Talk:
     """`template` None continues texts; `template_from` says in words where it came from.
 
     `name` is what the user calls the model. `watts` is as in `miudo.meter.Meter`, None for its
-    default. `timings` None prints them where somebody looks on.
+    default. `timings` None prints them where somebody looks on. Answers keep to `form`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Talk:
     speculation: Speculation | None = None
     watts: float | None = None
     timings: bool | None = None
+    form: Form | None = None
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of `messages`. Raises what `miudo.text.prompt.prompt_ids` raises."""

@@ -101,8 +101,8 @@ def _held_out_limit(ranks: Iterable[float], share: float) -> float:
     if len(known) < 2:
         raise DataError(
             f"{share:.1%} of documents are to be held out, but there is only one",
-            remedy="Name several files, put lines of <|endoftext|> between documents, or hold "
-            "none out: --set prepare.pack.held_out=0 (pack.held_out=0 with `miudo prepare`)",
+            remedy="Name several files, or put lines of <|endoftext|> between documents. Only to "
+            "train, hold none out: --set prepare.pack.held_out=0 (`miudo prepare`: pack.held_out)",
         )
     return known[1] if known[0] >= share else min(share, known[-1])
 

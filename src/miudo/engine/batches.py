@@ -51,7 +51,10 @@ class Limits:
 
 
 class Guide(Protocol):
-    """How a request draws where that hangs on what it drew: a grammar, or penalties."""
+    """How a request draws where that hangs on what it drew: a grammar, or penalties.
+
+    `choice` may raise RequestError, which ends its request and no other.
+    """
 
     def choice(self) -> tuple[SamplingSettings, npt.NDArray[np.bool_] | None]:
         """Returns settings and mask bool [V] of the next draw."""
@@ -104,12 +107,14 @@ class Close:
 class Plan:
     """A step: first the changes, in this order, then the work, whose conversations are slots.
 
-    `numbers` are the requests that the works are for, in the same order.
+    `numbers` are the requests that the works are for, in the same order. `failed` are requests
+    whose guides know no further, and why: they have no work, and are to be stopped.
     """
 
     changes: tuple[Open | Close, ...]
     work: tuple[SeqWork, ...]
     numbers: tuple[int, ...]
+    failed: tuple[tuple[int, RequestError], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ class Progress:
 
     `finish_reason` is "stop", after an end token that is among the tokens or where a guide ends,
     or "length". `logprobs` are the tokens', `logits` [V] the row of the last, where asked for.
+    `reused` ids of the prompt were not read, since another request's positions began alike.
     `energy` is the request's so far, where whoever runs the steps measures it.
     """
 
@@ -127,6 +133,7 @@ class Progress:
     logprobs: tuple[float, ...] = ()
     logits: FloatArray | None = None
     energy: Energy | None = None
+    reused: int = 0
 
 
 def carry_out(engine: Engine, plan: Plan, conversations: dict[int, int]) -> list[StepOut]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from miudo.engine.batches import Guide
 from miudo.engine.speculate import Speculation, TextSpeculator
 from miudo.errors import RequestError
 from miudo.protocol import Engine, SamplingSettings, SeqWork, TextEvent, Tokenizer, Want
@@ -47,18 +48,18 @@ def generate(
     settings: GenerateSettings,
     *,
     speculation: Speculation | None = None,
+    guide: Guide | None = None,
 ) -> Iterator[TextEvent]:
     """Yields text as it is generated; the last event says why it ended, with counts.
 
     `finish_reason` is "stop" (end token or stop string) or "length". With `speculation`, which
     may be kept from text to text, tokens are guessed where that pays; they stay the same.
-    Raises RequestError for a prompt that leaves no position free.
+    A `guide`, without guesses, stands for the sampling. Raises RequestError for too long a prompt.
     """
-    room = engine.config.max_positions - len(prompt)
+    room = (positions := engine.config.max_positions) - len(prompt)
     if room < 1:
         raise RequestError(
-            f"the prompt has {len(prompt)} tokens, the model {engine.config.max_positions} "
-            "positions",
+            f"the prompt has {len(prompt)} tokens, the model {positions} positions",
             remedy="Shorten the prompt",
         )
     mask = _tokens_only(engine, tokenizer)
@@ -66,17 +67,16 @@ def generate(
     stream = TextStream(tokenizer, settings.stop, after=prompt)
     made, reason, speculator = 0, "length", None
     with contextlib.ExitStack() as stack:
-        if speculation is not None:
+        if speculation is not None and guide is None:
             speculator = speculation.begin(engine.config.vocab_size, settings.sampling, mask)
             stack.callback(speculator.close)
-        tokens = _tokens(engine, prompt, settings, mask, limit, speculator)
-        stack.callback(tokens.close)
-        for token in tokens:
+        tokens = _tokens(engine, prompt, settings, mask, limit, speculator, guide)
+        for token in stack.enter_context(contextlib.closing(tokens)):
             made += 1
-            ended = token in settings.eos_ids
-            if not ended and (text := stream.push(token)):
+            through = guide is not None and guide.take(token)
+            if not (ended := token in settings.eos_ids) and (text := stream.push(token)):
                 yield TextEvent(text)
-            if ended or stream.stopped is not None:
+            if ended or through or stream.stopped is not None:
                 reason = "stop"
                 break
     usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
@@ -92,16 +92,16 @@ def _tokens(
     mask: npt.NDArray[np.bool_] | None,
     limit: int,
     speculator: TextSpeculator | None,
+    guide: Guide | None,
 ) -> Generator[int]:
     """Yields up to `limit` tokens that follow the prompt."""
     conversation = engine.open()
     try:
         ids, taken = list(prompt), 0  # all ids known, and how many the engine has
         while (left := limit - (len(ids) - len(prompt))) > 0:
-            draft: Sequence[int] = ()
-            if speculator is not None and taken:
-                draft = speculator.draft(ids, left - 1)
-            given, how = [*ids[taken:], *draft], (settings.sampling, mask, settings.adapter)
+            draft = speculator.draft(ids, left - 1) if speculator is not None and taken else ()
+            draw = (settings.sampling, mask) if guide is None else guide.choice()
+            given, how = [*ids[taken:], *draft], (*draw, settings.adapter)
             work = SeqWork(conversation, given, Want.SAMPLE, *how, n_drafted=len(draft))
             (out,) = engine.step([work])
             if not out.tokens:

@@ -48,9 +48,9 @@ __all__ = [
     "RunnableModel",
 ]
 
-CacheType = Literal["f32", "f16", "bf16", "int8"]
+CacheType = Literal["f32", "f16", "bf16", "int8", "int4"]
 
-CACHE_TYPES: tuple[CacheType, ...] = ("f32", "f16", "bf16", "int8")
+CACHE_TYPES: tuple[CacheType, ...] = ("f32", "f16", "bf16", "int8", "int4")
 """In the order of `miudo_cache_type`."""
 
 DEFAULT_CACHE_BYTES = 1 << 30
@@ -87,8 +87,9 @@ class NativeEngine:
     `activations` says what blocks (Q8_0, Q4_0, Q4_K ...) are multiplied with: "int8" rounds
     activations in groups of 32 (scale amax / 127 in float16, half to even), "float" is the
     reference. F32, F16 and BF16 matrices always take floats.
-    `cache` is the type that keys and values are rounded to, "int8" in groups of 32 with a float16
-    scale: "f16" as a rule, "f32" with float activations, where the two are the reference.
+    `cache` is the type that keys and values are rounded to: "f16" as a rule, "f32" with float
+    activations, where the two are the reference; "int8" and "int4" in groups of 32, by the rules
+    of `docs/engine.md`.
     `context` is the longest text, see `ModelConfig.with_context`. Raises ConfigError for one
     beyond the model's, ModelFileError for tensors that do not fit the config, MissingError
     without the compiled module, ResourceError where memory or `cache_bytes` is too small.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from miudo.engine.batches import Close, Limits, Open, Plan, Progress, Request
 from miudo.engine.pages import PageBook
-from miudo.errors import RequestError
+from miudo.errors import BusyError, RequestError
 from miudo.protocol import SeqWork, StepOut, Want
 
 __all__ = ["Scheduler"]
@@ -32,6 +32,7 @@ class _Sequence:
     ids: list[int]
     drawn: int = 0
     slot: int = 0
+    reused: int | None = None  # ids of the prompt that it began with
     held: list[int] = field(default_factory=list)
     stopped: bool = False
 
@@ -126,13 +127,10 @@ class Scheduler:
 
         `drafts` are guesses by request number; they fill what space is left.
         """
-        for sequence, _ in self._planned:  # the step failed, perhaps after pages were copied
-            self._book.own(sequence.slot)
-            if sequence.stopped:
-                self._retire(sequence)
+        self._forget_failed()
         self._admit()
         takes = self._fitted()
-        self._planned = [(s, self._work(s, n)) for s, n in takes.items()]
+        failed = self._planned_for(takes)
         for at, (sequence, work) in enumerate(self._planned):
             request = sequence.request
             if not drafts or request.guide is not None or request.logits:
@@ -142,7 +140,32 @@ class Scheduler:
                 self._planned[at] = (sequence, self._drafted(sequence, work, draft))
         changes, self._changes = tuple(self._changes), []
         works = tuple(work for _, work in self._planned)
-        return Plan(changes, works, tuple(s.request.number for s, _ in self._planned))
+        numbers = tuple(s.request.number for s, _ in self._planned)
+        return Plan(changes, works, numbers, failed)
+
+    def make_room(self, positions: int) -> tuple[Open | Close, ...]:
+        """Forgets finished conversations until so many positions fit that no request has.
+
+        Returns the changes, to be carried out at once. Raises RequestError for more than the
+        cache holds, BusyError where requests that run have it.
+        """
+        wanted, total = self._book.pages_for(positions), self._limits.pages
+        if wanted > total:
+            raise RequestError(
+                f"{positions} positions need {wanted} pages, the cache has {total}",
+                remedy="Shorten the text, or give the engine a larger cache_bytes",
+            )
+        self._forget_failed()
+        while self._kept and self._book.free < wanted:
+            self._close(self._kept.popitem(last=False)[0])
+        if self._book.free < wanted:
+            raise BusyError(
+                f"{wanted} pages of the cache are wanted, the requests that run leave "
+                f"{self._book.free}",
+                remedy="Try again in a moment",
+            )
+        changes, self._changes = tuple(self._changes), []
+        return changes
 
     def settle(self, outs: Sequence[StepOut]) -> list[Progress]:
         """Takes in what the planned step gave, in its order; returns the new tokens."""
@@ -158,6 +181,14 @@ class Scheduler:
             elif out.tokens:
                 news.append(self._written(sequence, out))
         return news
+
+    def _forget_failed(self) -> None:
+        """A step that was planned and never settled failed, perhaps after pages were copied."""
+        planned, self._planned = self._planned, []
+        for sequence, _ in planned:
+            self._book.own(sequence.slot)
+            if sequence.stopped:
+                self._retire(sequence)
 
     def _written(self, sequence: _Sequence, out: StepOut) -> Progress:
         tokens, reason, guide = [], None, sequence.request.guide
@@ -175,7 +206,14 @@ class Scheduler:
         if reason:
             self._retire(sequence)
         logprobs = out.logprobs[: len(tokens)]
-        return Progress(sequence.request.number, tuple(tokens), reason, logprobs, out.logits)
+        return Progress(
+            sequence.request.number,
+            tuple(tokens),
+            reason,
+            logprobs,
+            out.logits,
+            reused=sequence.reused or 0,
+        )
 
     # Requests come in.
 
@@ -193,6 +231,8 @@ class Scheduler:
                 return
             self._slots, sequence.slot = slot, slot
             sequence.held = sequence.ids[:length]
+            if sequence.reused is None:  # after a step back it may be more than the prompt
+                sequence.reused = length
             self._changes.append(Open(slot, source, length))
             if source is not None and source in self._kept:
                 self._kept.move_to_end(source)
@@ -258,6 +298,16 @@ class Scheduler:
 
     def _wanted(self, takes: Mapping[_Sequence, int]) -> int:
         return self._book.wanted([(s.slot, n) for s, n in takes.items()])
+
+    def _planned_for(self, takes: Mapping[_Sequence, int]) -> tuple[tuple[int, RequestError], ...]:
+        """Sets what each sequence takes in; returns those whose guides refused to choose."""
+        self._planned, failed = [], []
+        for sequence, n in takes.items():
+            try:
+                self._planned.append((sequence, self._work(sequence, n)))
+            except RequestError as error:
+                failed.append((sequence.request.number, error))
+        return tuple(failed)
 
     def _work(self, sequence: _Sequence, n: int) -> SeqWork:
         start, request = len(sequence.held), sequence.request

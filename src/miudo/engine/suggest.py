@@ -77,10 +77,16 @@ class Suggester:
         size = engine.config.vocab_size
         known = range(min(tokenizer.vocab_size, size))
         self._bytes = [tokenizer.token_bytes(i) for i in known]
+        self._longest = max(map(len, self._bytes))
         self._sorted = sorted((piece, i) for i, piece in enumerate(self._bytes) if piece)
         self._inside = np.zeros(size, np.bool_)
         self._inside[: len(self._bytes)] = [_goes_on(piece) for piece in self._bytes]
         self._letters = np.flatnonzero(self._inside)
+
+    def positions(self, text: str) -> int:
+        """Returns how many positions `suggest` takes in at most for `text`."""
+        most = len(text.encode(errors="surrogatepass")) + self._spare
+        return min(self._engine.config.max_positions, most)
 
     def close(self) -> None:
         """Frees the conversation."""
@@ -159,9 +165,11 @@ class Suggester:
         return found
 
     def _ids(self, context: str) -> list[int]:
+        room = max(1, self._engine.config.max_positions - self._spare)
+        most = 2 * room * self._longest  # bytes are no fewer than characters
+        if len(context) > 2 * most:  # only the end is read: the rest need not be cut in tokens
+            context = context[(len(context) // most - 1) * most :]
         ids = self._tokenizer.encode(context)
-        spare = _SPELLING_STEPS + 2 * _WORD_TOKENS + len(self._start)
-        room = max(1, self._engine.config.max_positions - spare)
         if len(ids) > room:
             # By quarters of the room, so that the next keystrokes find the same beginning.
             quarter = max(1, room // 4)
@@ -171,6 +179,11 @@ class Suggester:
                 "there is no text and the model has no start token", remedy="Give some text"
             )
         return [*self._start, *ids]
+
+    @property
+    def _spare(self) -> int:
+        """Positions for the start and for what is searched after the text."""
+        return _SPELLING_STEPS + 2 * _WORD_TOKENS + len(self._start)
 
     def _after(self, ids: list[int]) -> FloatArray:
         """Returns log-probabilities [V] of what follows `ids`, reading only what is new."""

@@ -45,22 +45,27 @@ class BenchedModel:
     grid: Grid
 
 
-def bench_model(
+def bench_model(  # noqa: PLR0913 - as load_model
     path: Path,
     settings: GridSettings,
     *,
     name: str | None = None,
     threads: int | None = None,
     activations: Activations = "int8",
+    cache: CacheType | None = None,
     adapter: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> BenchedModel:
     """Returns the speeds of the model at `path` with `adapter` on the native engine.
 
+    Keys and values are kept as `cache`, by default as the engine does.
+
     Raises what `load_model` and `measure_grid` raise.
     """
     start = time.perf_counter()
-    loaded = load_model(path, threads=threads, activations=activations, adapter=adapter)
+    loaded = load_model(
+        path, threads=threads, activations=activations, cache=cache, adapter=adapter
+    )
     load_s = time.perf_counter() - start
     peak = peak_memory().value  # before the probes, which take memory of their own
     engine = loaded.engine

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
-from typing import Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
 from miudo.adapter import AdaptableEngine, base_fingerprint, check_adapter
 from miudo.config import ModelConfig
@@ -22,6 +22,9 @@ from miudo.protocol import Engine
 from miudo.tensors import DType, Weights
 from miudo.text.tokenizer import TextTokenizer
 from miudo.text.tokenizer_json import TokenizerSpec
+
+if TYPE_CHECKING:
+    from miudo.engine.native import CacheType
 
 __all__ = [
     "Activations",
@@ -63,11 +66,12 @@ def load_model(  # noqa: PLR0913 - one path, and how it is to run; each has a de
     context: int | None = None,
     dtype: DType | None = None,
     cache_bytes: int | None = None,
+    cache: CacheType | None = None,
 ) -> LoadedModel:
     """Returns the model at `path` on the native engine, or on PyTorch as its twin.
 
     With `dtype` matrices are held as that type, as a GGUF file of it would hold them.
-    `cache_bytes` bounds the native engine's keys and values.
+    `cache_bytes` bounds the native engine's keys and values, `cache` is the type they are kept in.
     Texts of `context` tokens must fit, see `ModelConfig.with_context`, and of fewer. Raises
     ConfigError for one beyond the model's, TokenizerError for a model without a tokenizer,
     ModelFileError for a damaged one, or an `adapter` that was made for another model or
@@ -76,7 +80,7 @@ def load_model(  # noqa: PLR0913 - one path, and how it is to run; each has a de
     tensors: list[_Tensors] = []
 
     def build() -> AdaptableEngine:
-        return _engine(tensors[0], engine, threads, activations, context, cache_bytes)
+        return _engine(tensors[0], engine, context, _Run(threads, activations, cache_bytes, cache))
 
     with _Beside[AdaptableEngine]() as beside:
 
@@ -119,6 +123,16 @@ class _Tensors:
 
     config: ModelConfig
     weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """How an engine runs what it is given."""
+
+    threads: int | None
+    activations: Activations
+    cache_bytes: int | None
+    cache: CacheType | None
 
 
 def tokenizer_spec(model: ModelFile, path: Path) -> TokenizerSpec:
@@ -175,14 +189,7 @@ class _Beside(Generic[_T]):
             self._failed.append(error)
 
 
-def _engine(
-    model: _Tensors,
-    kind: EngineKind,
-    threads: int | None,
-    activations: Activations,
-    context: int | None,
-    cache_bytes: int | None,
-) -> AdaptableEngine:
+def _engine(model: _Tensors, kind: EngineKind, context: int | None, run: _Run) -> AdaptableEngine:
     # What the model has anyway is not taken from it: tasks may need more than was thought of.
     context = max(context or 0, model.config.with_context().max_positions)
     if kind == "native":
@@ -190,18 +197,23 @@ def _engine(
 
         return NativeEngine(
             model,
-            threads=threads,
-            activations=activations,
-            cache_bytes=cache_bytes or DEFAULT_CACHE_BYTES,
+            threads=run.threads,
+            activations=run.activations,
+            cache=run.cache,
+            cache_bytes=run.cache_bytes or DEFAULT_CACHE_BYTES,
             context=context,
         )
     if kind == "torch":
+        if run.cache is not None:
+            raise UsageError(
+                f"PyTorch keeps float32 keys and values, not {run.cache}", remedy="Use native"
+            )
         import torch
 
         from miudo.decoder.decoder import Decoder
         from miudo.decoder.torch_engine import TorchEngine
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if run.threads is not None:
+            torch.set_num_threads(run.threads)
         return TorchEngine(Decoder.from_weights(model.config, model.weights, context=context))
     raise UsageError(f"no engine is called {kind!r}", remedy="Use native or torch")

@@ -25,6 +25,7 @@ __all__ = ["Numbers", "StepWork", "bounds", "step_work"]
 
 _CACHED: Mapping[CacheType, DType] = {
     "f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "int8": DType.Q8_0,
+    "int4": DType.Q4_1,
 }  # fmt: skip
 """Bytes of a key or value are those of a row of this type, its last group filled up."""
 

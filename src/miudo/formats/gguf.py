@@ -42,8 +42,8 @@ from miudo.formats.model_file import ModelFile
 from miudo.formats.padding import paddings
 from miudo.formats.precision import held_as
 from miudo.formats.sparse import check_sparse, dense_weights
-from miudo.formats.strict_json import parse_object
 from miudo.records import Record
+from miudo.strict_json import parse_object
 from miudo.tensors import (
     DType,
     Role,

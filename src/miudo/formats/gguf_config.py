@@ -17,8 +17,8 @@ from miudo.families.family import Family, plain_float
 from miudo.families.gguf_rope import ROPE_NAMES, ROPE_TENSORS
 from miudo.formats.blocks import to_f32
 from miudo.formats.gguf_reader import INT32, NUMBERS, ArrayAt, Container
-from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
+from miudo.strict_json import parse_object
 
 __all__ = ["family_config", "own_config"]
 

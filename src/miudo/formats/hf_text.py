@@ -17,8 +17,8 @@ from miudo.config import ModelConfig
 from miudo.errors import ModelFileError, TokenizerError
 from miudo.files import open_regular, resolve_under, write_json
 from miudo.formats.model_file import ModelFile
-from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
+from miudo.strict_json import parse_object
 from miudo.text.sentencepiece import parse_sentencepiece
 from miudo.text.special_tokens import (
     TokenSources,

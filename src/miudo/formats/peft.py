@@ -26,9 +26,9 @@ from miudo.files import atomic_folder, resolve_under, sha256_file, write_json
 from miudo.formats.blocks import to_f32
 from miudo.formats.layout import file_rows
 from miudo.formats.safetensors import read_safetensors, write_safetensors
-from miudo.formats.strict_json import read_object
 from miudo.protocol import FloatArray
 from miudo.records import Record
+from miudo.strict_json import read_object
 from miudo.tensors import Role, StoredTensor, tensor_table
 
 __all__ = [

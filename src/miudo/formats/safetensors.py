@@ -20,8 +20,8 @@ from miudo.errors import ModelFileError
 from miudo.files import open_regular
 from miudo.formats.derived import drop_pages
 from miudo.formats.mapping import map_file
-from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS, Limits
+from miudo.strict_json import parse_object
 from miudo.tensors import DType, StoredTensor
 
 __all__ = ["read_safetensors", "write_safetensors"]

@@ -15,9 +15,9 @@ from typing import Any
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import resolve_under
 from miudo.formats.safetensors import read_safetensors
-from miudo.formats.strict_json import read_object
 from miudo.formats.tensor_pickle import read_tensor_pickle
 from miudo.limits import LIMITS
+from miudo.strict_json import read_object
 from miudo.tensors import StoredTensor
 
 __all__ = ["INDEX_SUFFIX", "WEIGHT_FILES", "read_weights", "shard_names", "weight_files"]

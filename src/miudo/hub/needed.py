@@ -14,8 +14,8 @@ from typing import Any
 from miudo.errors import MissingError, ModelFileError
 from miudo.files import resolve_under
 from miudo.formats.shards import INDEX_SUFFIX, WEIGHT_FILES, shard_names
-from miudo.formats.strict_json import read_object
 from miudo.records import RECORD_FILE
+from miudo.strict_json import read_object
 
 __all__ = ["CONFIG_FILE", "folder_files", "needed_files", "shards"]
 

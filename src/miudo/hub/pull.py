@@ -17,7 +17,6 @@ from huggingface_hub import constants
 from miudo.errors import MissingError, ModelFileError, ResourceError, UsageError
 from miudo.formats.hf import family_of
 from miudo.formats.shards import INDEX_SUFFIX
-from miudo.formats.strict_json import read_object
 from miudo.hub.cache import (
     cache_folder,
     cached_path,
@@ -35,6 +34,7 @@ from miudo.hub.remote import Listing, RemoteFile, file_url, list_repository, tra
 from miudo.limits import LIMITS
 from miudo.names import HubRef
 from miudo.records import RECORD_FILE, Record
+from miudo.strict_json import read_object
 
 __all__ = ["Pulled", "pull", "pulled_offline"]
 

@@ -103,7 +103,10 @@ def _named(reference: StoreRef) -> Path:
         return _cached(on_hub, str(reference))
     known = {entry.name for entry in catalogue.entries} | models.keys()
     near = _nearest(reference.name, known | {m.reference.name for m in stored_models()})
-    raise MissingError(f"no model is called {str(reference)!r} here", remedy=near + _CURE)
+    missing = f"no model is called {str(reference)!r} here"
+    if reference.name.endswith(".gguf"):
+        missing = f"there is no file {reference.name!r} here"
+    raise MissingError(missing, remedy=near + _CURE)
 
 
 def _cached(reference: HubRef, asked: str) -> Path:

@@ -89,7 +89,7 @@ def _series(entries: list[Entry], context: int, budget: int | None) -> Iterator[
     if first.note:
         yield f"  note     {first.note}"
     heads = [*PRECISIONS, "keys+values", "context", *([] if budget is None else ["fits as"])]
-    yield f"  {'':<22}{'parameters':>11}" + "".join(f"{head:>{_width(head)}}" for head in heads)
+    yield f"  {'GB':<22}{'parameters':>11}" + "".join(f"{head:>{_width(head)}}" for head in heads)
     for entry in entries:
         yield _row(entry, context, budget)
 

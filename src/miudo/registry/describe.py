@@ -20,6 +20,9 @@ from miudo.tensors import parameter_count
 
 __all__ = ["describe", "description_text", "lineage_lines"]
 
+_NOTES = 3
+"""Notes of a record that are printed: `prepare` makes one for each text that it drops."""
+
 
 def describe(model: ModelFile) -> dict[str, Any]:
     """Returns what is known of `model` as plain JSON values."""
@@ -81,8 +84,10 @@ def _tree(record: Record, first: str, rest: str) -> Iterator[str]:
         yield f"{inside}{_measurement(measured)}"
     for item in record.inputs:
         yield f"{inside}from {item.role} {item.name} {item.sha256[:12]}"
-    for note in record.notes:
+    for note in record.notes[:_NOTES]:
         yield f"{inside}note: {note}"
+    if len(record.notes) > _NOTES:
+        yield f"{inside}and {len(record.notes) - _NOTES} notes more (--json has them)"
     for i, parent in enumerate(record.parents):
         last = i == len(record.parents) - 1
         yield from _tree(

@@ -18,8 +18,8 @@ from miudo.formats.adapter import adapter_record, adapter_template
 from miudo.formats.gguf_adapter import scan_gguf_adapter
 from miudo.formats.peft import PEFT_CONFIG, peft_fingerprints
 from miudo.formats.safetensors import read_safetensors
-from miudo.formats.strict_json import read_object
 from miudo.registry.describe import lineage_lines
+from miudo.strict_json import read_object
 from miudo.tensors import StoredTensor
 
 __all__ = ["adapter_text", "describe_adapter"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,8 @@ class Ask:
 
     `top` asks for log-probabilities: of each token and so many others; None: of none.
     `scope` is whose cache may be begun with; `deadline_s` counts from when it is asked, and the
-    request's own deadline holds beside it.
+    request's own deadline holds beside it. `shown` are special tokens that the text is to
+    hold, and their bytes.
     """
 
     prompt: Sequence[int]
@@ -47,6 +48,7 @@ class Ask:
     adapter: str | None = None
     scope: str = ""
     deadline_s: float | None = None
+    shown: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ class Timings:
 class Piece:
     """Text that can be shown now, and the tokens that came meanwhile; the last has the reason.
 
-    `finish_reason` is "stop" or "length"; `stopped` the stop string that was met.
+    `finish_reason` is "stop" or "length"; `stopped` the stop string that was met. `reused` of the
+    prompt's tokens were not read anew.
     """
 
     text: str
@@ -84,6 +87,7 @@ class Piece:
     prompt_tokens: int = 0
     new_tokens: int = 0
     timings: Timings | None = None
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +115,16 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
 
     def sink(item: Progress | MiudoError) -> None:
         # What waits here for a slow reader holds no rows of logits.
-        news.put_nowait(item if isinstance(item, MiudoError) else _drawn(item, ask.top))
+        news.put_nowait(
+            item if isinstance(item, MiudoError) else _drawn(item, ask.top, tokenizer.vocab_size)
+        )
 
-    stream, began = TextStream(tokenizer, ask.stop, after=ask.prompt), time.monotonic()
+    stream = TextStream(tokenizer, ask.stop, after=ask.prompt, shown=ask.shown)
+    began = time.monotonic()
     request = _request(number, worker, tokenizer, ask)
     worker.submit(request, sink, deadline_s=errand.left_s(ask.deadline_s))
     errand.prompt_tokens += len(ask.prompt)
-    made, latest, first_s, reason = 0, began, 0.0, None
+    made, latest, first_s, reason, reused = 0, began, 0.0, None, 0
     energy: Energy | None = None
     latencies = worker.latencies
     try:
@@ -125,7 +132,7 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
             drawn = await news.get()
             if isinstance(drawn, MiudoError):
                 raise drawn
-            energy = drawn.energy
+            energy, reused = drawn.energy, drawn.reused
             text, tokens, reason = _read(drawn, stream, ask.eos_ids)
             if made == 0:
                 first_s = drawn.at - began
@@ -144,16 +151,23 @@ async def answer(worker: Worker, tokenizer: Tokenizer, ask: Ask) -> AsyncIterato
     latencies.whole.add(latest - began)
     timings = Timings(first_s, latest - began - first_s, energy)
     end = text + stream.finish()
-    yield Piece(end, chance, reason, stream.stopped, len(ask.prompt), made, timings)
+    read = len(ask.prompt)
+    yield Piece(end, chance, reason, stream.stopped, read, made, timings, reused)
 
 
-def chances(logits: FloatArray, token: int, logprob: float, top: int) -> TokenChance:
-    """Returns a token's chance with the `top` most probable of logits [V]; ties: lowest id."""
+def chances(
+    logits: FloatArray, token: int, logprob: float, top: int, *, n_tokens: int
+) -> TokenChance:
+    """Returns a token's chance with the `top` most probable of logits [V]; ties: lowest id.
+
+    Rows from `n_tokens` on are no tokens: they have their share, and are never among the best.
+    """
     if top == 0:
         return TokenChance(token, logprob)
     values = np.asarray(logits, dtype=np.float64)
     peak = float(values.max())
     total = peak + float(np.log(np.exp(values - peak).sum()))
+    values = values[:n_tokens]
     some = np.argpartition(-values, min(top, len(values) - 1))[:top]
     # Partitioning parts ties as it likes: what equals the least of them is looked at anew.
     least = values[some].min()
@@ -188,14 +202,16 @@ class _Drawn:
     finish_reason: str | None
     energy: Energy | None
     at: float
+    reused: int
 
 
 _News = _Drawn | MiudoError
 
 
-def _drawn(progress: Progress, top: int | None) -> _Drawn:
+def _drawn(progress: Progress, top: int | None, n_tokens: int) -> _Drawn:
     reason, energy = progress.finish_reason, progress.energy
-    return _Drawn(progress.tokens, _chances(progress, top), reason, energy, time.monotonic())
+    found = _chances(progress, top, n_tokens)
+    return _Drawn(progress.tokens, found, reason, energy, time.monotonic(), progress.reused)
 
 
 def _read(
@@ -213,10 +229,12 @@ def _read(
     return text, tokens, progress.finish_reason
 
 
-def _chances(progress: Progress, top: int | None) -> tuple[TokenChance, ...]:
+def _chances(progress: Progress, top: int | None, n_tokens: int) -> tuple[TokenChance, ...]:
     if top is None:
         return ()
     pairs = list(zip(progress.tokens, progress.logprobs, strict=True))
     if progress.logits is None:
         return tuple(TokenChance(token, logprob) for token, logprob in pairs)
-    return tuple(chances(progress.logits, token, logprob, top) for token, logprob in pairs)
+    return tuple(
+        chances(progress.logits, token, logprob, top, n_tokens=n_tokens) for token, logprob in pairs
+    )

@@ -81,6 +81,7 @@ def make_app(
     """Returns the server: what is not in its table is not there, with a key or without."""
     rules = rules or Rules()
     table = route_table(house, standing, rules.limits, router)
+    paths = [route.path for route in table]
 
     async def told(request: Request, error: Exception) -> Response:
         fault = fault_of(error if isinstance(error, MiudoError) else MiudoError(""))
@@ -95,9 +96,20 @@ def make_app(
             first = first.exceptions[0]
         return await told(request, first)
 
+    async def not_here(request: Request, error: Exception) -> Response:
+        known = error if isinstance(error, HTTPException) else HTTPException(500)
+        headers = dict(known.headers or {})
+        path = str(request.scope["path"])
+        message = known.detail
+        if known.status_code == 404:
+            message = f"there is no such route. {_cure(path, paths)}"
+        elif known.status_code == 405:
+            message = f"{request.method} is not taken here, only {headers.get('Allow')}"
+        return failure(path, Fault(known.status_code, message), **headers)
+
     handlers = {
         MiudoError: told,
-        HTTPException: _not_here,
+        HTTPException: not_here,
         ClientGoneError: _gone,
         ClientDisconnect: _gone,
         ExceptionGroup: first_told,
@@ -113,14 +125,16 @@ def make_app(
         open_paths=page_paths(),
         rates=None if rules.per_minute is None else Rates(rules.per_minute),
     )
-    paths = [route.path for route in table]
     return Watch(guard, standing, log, paths=paths, deadline_s=rules.deadline_s)
 
 
-async def _not_here(request: Request, error: Exception) -> Response:
-    known = error if isinstance(error, HTTPException) else HTTPException(500)
-    fault = Fault(known.status_code, known.detail)
-    return failure(str(request.scope["path"]), fault, **dict(known.headers or {}))
+def _cure(path: str, paths: Sequence[str]) -> str:
+    """What to ask in place of `path`: clients whose base URL lacks /v1, or has it twice."""
+    bare = path.rstrip("/")
+    for near in (bare, f"/v1{bare}", bare.removeprefix("/v1")):
+        if near in paths and near != path:
+            return f"Did you mean {near}?"
+    return "GET /openapi.json lists the routes"
 
 
 async def _gone(_: Request, __: Exception) -> Response:

@@ -8,6 +8,7 @@ Read next: `miudo.serve.fields`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import re
@@ -34,7 +35,8 @@ _Schema = dict[str, Any]
 class Asked(Route):
     """A POST route with a JSON body, which `parse` reads, at once or as a coroutine.
 
-    It must accept all `samples`; together they hold every field whose reading hangs on another.
+    It must accept all `samples`, unless the model lacks what one asks for, such as a chat template;
+    together they hold every field whose reading hangs on another.
     A route of a model has `model` read by `House.named`; others read all fields on their own.
     """
 
@@ -119,7 +121,8 @@ async def _body_schema(route: Asked, hosted: Hosted) -> _Schema:
     token = WATCHED.set(note)
     try:
         for sample in route.samples:
-            await _read(route, sample, hosted)
+            with contextlib.suppress(RequestError):  # this model's own: all was read before
+                await _read(route, sample, hosted)
     finally:
         WATCHED.reset(token)
     root: _Schema = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -131,7 +134,10 @@ async def _body_schema(route: Asked, hosted: Hosted) -> _Schema:
             schema["anyOf"] = _distinct([_type_of(value) for value in values])
     first = route.samples[0]
     root["required"] = [
-        name for name in first if not await _goes_without(route, first, name, hosted)
+        name
+        for name in first
+        if await _goes_without(route, first, None, hosted)
+        and not await _goes_without(route, first, name, hosted)
     ]
     return root
 
@@ -145,7 +151,9 @@ async def _read(route: Asked, sample: Mapping[str, Any], hosted: Hosted) -> None
         await parsed
 
 
-async def _goes_without(route: Asked, sample: Mapping[str, Any], name: str, hosted: Hosted) -> bool:
+async def _goes_without(
+    route: Asked, sample: Mapping[str, Any], name: str | None, hosted: Hosted
+) -> bool:
     try:
         await _read(route, {key: value for key, value in sample.items() if key != name}, hosted)
     except RequestError:

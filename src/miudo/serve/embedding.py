@@ -40,5 +40,5 @@ async def embedded(
         def work(engine: Engine, ids: Sequence[int] = ids) -> FloatArray:
             return Embedder(engine, weights, adapter=adapter).embed(ids, pooling)
 
-        vectors.append(await asyncio.wrap_future(hosted.worker.call(work)))
+        vectors.append(await asyncio.wrap_future(hosted.worker.call(work, positions=len(ids))))
     return vectors

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 __all__ = ["Errand", "begin_errand", "current_errand"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Errand:
-    """One request. `ends` is when it must be over, by the monotonic clock; None: never."""
+    """One request. `ends` is when it must be over, by the monotonic clock; None: never.
+
+    `over` is False while it is answered: what it uses is kept for it so long.
+    """
 
     id: str = ""
     ends: float | None = None
@@ -24,6 +27,7 @@ class Errand:
     prompt_tokens: int = 0
     new_tokens: int = 0
     first_token_s: float | None = None
+    over: bool = True
 
     def left_s(self, wanted: float | None) -> float | None:
         """Returns the seconds left, at most `wanted`; None without any bound."""
@@ -36,7 +40,8 @@ _CURRENT: ContextVar[Errand] = ContextVar("errand")
 
 
 def begin_errand(errand: Errand) -> None:
-    """Makes `errand` that of this task and of those that it starts."""
+    """Makes `errand` that of this task and of those that it starts, until it is made `over`."""
+    errand.over = False
     _CURRENT.set(errand)
 
 

@@ -7,12 +7,14 @@ Read next: `miudo.serve.openai.sampling`.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from miudo.errors import ModelFileError, RequestError
-from miudo.formats.strict_json import parse_object
+from miudo.strict_json import parse_object
 
 __all__ = ["WATCHED", "FieldError", "Fields", "parse_body"]
 
@@ -22,6 +24,7 @@ WATCHED: ContextVar[Callable[[str, Mapping[str, Any]], None] | None] = ContextVa
 """Is told each field's full name and JSON schema as it is read: so the reader describes itself."""
 
 _MAX_VALUES = 1 << 20
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class FieldError(RequestError):
@@ -33,11 +36,20 @@ class FieldError(RequestError):
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
-    """Returns the JSON object that a request carries. Raises FieldError for anything else."""
+    """Returns the JSON object that a request carries. Raises FieldError for anything else.
+
+    Halves of surrogate pairs are refused too: no reply could give such a text back.
+    """
     try:
-        return parse_object(body, "body", max_values=_MAX_VALUES)
+        value = parse_object(body, "body", max_values=_MAX_VALUES)
     except ModelFileError as error:
         raise FieldError(None, f"the request's body is {error.what}") from error
+    if _HALF.search(body):  # as one half of a pair, or alone
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise FieldError(None, "the request's body has a text that is no Unicode") from error
+    return value
 
 
 class Fields:

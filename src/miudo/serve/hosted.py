@@ -7,6 +7,7 @@ Read next: `miudo.serve.answering`.
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from miudo.engine.batches import Limits
-from miudo.engine.native import DEFAULT_CACHE_BYTES, NativeEngine
+from miudo.engine.grammars import Grammars
+from miudo.engine.native import DEFAULT_CACHE_BYTES, CacheType, NativeEngine
 from miudo.errors import RequestError, UsageError
 from miudo.evaluate.loading import LoadedModel, load_model, with_adapter
 from miudo.formats.export import weights_sha256
 from miudo.protocol import Message
+from miudo.serve.guiding import Compiler
 from miudo.serve.worker import Post, Worker
 from miudo.text.chat import ChatTemplate, encode_chat
 from miudo.text.prompt import begun, model_template
+from miudo.text.tools import Tool, ToolMessage
 
 __all__ = ["HostOffer", "HostSettings", "Hosted"]
 
@@ -35,11 +39,12 @@ class HostSettings:
     """How a model is run; `max_waiting` requests wait beside `max_sequences` that run.
 
     `cache_bytes` bounds keys and values of all requests, finished ones that others may begin
-    with included. A step takes in at most `step_positions`.
+    with included; `cache` is what they are rounded to. A step takes in at most `step_positions`.
     """
 
     threads: int | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    cache: CacheType | None = None
     max_sequences: int = 32
     max_waiting: int = 64
     step_positions: int = 256
@@ -80,22 +85,63 @@ class Hosted:
         """Positions of prompt and answer together."""
         return self.loaded.engine.config.max_positions
 
+    @cached_property
+    def compiler(self) -> Compiler:
+        """Makes grammars for this model's vocabulary."""
+        size = self.loaded.engine.config.vocab_size
+        return Compiler(Grammars(self.loaded.tokenizer, size, self.eos_ids))
+
     def now(self) -> int:
         """Returns the time that replies carry, in seconds since 1970."""
         return int(time.time())
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Returns a conversation's ids. Raises RequestError where there is no chat template."""
+    @cached_property
+    def most_bytes(self) -> int:
+        """How many bytes of text the positions hold at most, were each token the longest."""
+        tokenizer = self.loaded.tokenizer
+        longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
+        return self.context * longest
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        any_length: bool = False,
+    ) -> list[int]:
+        """Returns a conversation's ids.
+
+        Raises RequestError where there is no chat template, and unless `any_length` for texts
+        that cannot fit, before they are cut into tokens.
+        """
+        if not any_length:
+            called = (c.arguments for m in messages if isinstance(m, ToolMessage) for c in m.calls)
+            told = (json.dumps(tool.as_given(), ensure_ascii=False) for tool in tools)
+            self._check_length(*(message.content for message in messages), *called, *told)
         if self.template is None:
             raise RequestError(
                 f"{self.name} has no chat template", remedy="Use /v1/completions, or another model"
             )
-        ids = encode_chat(self.loaded.tokenizer, self.template, messages)
+        ids = encode_chat(self.loaded.tokenizer, self.template, messages, tools=tools)
         return begun(ids, self.loaded.model.config)
 
     def text_ids(self, text: str) -> list[int]:
-        """Returns a plain text's ids, begun as the model wants."""
+        """Returns a plain text's ids, begun as the model wants.
+
+        Raises RequestError for one that cannot fit, before it is cut into tokens.
+        """
+        self._check_length(text)
         return begun(self.loaded.tokenizer.encode(text), self.loaded.model.config)
+
+    def _check_length(self, *texts: str) -> None:
+        """The event loop cuts texts into tokens: what cannot fit must not hold everybody up."""
+        size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+        if size > self.most_bytes:
+            raise RequestError(
+                f"the text has {size} bytes, the model's {self.context} positions hold at most "
+                f"{self.most_bytes}",
+                remedy="Shorten it",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +163,12 @@ class HostOffer:
     def open(self) -> tuple[Hosted, ...]:
         """Returns the model and its adapters. Raises what `load_model` raises."""
         settings = self.settings
-        loaded = load_model(self.path, threads=settings.threads, cache_bytes=settings.cache_bytes)
+        loaded = load_model(
+            self.path,
+            threads=settings.threads,
+            cache_bytes=settings.cache_bytes,
+            cache=settings.cache,
+        )
         tuned = [with_adapter(loaded, path, name) for name, path in self.adapters.items()]
         worker = _worker(self.name, loaded, settings, self.post)
         return tuple(_hosted(self.name, each, worker) for each in (loaded, *tuned))
@@ -142,7 +193,9 @@ def _hosted(name: str, loaded: LoadedModel, worker: Worker) -> Hosted:
     if source is not None:
         template = model_template(loaded.tokenizer, loaded.model.config, source)
     shown = name if loaded.adapter is None else f"{name}:{loaded.adapter}"
-    return Hosted(shown, loaded, worker, int(time.time()), template)
+    hosted = Hosted(shown, loaded, worker, int(time.time()), template)
+    _ = hosted.most_bytes  # here, where nobody waits for it
+    return hosted
 
 
 def _size_bytes(path: Path) -> int:

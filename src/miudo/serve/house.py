@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from miudo.errors import BusyError, DeadlineError, MissingError, ResourceError
-from miudo.serve.errand import current_errand
+from miudo.serve.errand import Errand, current_errand
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 
@@ -59,10 +59,19 @@ class _Open:
     hosted: tuple[Hosted, ...]  # the model, then its adapters
     planned_bytes: int
     used: float
+    errands: set[Errand] = field(default_factory=set)
+
+    def use(self) -> None:
+        """Keeps the model open until the request that is being answered is over."""
+        self.used = time.monotonic()
+        if not (errand := current_errand()).over:
+            self.errands.add(errand)
 
     @property
     def busy(self) -> bool:
-        return self.hosted[0].worker.busy
+        """Whether a request has it; one that was found and asks only later has it already."""
+        self.errands = {errand for errand in self.errands if not errand.over}
+        return bool(self.errands) or self.hosted[0].worker.busy
 
 
 def model_field(fields: Fields) -> str | None:
@@ -111,6 +120,14 @@ class House:
                 status = "loaded" if held.hosted[0].worker.alive else "failed"
             entries.append(ShelfEntry(name, status, planned))
         return tuple(entries)
+
+    def idle_left_s(self, hosted: Hosted) -> float | None:
+        """Returns after how many seconds without a request a model closes; None: it stays."""
+        for name, held in self._open.items():
+            if hosted in held.hosted and name not in self._kept:
+                left = held.used + self._holding.keep_alive_s - time.monotonic()
+                return max(0.0, left)
+        return None
 
     async def start(self) -> None:
         """Opens the models that are kept. Raises what opening raises."""
@@ -163,14 +180,16 @@ class House:
 
     async def _load(self, name: str) -> None:
         async with self._opening:
-            if name in self._open:
+            if (held := self._open.get(name)) is not None:
+                held.use()
                 return
             offer = self._offer(name)
             if offer is None:
                 raise self._unknown(name)
             self._make_room(name, offer.planned_bytes)
             hosted = await asyncio.to_thread(offer.open)
-            self._open[name] = _Open(hosted, offer.planned_bytes, time.monotonic())
+            self._open[name] = held = _Open(hosted, offer.planned_bytes, time.monotonic())
+            held.use()  # at once: whoever waits for memory comes next
 
     def unload(self, name: str) -> None:
         """Closes a model. Raises MissingError if it is not open, BusyError while it works."""
@@ -198,7 +217,7 @@ class House:
         for held in self._open.values():
             for hosted in held.hosted:
                 if name in (hosted.name, hosted.loaded.adapter):
-                    held.used = time.monotonic()
+                    held.use()
                     return hosted
         return None
 

@@ -38,7 +38,7 @@ async def received(request: Request, limits: BodyLimits) -> Fields:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise HTTPException(415, "the body must be application/json")
+        raise HTTPException(415, "the body is no JSON. Send Content-Type: application/json")
     parts, size = [], 0
     try:
         begun = asyncio.get_running_loop().time()

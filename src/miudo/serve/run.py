@@ -180,7 +180,7 @@ def _bound(job: ServeJob) -> socket.socket:
         listening.close()
         raise UsageError(
             f"port {job.port} on {job.address} cannot be had ({error.strerror})",
-            remedy="Give another --port",
+            remedy="Give another --port; `miudo ps` lists servers of yours",
         ) from error
     listening.set_inheritable(True)
     return listening

@@ -73,6 +73,7 @@ class Watch:
             errand.ends = begun + min(bounds) if bounds else None
             await self._app(scope, receive, sent)
         finally:
+            errand.over = True
             self._standing.open -= 1
             path = scope["path"]
             self._standing.answers[path if path in self._paths else "other", status] += 1

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from miudo.engine.batches import Limits, Progress, Request, carry_out
+from miudo.engine.batches import Limits, Plan, Progress, Request, carry_out
 from miudo.engine.scheduler import Scheduler
 from miudo.errors import BusyError, ClosingError, DeadlineError, MiudoError
 from miudo.protocol import Engine
@@ -81,9 +81,10 @@ class Worker:
         self._deadlines: list[tuple[float, int]] = []
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._closing: float | None = None  # when what is left is given up
         self._failure: BaseException | None = None
-        self._numbers = self._open = 0
+        self._numbers = self._open = self._calls_open = 0
         self._steps = self._read = self._drawn = 0
         self._energy = EnergyBook()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -103,8 +104,8 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether a request waits or runs, or news of one are on their way."""
-        return self._open > 0
+        """Whether a request or a call waits or runs, or news of one are on their way."""
+        return self._open > 0 or self._calls_open > 0
 
     def next_number(self) -> int:
         """Returns a number for a request that no other has."""
@@ -149,22 +150,33 @@ class Worker:
         """Ends a request whose news nobody wants any more; one that has ended is no error."""
         self._order(lambda: self._drop(number))
 
-    def call(self, work: Callable[[Engine], _T]) -> Future[_T]:
+    def call(self, work: Callable[[Engine], _T], *, positions: int = 0) -> Future[_T]:
         """Runs `work` on the engine between two steps; what it raises is the future's.
 
-        Every request waits meanwhile: long work is to be cut in pieces.
+        Room is made in the cache for the `positions` that it takes in; BusyError is the future's
+        where requests that run have it. Every request waits meanwhile: long work is to be cut in
+        pieces. One call runs between two steps, whoever called first.
         """
         future: Future[_T] = Future()
 
         def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
             try:
-                future.set_result(work(self.engine))
+                if future.set_running_or_notify_cancel():
+                    self._make_room(positions)
+                    future.set_result(work(self.engine))
             except Exception as error:  # noqa: BLE001 - the caller's, raised where it waits
                 future.set_exception(error)
+            finally:
+                with self._wake:
+                    self._calls_open -= 1
 
-        if not self._order(run):
+        with self._wake:
+            alive = self.alive
+            if alive:
+                self._calls_open += 1
+                self._calls.append(run)
+                self._wake.notify()
+        if not alive:
             future.set_exception(ClosingError("the model closes"))
         return future
 
@@ -176,13 +188,11 @@ class Worker:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _order(self, order: Callable[[], None]) -> bool:
+    def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
-            if not self.alive:
-                return False
-            self._orders.append(order)
-            self._wake.notify()
-            return True
+            if self.alive:
+                self._orders.append(order)
+                self._wake.notify()
 
     def _count(self, change: int) -> None:
         with self._wake:
@@ -222,18 +232,25 @@ class Worker:
 
     def _take_orders(self) -> list[Callable[[], None]]:
         with self._wake:
-            while not (self._orders or self._busy() or self._closing is not None):
+            while not (self._orders or self._calls or self._busy() or self._closing is not None):
                 self._wake.wait()
             orders = list(self._orders)
             self._orders.clear()
+            if self._calls:
+                orders.append(self._calls.popleft())
             return orders
 
     def _busy(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
+    def _make_room(self, positions: int) -> None:
+        changes = self._scheduler.make_room(positions)
+        if changes:
+            carry_out(self.engine, Plan(changes, (), ()), self._conversations)
+
     def _step(self) -> None:
         plan = self._scheduler.plan()
-        if not (plan.work or plan.changes):
+        if not (plan.work or plan.changes or plan.failed):
             return
         self._energy.begin()
         try:
@@ -248,6 +265,9 @@ class Worker:
         news = self._scheduler.settle(outs)
         self._drawn += sum(len(progress.tokens) for progress in news)
         self._deliver(news)
+        for number, refused in plan.failed:
+            if number in self._sinks:
+                self._fail(number, refused)
 
     def _blame(self, numbers: tuple[int, ...], error: MiudoError) -> None:
         """The youngest goes: with fewer the next step may do, and it is the last to be blamed."""
@@ -281,12 +301,14 @@ class Worker:
 
     def _give_up(self, error: MiudoError) -> None:
         with self._wake:
-            orders, sinks = list(self._orders), list(self._sinks.values())
+            orders, sinks = [*self._orders, *self._calls], list(self._sinks.values())
             self._orders.clear()
+            self._calls.clear()
             self._sinks.clear()
             if self._closing is None:
                 self._closing = time.monotonic()
-        self._failure = self._failure or error
+            # Still under the lock: what is ordered from now on is told that nobody does it.
+            self._failure = self._failure or error
         for order in orders:  # a submit gets its sink, a call its answer
             order()
         sinks += self._sinks.values()

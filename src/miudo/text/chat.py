@@ -1,22 +1,23 @@
 """Chat turns to text and ids by a model's own template, which is not trusted.
 
 For: rendering in a bounded sandbox, and ids in which no content can pass for a role.
-Not for: tools, images, or templates from a request.
-Read next: `miudo.text.sandbox` for what a template may do.
+Not for: images, or templates from a request.
+Read next: `miudo.text.sandbox` for what a template may do; `miudo.text.tools` for functions.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miudo.errors import RequestError, TokenizerError
 from miudo.limits import LIMITS, Limits
 from miudo.protocol import Message
+from miudo.text.breaking import Breaker, any_of
 from miudo.text.budget import Budget
 from miudo.text.sandbox import bind_template, compile_template
 from miudo.text.tokenizer import TextTokenizer
+from miudo.text.tools import Tool, ToolMessage, as_given, in_words, knows_tools
 
 __all__ = ["DEFAULT_TEMPLATE", "ROLES", "ChatTemplate", "encode_chat", "parse_messages"]
 
@@ -32,7 +33,6 @@ _MESSAGES = 4096
 _STEPS = 100_000
 _SECONDS = 0.2  # of processor time
 _CHARS = 2 << 20
-_PRIVATE_USE = range(0xE000, 0xF900)
 
 
 class ChatTemplate:
@@ -59,10 +59,15 @@ class ChatTemplate:
         self._code = compile_template(source, _budget())
 
     def render(
-        self, messages: Sequence[Message | Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Tool] = (),
+        add_generation_prompt: bool = True,
     ) -> str:
         """Returns the conversation as text, ending where the assistant speaks.
 
+        A template that knows no tools gets them told in words (`miudo.text.tools.in_words`).
         Raises RequestError, naming the message by its number, for roles and contents that
         cannot be; and for a template that refuses them, fails, or runs or writes too much.
         """
@@ -73,11 +78,14 @@ class ChatTemplate:
                 remedy="End with a user message",
             )
         template = bind_template(self._code, _budget())
+        known = knows_tools(self.source)
+        told = turns if known else in_words(turns, tools)
         values = {
             **self.variables,
-            "messages": [{"role": m.role, "content": m.content} for m in turns],
+            "messages": [as_given(message) for message in told],
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,  # templates ask whether there are any
+            # Templates ask whether there are any.
+            "tools": [tool.as_given() for tool in tools] if known and tools else None,
             "documents": None,
         }
         try:
@@ -94,6 +102,7 @@ class ChatTemplate:
 def parse_messages(values: Any) -> list[Message]:
     """Returns messages from Message objects or mappings with exactly role and content.
 
+    The role tool, and an assistant's calls, come as `miudo.text.tools.ToolMessage` alone.
     Raises RequestError naming the number of the message that is wrong.
     """
     if not isinstance(values, list | tuple) or not values:
@@ -108,6 +117,7 @@ def encode_chat(
     template: ChatTemplate,
     messages: Sequence[Message | Mapping[str, Any]],
     *,
+    tools: Sequence[Tool] = (),
     add_generation_prompt: bool = True,
 ) -> list[int]:
     """Returns the ids of the rendered conversation; specials come from the template alone.
@@ -117,15 +127,17 @@ def encode_chat(
     template still sees the content's other characters, so that trimming and the like work.
     """
     turns = parse_messages(messages)
-    mark = _unused_character(turns, template)
-    reserved = _reserved(tokenizer, template)
-    broken = [Message(m.role, _break(m, reserved, tokenizer, mark)) for m in turns]
-    text = template.render(broken, add_generation_prompt=add_generation_prompt)
-    if mark not in text:
+    breaker = Breaker(tokenizer, template.source, template.variables, turns, tools)
+    text = template.render(
+        [breaker.message(message) for message in turns],
+        tools=[breaker.tool(tool) for tool in tools],
+        add_generation_prompt=add_generation_prompt,
+    )
+    if breaker.mark not in text:
         ids = tokenizer.encode(text, allow_special=True)
         if _specials_in(ids, tokenizer) == _literals_in(text, tokenizer):
             return ids
-    return _encode_pieces(tokenizer, text, mark)
+    return _encode_pieces(tokenizer, text, breaker.mark)
 
 
 def _budget() -> Budget:
@@ -142,7 +154,8 @@ def _parse_message(index: int, value: Any) -> Message:
         value = Message(value["role"], value["content"])
     if not isinstance(value, Message):
         raise RequestError(f"messages[{index}] is a {type(value).__name__}, not a message")
-    if value.role not in ROLES:
+    may_be_tool = isinstance(value, ToolMessage) and value.role == "tool"
+    if value.role not in ROLES and not may_be_tool:
         raise RequestError(
             f"messages[{index}].role is {value.role!r:.60}",
             remedy=f"Choose one of {', '.join(ROLES)}",
@@ -154,60 +167,19 @@ def _parse_message(index: int, value: Any) -> Message:
     return value
 
 
-def _unused_character(turns: Sequence[Message], template: ChatTemplate) -> str:
-    used = set(template.source).union(*(m.content for m in turns), *template.variables.values())
-    for code in _PRIVATE_USE:
-        if chr(code) not in used:
-            return chr(code)
-    raise RequestError("messages use every private-use character there is")
-
-
-def _reserved(tokenizer: TextTokenizer, template: ChatTemplate) -> re.Pattern[str] | None:
-    """Tokens that frame turns: specials, and any added token that the template writes."""
-    framing = [t for t in tokenizer.added_ids if t in tokenizer.special_ids or t in template.source]
-    return _any_of(framing)
-
-
-def _break(
-    message: Message, reserved: re.Pattern[str] | None, tokenizer: TextTokenizer, mark: str
-) -> str:
-    def cut(found: re.Match[str]) -> str:
-        token = found[0]
-        # What an assistant said may hold tokens like <think>, which its template looks for.
-        if message.role == "assistant" and token not in tokenizer.special_ids:
-            return token
-        return token[:1] + mark + token[1:]
-
-    content = message.content
-    if reserved is None:
-        return content
-    # Breaking one token can bare another that overlapped it.
-    for _ in range(len(content) + 1):
-        once = reserved.sub(cut, content)
-        if once == content:
-            break
-        content = once
-    return content
-
-
-def _any_of(tokens: Sequence[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
-
-
 def _specials_in(ids: Sequence[int], tokenizer: TextTokenizer) -> list[int]:
     special = set(tokenizer.special_ids.values())
     return [i for i in ids if i in special]
 
 
 def _literals_in(text: str, tokenizer: TextTokenizer) -> list[int]:
-    pattern = _any_of(list(tokenizer.special_ids))
+    pattern = any_of(list(tokenizer.special_ids))
     return [tokenizer.special_ids[t] for t in pattern.findall(text)] if pattern else []
 
 
 def _encode_pieces(tokenizer: TextTokenizer, text: str, mark: str) -> list[int]:
     """Encodes the text between marks and literal specials as plain text, each by itself."""
-    pattern = _any_of([*tokenizer.special_ids, mark])
+    pattern = any_of([*tokenizer.special_ids, mark])
     if pattern is None:
         raise RequestError("no special token and no mark to cut at")
     ids: list[int] = []

@@ -8,7 +8,7 @@ Read next: `miudo.text.tokenizer`, whose `decode` the joined pieces equal.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from miudo.errors import RequestError
 from miudo.protocol import Tokenizer
@@ -22,16 +22,22 @@ class TextStream:
     All pieces together equal `tokenizer.decode` of the ids, cut before the first stop string.
     U+FFFD stands only for bytes that no later byte can make valid, as in `decode`.
     `after` are the ids before the first pushed one: a SentencePiece tokenizer's leading space is
-    taken away at the start of a text or after a special token, not inside a text.
+    taken away at the start of a text or after a special token, not inside a text. `shown` are
+    special tokens that are to be seen here, and their bytes.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, after: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        after: Sequence[int] = (),
+        shown: Mapping[int, bytes] | None = None,
     ) -> None:
         if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
             raise RequestError("stop holds an empty string or is no list of strings")
         self.stopped: str | None = None
-        self._tokenizer = tokenizer
+        self._tokenizer, self._shown = tokenizer, shown or {}
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
@@ -45,7 +51,8 @@ class TextStream:
         """
         if self.stopped is not None:
             return ""
-        return self._take(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        raw = self._shown.get(token) or self._tokenizer.token_bytes(token)
+        return self._take(self._decoder.decode(raw))
 
     def finish(self) -> str:
         """Returns what was still held; an unfinished character becomes U+FFFD."""

@@ -125,7 +125,12 @@ class TextTokenizer:
         RequestError for text that is not valid Unicode.
         """
         if allow_special:
-            return list(_run(self._backend(text, plain=False), text).ids)
+            backend = self._backend(text, plain=False)
+            if len(text) <= _LONG:
+                return list(_run(backend, text).ids)
+            with translated(RequestError, "the text is not valid Unicode"):  # a batch frees the GIL
+                (found,) = backend.encode_batch_fast([text], add_special_tokens=False)
+            return list(found.ids)
         if len(text) > _LONG:
             return self.encode_batch([text])[0]
         ids = _run(self._backend(text, plain=True), text).ids

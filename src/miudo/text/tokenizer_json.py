@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from miudo.errors import TokenizerError
+from miudo.errors import ModelFileError, TokenizerError
 from miudo.limits import LIMITS, Limits
+from miudo.strict_json import parse_object
 from miudo.text.vocabulary import (
     Pair,
     WrittenMerges,
@@ -130,27 +131,10 @@ def _load(data: bytes, where: object, limits: Limits) -> dict[str, Any]:
         raise TokenizerError(
             f"has {len(data)} bytes, the limit is {limits.json_bytes}", where=where
         )
-    most = limits.tokenizer_values
-    if sum(map(data.count, (b",", b"[", b"{"))) > most:  # `[[],[],...]` takes thirty times its size
-        raise TokenizerError(f"holds more than {most} values", where=where)
     try:
-        values = json.loads(data, object_pairs_hook=_unique_keys)
-    except TokenizerError as error:
-        raise TokenizerError(error.what, where=where) from None
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"not JSON ({error})", where=where) from error
-    if not isinstance(values, dict):
-        raise TokenizerError("not a JSON object", where=where)
-    return values
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise TokenizerError(f"key {twice[:60]!r} stands twice in one object")
-    return found
+        return parse_object(data, where, max_values=limits.tokenizer_values, deepest=None)
+    except ModelFileError as error:
+        raise TokenizerError(error.what, where=where) from error
 
 
 def _mapping(values: Mapping[str, Any], key: str, where: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Read next: `miudo.train.stepper`, then `miudo.train.checkpoint`.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import torch
 
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import Masks
-from miudo.errors import TrainingError
+from miudo.errors import TrainingError, UsageError
 from miudo.records import Measurement
 from miudo.report import loss_plot
 from miudo.train.checkpoint import load_checkpoint, prune, save_checkpoint
@@ -97,6 +98,7 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     stand_in: StandIn | None = None,
     resume: bool = False,
     from_step: int | None = None,
+    end: bool = False,
 ) -> FitResult:
     """Trains `decoder` in place, writing checkpoints, metrics and a loss plot into `out`.
 
@@ -106,7 +108,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     With a `stand_in` steps and evaluation see its values, and the weights themselves are trained.
 
     With `resume` it goes on from the newest checkpoint (or `from_step`) and ends with the
-    same weights as a run that was never broken; a run that had ended returns at once.
+    same weights as a run that was never broken; a run that had ended returns at once. With
+    `end` as well it takes no more steps: the checkpoint is what the run came to.
 
     Raises ConfigError, UsageError and DataError for what cannot be trained, TrainingError if
     another process trains into `out` or the run diverges, CheckpointError for a damaged
@@ -123,6 +126,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
         run.progress = progress or Silent()
         start = folder.step_to_resume(resume=resume, step=from_step)
         plan = run.begin() if start is None else run.go_on(start)
+        if end:
+            plan = run.cut_short(plan)
         stack.enter_context(kept_threads(plan.threads))
         request = stack.enter_context(stop_request())
         decoder.train()
@@ -146,6 +151,7 @@ class _Run:
         self.settings = stepper.settings
         self.progress: Progress = Silent()
         self.counters = Counters()
+        self._ended: dict[str, Any] = {}
         self._before_s = 0.0
         self._started = time.perf_counter()
         self._times: deque[float] = deque(maxlen=_SPEED_WINDOW + 1)
@@ -183,6 +189,21 @@ class _Run:
             )
         return plan
 
+    def cut_short(self, plan: Plan) -> Plan:
+        """Returns the plan of the steps that were taken, measured as a last step is.
+
+        Raises UsageError before the first one.
+        """
+        c = self.counters
+        if c.step == 0:
+            raise UsageError("no step has been taken, so there is nothing to end with")
+        if c.step < plan.steps:
+            self.progress.note(f"ended after step {c.step:,} of {plan.steps:,}")
+            # Not into the log: a run that is gone on with all the same has no such line.
+            since = {"loss": sum(c.losses) / len(c.losses)} if c.losses else {}
+            self._ended = since | self._evaluate()
+        return dataclasses.replace(plan, steps=c.step)
+
     def take_steps(self, plan: Plan, request: StopRequest) -> None:
         """Steps to the plan's end, logging, evaluating and saving on the way."""
         s, c = self.settings, self.counters
@@ -211,7 +232,7 @@ class _Run:
         rows = read_metrics(self.folder.metrics)
         loss_plot(rows, self.folder.plot)
         self.stepper.decoder.eval()
-        final: dict[str, Any] = rows[-1] if rows else {}
+        final: dict[str, Any] = (rows[-1] if rows else {}) | self._ended
         return FitResult(
             steps=plan.steps,
             tokens=plan.steps * self.settings.step_tokens,

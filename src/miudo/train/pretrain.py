@@ -155,9 +155,16 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
 
 
 def resume(
-    out: Path, progress: Progress | None = None, *, from_step: int | None = None
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    from_step: int | None = None,
+    end: bool = False,
 ) -> Pretrained:
     """Goes on with the run in `out`, to the same model as if it had not been interrupted.
+
+    With `end` its checkpoint becomes the model, without another step; the run can be gone on
+    with all the same.
 
     Raises MissingError where there is none, and what `fit` raises.
     """
@@ -171,7 +178,9 @@ def resume(
             order = _Order.read(json.loads(text))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"cannot be read ({error})", where=path) from error
-        return _run(folder, order, progress or Silent(), going_on=True, from_step=from_step)
+        return _run(
+            folder, order, progress or Silent(), going_on=True, from_step=from_step, end=end
+        )
 
 
 def config_for(shape: str | ModelConfig, data: DataSet, length: int) -> ModelConfig:
@@ -249,6 +258,7 @@ def _run(
     *,
     going_on: bool,
     from_step: int | None = None,
+    end: bool = False,
 ) -> Pretrained:
     out, settings, config = folder.path, order.settings, order.config
     data = DataSet.open(order.data)
@@ -278,6 +288,7 @@ def _run(
             sampler=sample_writer(tokenizer, settings.seed, data.end_id),
             resume=going_on,
             from_step=from_step,
+            end=end,
         )
     record = _record(out, order, data, result, meter.measurements())
     model = ModelFile(

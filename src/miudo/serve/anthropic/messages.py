@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from miudo.serve.answering import Ask, Piece, answer
+from miudo.serve.anthropic.blocks import BlockStream, blocks
 from miudo.serve.anthropic.reading import take_drawing, take_turns
+from miudo.serve.anthropic.tools import take_tools
+from miudo.serve.asking import gathered, timings
+from miudo.serve.conversing import chat_asks
 from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings
 from miudo.serve.replies import encoded
+from miudo.serve.turns import Turn
+from miudo.text.tools import CallForm
 
 __all__ = [
     "MessageCall",
@@ -31,60 +36,66 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class MessageCall:
-    """A request that was read: what to ask the engine, and how it is answered."""
+    """A request that was read: what to ask the engine, and how it is answered.
+
+    `form` is that of calls, where the model may make some.
+    """
 
     hosted: Hosted
     ask: Ask
+    form: CallForm | None
     stream: bool
     id: str
 
 
-def parse_message(fields: Fields, hosted: Hosted, *, scope: str) -> MessageCall:
+async def parse_message(fields: Fields, hosted: Hosted, *, scope: str) -> MessageCall:
     """Returns the call. Raises FieldError, and RequestError for turns a template refuses."""
-    turns = take_turns(fields)
+    turns, toolbox = take_turns(fields), take_tools(fields)
     drawing = take_drawing(fields)
     fields.end()
-    (ask,) = asks(hosted, hosted.chat_ids(turns), drawing, top=None, scope=scope)
-    return MessageCall(hosted, ask, drawing.stream, f"msg_{secrets.token_hex(12)}")
+    (ask,), form = await chat_asks(hosted, turns, drawing, toolbox, None, scope=scope)
+    return MessageCall(hosted, ask, form, drawing.stream, f"msg_{secrets.token_hex(12)}")
 
 
 def parse_count(fields: Fields, hosted: Hosted) -> dict[str, Any]:
     """Returns the reply of `/v1/messages/count_tokens`. Raises as `parse_message` does."""
-    turns = take_turns(fields)
+    turns, toolbox = take_turns(fields), take_tools(fields)
     fields.end()
-    return {"input_tokens": len(hosted.chat_ids(turns))}
+    return {"input_tokens": len(hosted.chat_ids(turns, toolbox.told, any_length=True))}
 
 
 async def message_reply(call: MessageCall) -> dict[str, Any]:
     """Returns the whole reply."""
     (whole,) = await gathered(call.hosted, [call.ask])
+    turn = Turn(call.form)
+    turn.push(whole.text, is_last=True)
     return {
         **_message(call),
-        "content": [{"type": "text", "text": whole.text}],
-        **_end(whole.last),
+        "content": blocks(turn),
+        **_end(turn, whole.last),
         "usage": _usage(call, whole.last.new_tokens),
         "timings": timings(whole.last),
     }
 
 
 async def message_stream(call: MessageCall) -> AsyncIterator[bytes]:
-    """Yields this protocol's events: a message that opens, one block of text, why it ended."""
+    """Yields this protocol's events: a message that opens, its blocks, why it ended."""
     pieces = answer(call.hosted.worker, call.hosted.loaded.tokenizer, call.ask)
     piece = await anext(pieces)  # what is refused is refused before anything is said
     yield event({"type": "message_start", "message": _message(call)})
-    block = {"type": "text", "text": ""}
-    yield event({"type": "content_block_start", "index": 0, "content_block": block})
-    yield event({"type": "ping"})
+    turn = Turn(call.form)
+    stream = BlockStream(turn)
     while True:
-        if piece.text:
-            delta = {"type": "text_delta", "text": piece.text}
-            yield event({"type": "content_block_delta", "index": 0, "delta": delta})
+        events = turn.push(piece.text, is_last=piece.finish_reason is not None)
+        for told in stream.told(events):
+            yield event(told)
         if piece.finish_reason:
             break
         piece = await anext(pieces)
-    yield event({"type": "content_block_stop", "index": 0})
+    for told in stream.end():
+        yield event(told)
     usage = _usage(call, piece.new_tokens)
-    yield event({"type": "message_delta", "delta": _end(piece), "usage": usage})
+    yield event({"type": "message_delta", "delta": _end(turn, piece), "usage": usage})
     yield event({"type": "message_stop"})
 
 
@@ -110,9 +121,10 @@ def _usage(call: MessageCall, new_tokens: int) -> dict[str, int]:
     return {"input_tokens": len(call.ask.prompt), "output_tokens": new_tokens}
 
 
-def _end(last: Piece) -> dict[str, Any]:
+def _end(turn: Turn, last: Piece) -> dict[str, Any]:
+    if turn.is_call(last.finish_reason or ""):
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if last.finish_reason == "length":
-        reason = "max_tokens"
-    else:
-        reason = "end_turn" if last.stopped is None else "stop_sequence"
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    reason = "end_turn" if last.stopped is None else "stop_sequence"
     return {"stop_reason": reason, "stop_sequence": last.stopped}

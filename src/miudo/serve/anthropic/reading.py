@@ -1,26 +1,28 @@
 """What a request to `/v1/messages` says, field by field.
 
-For: turns and the system's text out of strings and content blocks; how long and how to draw.
+For: turns, calls and the system's text out of strings and content blocks; how long and how to draw.
 Not for: replies (`miudo.serve.anthropic.messages`).
 Read next: `miudo.serve.fields`.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 from miudo.protocol import Message, SamplingSettings
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
-from miudo.serve.openai.sampling import Drawing
+from miudo.serve.toolbox import take_name
+from miudo.text.tools import ToolCall, ToolMessage
 
 __all__ = ["take_drawing", "take_turns"]
 
 _MAX_TOKENS = 1 << 31
 _MAX_STOPS = 16
 _UNSUPPORTED = {
-    "tools": None, "tool_choice": None, "container": None, "context_management": None,
+    "container": None, "context_management": None,
     "mcp_servers": None, "output_config": None, "output_format": None, "cache_control": None,
     "inference_geo": None, "speed": "standard", "thinking": {"type": "disabled"},
     "diagnostics": None, "user_profile_id": None,
@@ -30,16 +32,24 @@ _UNSUPPORTED = {
 def take_turns(fields: Fields) -> list[Message]:
     """Takes `system` and `messages`; refuses fields that exist elsewhere and not here.
 
-    Raises FieldError for what is no text, naming the block.
+    Raises FieldError for what is no text, no call and no call's result, naming the block.
     """
     given = fields.take("messages")
     if not isinstance(given, list) or not given:
         raise FieldError("messages", "is no list of messages", remedy="Give at least one")
-    turns = []
+    turns: list[Message] = []
     system = fields.take("system")
     if system is not None:
         turns.append(Message("system", _content("system", system)))
-    turns += [_turn(f"messages[{i}]", value) for i, value in enumerate(given)]
+    open_calls: dict[str, ToolCall] = {}
+    for i, value in enumerate(given):
+        turns += _turn(f"messages[{i}]", value, open_calls)
+    if turns[-1].role == "assistant":  # this protocol would have the answer begin with it
+        raise FieldError(
+            f"messages[{len(given) - 1}]",
+            "is the assistant's, and to go on with it is not supported",
+            remedy="End with a user's message",
+        )
     fields.choice("service_tier", ("auto", "standard_only"), "auto")  # there is one
     fields.refuse(_UNSUPPORTED)
     return turns
@@ -67,41 +77,91 @@ def take_drawing(fields: Fields) -> Drawing:
     )
 
 
-def _turn(path: str, value: Any) -> Message:
+def _turn(path: str, value: Any, open_calls: dict[str, ToolCall]) -> list[Message]:
+    """Returns a message's turns: each call's result is one, and what is said beside them."""
     fields = _object(path, value)
     role = fields.choice("role", ("user", "assistant"))
-    message = Message(role, _content(fields.name("content"), fields.take("content")))
+    content = fields.take("content")
     fields.end()
-    return message
+    if not isinstance(content, list):
+        return [Message(role, _content(f"{path}.content", content))]
+    turns: list[Message] = []
+    calls: list[ToolCall] = []
+    texts: list[str] = []
+    for i, block in enumerate(content):
+        one = _object(f"{path}.content[{i}]", block)
+        kind = _kind(one, _BLOCKS[role])
+        if kind == "tool_use":
+            calls.append(_call(one))
+        elif kind == "tool_result":
+            turns.append(_result(one, open_calls))
+        else:
+            texts.append(_text(one))
+        one.ignore("cache_control")  # beginnings are kept anyway
+        one.end()
+    open_calls |= {call.id: call for call in calls}
+    said = "".join(texts)
+    if calls:
+        return [ToolMessage(role, said, tuple(calls))]
+    return [*turns, Message(role, said)] if texts or not turns else turns
 
 
 def _content(path: str, value: Any) -> str:
-    """Returns the text of a string, or of a list of blocks."""
+    """Returns the text of a string, or of a list of blocks of text."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise FieldError(path, f"is {value!r:.60}", remedy="Give a text, or a list of blocks")
-    return "".join(_block(f"{path}[{i}]", block) for i, block in enumerate(value))
+    texts = []
+    for i, block in enumerate(value):
+        one = _object(f"{path}[{i}]", block)
+        _kind(one, ("text",))
+        texts.append(_text(one))
+        one.ignore("cache_control")
+        one.end()
+    return "".join(texts)
 
 
-def _block(path: str, value: Any) -> str:
-    fields = _object(path, value)
-    kind = fields.take("type")
-    if not isinstance(kind, str) or kind not in _BLOCKS:
-        known = ", ".join(_BLOCKS)
-        raise FieldError(f"{path}.type", f"is {kind!r:.60}", remedy=f"Give blocks of type {known}")
-    text = _BLOCKS[kind](fields)
-    fields.end()
-    return text
+def _kind(fields: Fields, known: tuple[str, ...]) -> str:
+    kind = fields.take("type", type="string", enum=list(known))
+    if not isinstance(kind, str) or kind not in known:
+        remedy = f"Give blocks of type {', '.join(known)}"
+        raise FieldError(fields.name("type"), f"is {kind!r:.60}", remedy=remedy)
+    return kind
 
 
 def _text(fields: Fields) -> str:
     fields.refuse({"citations": []})
-    fields.ignore("cache_control")  # beginnings are kept anyway
     return fields.text("text")
 
 
-_BLOCKS: dict[str, Callable[[Fields], str]] = {"text": _text}
+def _call(fields: Fields) -> ToolCall:
+    number, name = fields.text("id"), take_name(fields)
+    given = fields.take("input", type="object")
+    if not isinstance(given, dict):
+        raise fields.wrong("input", given, "an object")
+    fields.refuse({"caller": {"type": "direct"}, "toolset_name": None})
+    return ToolCall(number, name, json.dumps(given, ensure_ascii=False))
+
+
+def _result(fields: Fields, open_calls: dict[str, ToolCall]) -> ToolMessage:
+    """Returns what a call gave. No template knows failures, so one is said in the text."""
+    number = fields.text("tool_use_id")
+    call = open_calls.pop(number, None)
+    if call is None:
+        raise FieldError(
+            fields.name("tool_use_id"),
+            f"is {number!r:.60}, and no call before waits for that",
+            remedy="Send the assistant's message with its tool_use before it",
+        )
+    content = fields.take("content")
+    text = "" if content is None else _content(fields.name("content"), content)
+    failed = fields.flag("is_error")
+    fields.refuse({"toolset_name": None})
+    return ToolMessage("tool", f"Error: {text}" if failed else text, (), number, call.name)
+
+
+_BLOCKS = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use")}
 
 
 def _object(path: str, value: Any) -> Fields:

@@ -7,6 +7,8 @@ Read next: `miudo.serve.anthropic.messages`.
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -33,6 +35,20 @@ _VERSIONS = ("2023-06-01", "2026-10-21")
 
 _COUNTED = {"messages": [{"role": "user", "content": "Hello"}]}
 _SPOKEN = {**_COUNTED, "max_tokens": 8}
+_FORM = {"type": "object", "properties": {"name": {"type": "string"}}}
+_USED = [
+    {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+    {
+        "role": "assistant",
+        "content": [{"type": "tool_use", "id": "a", "name": "look", "input": {}}],
+    },
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "seen"}]},
+]
+_CALLED = {
+    "messages": _USED,
+    "tools": [{"name": "look", "input_schema": _FORM}],
+    "tool_choice": {"type": "tool", "name": "look"},
+}
 
 
 def anthropic_routes(house: House, limits: BodyLimits) -> list[Route]:
@@ -49,20 +65,26 @@ def anthropic_routes(house: House, limits: BodyLimits) -> list[Route]:
 
     async def messages(request: Request) -> Response:
         fields = await read(request)
-        call = parse_message(fields, await house.named(fields), scope=asked_by(request))
+        call = await parse_message(fields, await house.named(fields), scope=asked_by(request))
         if call.stream:
             return events(message_stream(call), told=event)
         return json_reply(await unless_gone(request, message_reply(call)))
 
     async def count(request: Request) -> Response:
         fields = await read(request)
-        return json_reply(parse_count(fields, await house.named(fields)))
+        # Beside the event loop: what is counted may be as long as a body.
+        return json_reply(await asyncio.to_thread(parse_count, fields, await house.named(fields)))
 
     return [
-        Asked("/v1/messages", messages, parse=_parse_message, samples=(_SPOKEN,)),
-        Asked("/v1/messages/count_tokens", count, parse=parse_count, samples=(_COUNTED,)),
+        Asked(
+            "/v1/messages",
+            messages,
+            parse=_parse_message,
+            samples=(_SPOKEN, {**_CALLED, "max_tokens": 8}),
+        ),
+        Asked("/v1/messages/count_tokens", count, parse=parse_count, samples=(_COUNTED, _CALLED)),
     ]
 
 
-def _parse_message(fields: Fields, hosted: Hosted) -> object:
-    return parse_message(fields, hosted, scope="")
+async def _parse_message(fields: Fields, hosted: Hosted) -> object:
+    return await parse_message(fields, hosted, scope="")

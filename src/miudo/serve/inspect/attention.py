@@ -58,7 +58,8 @@ def parse_attention(fields: Fields, hosted: Hosted) -> AttentionCall:
 async def attention_reply(call: AttentionCall) -> dict[str, Any]:
     """Returns the reply: row i of a head has the i + 1 numbers that position i may look at."""
     work = call.hosted.worker.call(
-        lambda engine: attention_rows(engine, call.ids, adapter=call.hosted.loaded.adapter)
+        lambda engine: attention_rows(engine, call.ids, adapter=call.hosted.loaded.adapter),
+        positions=len(call.ids),
     )
     rows = await asyncio.wrap_future(work)
     config = call.hosted.loaded.engine.config

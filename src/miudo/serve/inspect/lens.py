@@ -50,7 +50,8 @@ async def lens_reply(call: LensCall) -> dict[str, Any]:
     worker = call.hosted.worker
     states = await asyncio.wrap_future(
         worker.call(
-            lambda engine: hidden_states(engine, call.ids, adapter=call.hosted.loaded.adapter)
+            lambda engine: hidden_states(engine, call.ids, adapter=call.hosted.loaded.adapter),
+            positions=len(call.ids),
         )
     )
     layers = []

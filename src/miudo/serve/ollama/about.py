@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -37,17 +38,17 @@ async def open_tags(house: House) -> dict[str, Any]:
 
 
 async def open_models(house: House) -> dict[str, Any]:
-    """Returns the models in memory: all that are served, until the server ends."""
+    """Returns the models in memory, and until when without a request."""
     entries = []
     for hosted in house.models:
-        engine = hosted.loaded.engine
+        engine, left = hosted.loaded.engine, house.idle_left_s(hosted)
         held = (
             engine.weight_bytes + engine.cache_bytes_used if isinstance(engine, NativeEngine) else 0
         )
         running = {
             "size": held,
             "size_vram": 0,
-            "expires_at": _NEVER,
+            "expires_at": _NEVER if left is None else _shown(time.time() + left),
             "context_length": hosted.context,
         }
         entries.append(await _entry(hosted) | running)
@@ -113,7 +114,11 @@ def _short(parameters: int) -> str:
 
 
 def _modified(path: Path) -> str:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat().replace("+00:00", "Z")
+    return _shown(path.stat().st_mtime)
+
+
+def _shown(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 @cache

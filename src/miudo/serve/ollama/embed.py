@@ -35,8 +35,11 @@ def parse_embed(fields: Fields, hosted: Hosted) -> EmbedCall:
     given = fields.texts("input", _MAX_TEXTS)
     if not given:
         raise FieldError("input", "is missing or empty", remedy="Give a text, or a list of texts")
+    truncate = fields.flag("truncate")
+    if truncate:  # a character is a byte or more
+        given = tuple(text.encode()[: hosted.most_bytes].decode(errors="ignore") for text in given)
     texts = tuple(tuple(hosted.text_ids(text)) for text in given)
-    if fields.flag("truncate"):
+    if truncate:
         texts = tuple(ids[: hosted.context] for ids in texts)
     check_lengths("input", hosted, texts)
     width = hosted.loaded.model.config.d_model

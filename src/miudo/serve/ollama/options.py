@@ -7,21 +7,20 @@ Read next: `miudo.serve.fields`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from miudo.engine.guides import Penalties
 from miudo.protocol import SamplingSettings
 from miudo.serve.answering import Ask
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks
-from miudo.serve.openai.sampling import Drawing
 
-__all__ = ["Options", "ask_for", "take_keep_alive", "take_options"]
+__all__ = ["Options", "fitted", "take_keep_alive", "take_options"]
 
 _MAX_TOKENS = 1 << 31
 _MAX_STOPS = 16
@@ -48,6 +47,19 @@ class Options:
     sampling: SamplingSettings
     penalties: Penalties | None
     stop: tuple[str, ...]
+
+    @property
+    def drawing(self) -> Drawing:
+        """The same as all protocols have it; `context` is held by `fitted`."""
+        return Drawing(
+            max_tokens=self.max_tokens,
+            n=1,
+            sampling=self.sampling,
+            penalties=self.penalties,
+            stop=self.stop,
+            stream=False,
+            with_usage=True,
+        )
 
 
 def take_options(fields: Fields) -> Options:
@@ -84,32 +96,28 @@ def take_options(fields: Fields) -> Options:
     return options
 
 
-def ask_for(hosted: Hosted, prompt: Sequence[int], options: Options, *, scope: str) -> Ask:
-    """Returns what to ask the engine. Raises FieldError with both counts for what does not fit."""
+def fitted(ask: Ask, options: Options, hosted: Hosted) -> Ask:
+    """Returns the ask within `num_ctx`. Raises FieldError with both counts for what does not fit.
+
+    A context larger than the model's is the model's.
+    """
     context = hosted.context if options.context is None else options.context
-    room = min(context, hosted.context) - len(prompt)
-    if context < hosted.context and (room < 1 or (options.max_tokens or 1) > room):
+    room = context - len(ask.prompt)
+    if context >= hosted.context:
+        return ask
+    if room < 1 or (options.max_tokens or 1) > room:
         raise FieldError(
             "options.num_ctx",
-            f"is {context}, the prompt has {len(prompt)} tokens",
+            f"is {context}, the prompt has {len(ask.prompt)} tokens",
             remedy="Give more, or ask for less",
         )
-    drawing = Drawing(
-        max_tokens=options.max_tokens or max(room, 1),
-        n=1,
-        sampling=options.sampling,
-        penalties=options.penalties,
-        stop=options.stop,
-        stream=False,
-        with_usage=True,
-    )
-    return asks(hosted, prompt, drawing, top=None, scope=scope)[0]
+    return dataclasses.replace(ask, max_tokens=min(ask.max_tokens, room))
 
 
 def take_keep_alive(fields: Fields) -> bool:
     """Takes `keep_alive`; returns whether the model is to go at once.
 
-    Models stay open as long as the server. Raises FieldError for what is no duration.
+    How long a model stays is the server's to say. Raises FieldError for what is no duration.
     """
     value: Any = fields.take("keep_alive")
     if value is None:

@@ -34,17 +34,32 @@ from miudo.serve.replies import events, json_reply, unless_gone
 __all__ = ["ollama_routes"]
 
 _OPTIONS = {"options": {"num_predict": 8}, "stream": False}
-_TEXTS = ({"prompt": "Hello", **_OPTIONS},)
-_CHATS = ({"messages": [{"role": "user", "content": "Hello"}], **_OPTIONS},)
+_FORM = {"type": "object", "properties": {"name": {"type": "string"}}}
+_TOOL = {"type": "function", "function": {"name": "look", "parameters": _FORM}}
+_CALL = {"function": {"name": "look", "arguments": {"name": "x"}}}
+_SPOKEN = [{"role": "user", "content": "Hello"}]
+_USED = [
+    *_SPOKEN,
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "seen", "tool_name": "look"},
+]
+_TEXTS = ({"prompt": "Hello", **_OPTIONS}, {"prompt": "Hello", "format": _FORM, "raw": True})
+_CHATS = (
+    {"messages": _SPOKEN, **_OPTIONS},
+    {"messages": _SPOKEN, "format": "json"},
+    {"messages": _USED, "tools": [_TOOL]},
+)
 
 
 def ollama_routes(house: House, limits: BodyLimits) -> list[Route]:
     """Returns the routes under `/api/`, errors of which have Ollama's shape."""
 
-    def answering(parse: Callable[..., GenerateCall]) -> Callable[[Request], Awaitable[Response]]:
+    def answering(
+        parse: Callable[..., Awaitable[GenerateCall]],
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             fields = await received(request, limits)
-            call = parse(fields, await _named(house, fields), scope=asked_by(request))
+            call = await parse(fields, await _named(house, fields), scope=asked_by(request))
             if call.stream:
                 lines = generate_stream(call)
                 return events(lines, told=line, kind="application/x-ndjson")
@@ -100,5 +115,5 @@ def _parse_show(fields: Fields, _: Hosted) -> None:
     fields.end()
 
 
-def _reader(parse: Callable[..., GenerateCall]) -> Callable[[Fields, Hosted], object]:
+def _reader(parse: Callable[..., Awaitable[GenerateCall]]) -> Callable[[Fields, Hosted], object]:
     return lambda fields, hosted: parse(fields, hosted, scope="")

@@ -12,37 +12,49 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miudo.protocol import Message
 from miudo.serve.answering import Answer, Ask, TokenChance, answer
+from miudo.serve.asking import Drawing, gathered, timings
+from miudo.serve.conversing import chat_asks
 from miudo.serve.fields import FieldError, Fields
+from miudo.serve.guiding import no_stop_inside
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings, usage
-from miudo.serve.openai.sampling import MAX_TOP, Drawing, take_drawing
+from miudo.serve.openai.formats import take_format
+from miudo.serve.openai.messages import take_messages
+from miudo.serve.openai.sampling import MAX_TOP, take_drawing
+from miudo.serve.openai.tools import take_tools
+from miudo.serve.openai.turns import delta, message, reason
+from miudo.serve.openai.usage import usage
 from miudo.serve.replies import encoded
+from miudo.serve.turns import Turn
+from miudo.text.tools import CallForm
 
 __all__ = ["ChatCall", "chat_reply", "chat_stream", "parse_chat"]
 
-_HARMLESS = {"store": False, "parallel_tool_calls": True, "service_tier": "auto"}
+_HARMLESS = {"store": False, "service_tier": "auto"}
 _UNSUPPORTED = (
     "audio", "functions", "function_call", "modalities", "prediction", "reasoning_effort",
-    "tools", "tool_choice", "response_format", "verbosity", "web_search_options",
+    "verbosity", "web_search_options",
     "chat_template", "chat_template_kwargs",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A chat request that was read: the asks, one for each choice, and how it is answered."""
+    """A chat request that was read: the asks, one for each choice, and how it is answered.
+
+    `form` is that of calls, where the model may make some.
+    """
 
     hosted: Hosted
     asks: tuple[Ask, ...]
     drawing: Drawing
+    form: CallForm | None
     id: str
 
 
-def parse_chat(fields: Fields, hosted: Hosted, *, scope: str) -> ChatCall:
+async def parse_chat(fields: Fields, hosted: Hosted, *, scope: str) -> ChatCall:
     """Returns the call. Raises FieldError, and RequestError for messages a template refuses."""
-    messages = _messages(fields.take("messages"))
+    messages = take_messages(fields)
     config = hosted.loaded.model.config
     drawing = take_drawing(
         fields, length=("max_tokens", "max_completion_tokens"), vocab_size=config.vocab_size
@@ -51,13 +63,21 @@ def parse_chat(fields: Fields, hosted: Hosted, *, scope: str) -> ChatCall:
     top = fields.whole("top_logprobs", 0, MAX_TOP, 0)
     if top and not logprobs:
         raise FieldError("top_logprobs", "is given without logprobs", remedy="Set logprobs to true")
+    toolbox, language = take_tools(fields), take_format(fields)
+    no_stop_inside(language, drawing.stop)
     fields.refuse({**_HARMLESS, **dict.fromkeys(_UNSUPPORTED)})
     fields.ignore("user", "metadata", "safety_identifier", "prompt_cache_key")
     fields.end()
-    asked = asks(
-        hosted, hosted.chat_ids(messages), drawing, top=top if logprobs else None, scope=scope
+    asked, form = await chat_asks(
+        hosted,
+        messages,
+        drawing,
+        toolbox,
+        language,
+        scope=scope,
+        top=top if logprobs else None,
     )
-    return ChatCall(hosted, asked, drawing, f"chatcmpl-{secrets.token_hex(12)}")
+    return ChatCall(hosted, asked, drawing, form, f"chatcmpl-{secrets.token_hex(12)}")
 
 
 async def chat_reply(call: ChatCall) -> dict[str, Any]:
@@ -66,7 +86,7 @@ async def chat_reply(call: ChatCall) -> dict[str, Any]:
     return {
         **_frame(call, "chat.completion"),
         "choices": [_choice(call, i, whole) for i, whole in enumerate(answers)],
-        "usage": usage([whole.last for whole in answers]),
+        "usage": usage(len(call.asks[0].prompt), [whole.last for whole in answers]),
         "timings": timings(answers[0].last),
     }
 
@@ -76,20 +96,26 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
     lasts = []
     frame = _frame(call, "chat.completion.chunk")
     for i, ask in enumerate(call.asks):
-        begun = False
+        begun, turn = False, Turn(call.form)
         async for piece in answer(call.hosted.worker, call.hosted.loaded.tokenizer, ask):
             if not begun:  # not before: what fails until then has a status of its own
                 yield _event(frame, i, {"role": "assistant", "content": ""})
             begun = True
-            if piece.text or piece.chances:
-                yield _event(
-                    frame, i, {"content": piece.text}, logprobs=_logprobs(call, piece.chances)
-                )
+            told = turn.push(piece.text, is_last=piece.finish_reason is not None)
+            deltas = [delta(turn, event) for event in told]
+            chances = _logprobs(call, piece.chances)
+            for added in deltas or ([{"content": ""}] if piece.chances else []):
+                yield _event(frame, i, added, logprobs=chances)
+                chances = None
             if piece.finish_reason:
                 lasts.append(piece)
-                yield _event(frame, i, {}, reason=piece.finish_reason)
+                yield _event(frame, i, {}, ended=reason(turn, piece.finish_reason))
     if call.drawing.with_usage:
-        rest = {"choices": [], "usage": usage(lasts), "timings": timings(lasts[0])}
+        rest = {
+            "choices": [],
+            "usage": usage(len(call.asks[0].prompt), lasts),
+            "timings": timings(lasts[0]),
+        }
         yield b"data: " + encoded({**frame, **rest}) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
@@ -97,12 +123,12 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
 def _event(
     frame: dict[str, Any],
     index: int,
-    delta: dict[str, Any],
+    added: dict[str, Any],
     *,
     logprobs: dict[str, Any] | None = None,
-    reason: str | None = None,
+    ended: str | None = None,
 ) -> bytes:
-    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    choice = {"index": index, "delta": added, "logprobs": logprobs, "finish_reason": ended}
     return b"data: " + encoded({**frame, "choices": [choice]}) + b"\n\n"
 
 
@@ -118,12 +144,13 @@ def _frame(call: ChatCall, kind: str) -> dict[str, Any]:
 
 
 def _choice(call: ChatCall, index: int, whole: Answer) -> dict[str, Any]:
-    message = {"role": "assistant", "content": whole.text, "refusal": None}
+    turn = Turn(call.form)
+    turn.push(whole.text, is_last=True)
     return {
         "index": index,
-        "message": message,
+        "message": {"role": "assistant", **message(turn), "refusal": None},
         "logprobs": _logprobs(call, whole.chances),
-        "finish_reason": whole.last.finish_reason,
+        "finish_reason": reason(turn, whole.last.finish_reason or "stop"),
     }
 
 
@@ -143,44 +170,3 @@ def _logprobs(call: ChatCall, chances: Sequence[TokenChance]) -> dict[str, Any] 
             for c in chances
         ]
     }
-
-
-def _messages(given: Any) -> list[Message]:
-    if not isinstance(given, list) or not given:
-        raise FieldError("messages", "is no list of messages", remedy="Give at least one")
-    return [_message(Fields(_object(i, value), f"messages[{i}]")) for i, value in enumerate(given)]
-
-
-def _object(index: int, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise FieldError(f"messages[{index}]", "is no object", remedy="Give role and content")
-    return value
-
-
-def _message(fields: Fields) -> Message:
-    role = fields.choice("role", ("system", "developer", "user", "assistant"))
-    content = fields.take("content")
-    if isinstance(content, list):
-        content = "".join(
-            _part(fields.name(f"content[{i}]"), part) for i, part in enumerate(content)
-        )
-    if not isinstance(content, str):
-        raise fields.wrong("content", content, "text")
-    fields.refuse(
-        dict.fromkeys(("tool_calls", "tool_call_id", "function_call", "audio", "refusal"))
-    )
-    fields.ignore("name")
-    fields.end()
-    return Message("system" if role == "developer" else role, content)
-
-
-def _part(path: str, part: Any) -> str:
-    if not isinstance(part, dict):
-        raise FieldError(path, "is no object")
-    fields = Fields(part, path)
-    kind = fields.take("type")
-    if kind != "text":
-        raise FieldError(f"{path}.type", f"is {kind!r:.60}", remedy="Give parts of type text")
-    text = fields.text("text")
-    fields.end()
-    return text

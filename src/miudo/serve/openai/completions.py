@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from miudo.serve.answering import Answer, Ask, Piece, TokenChance, answer
+from miudo.serve.asking import Drawing, asks, gathered, timings
 from miudo.serve.echo import echoed
 from miudo.serve.fields import FieldError, Fields
+from miudo.serve.guiding import no_stop_inside
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.asking import asks, gathered, timings, usage
+from miudo.serve.openai.formats import take_structured
+from miudo.serve.openai.listing import Listing
 from miudo.serve.openai.prompts import take_prompts
-from miudo.serve.openai.sampling import MAX_TOP, Drawing, take_drawing
+from miudo.serve.openai.sampling import MAX_TOP, take_drawing
+from miudo.serve.openai.usage import usage
 from miudo.serve.replies import encoded
 
 __all__ = ["CompletionCall", "completion_reply", "completion_stream", "parse_completion"]
@@ -41,7 +45,7 @@ class CompletionCall:
     id: str
 
 
-def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> CompletionCall:
+async def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> CompletionCall:
     """Returns the call. Raises FieldError."""
     prompts = take_prompts(fields, "prompt", hosted, most=_MAX_PROMPTS)
     echo = fields.flag("echo")
@@ -65,15 +69,17 @@ def parse_completion(fields: Fields, hosted: Hosted, *, scope: str) -> Completio
         raise FieldError("best_of", f"is {best_of} where n is {drawing.n}", remedy="Leave it out")
     if echo and drawing.stream:
         raise FieldError("echo", "cannot be streamed", remedy="Leave out stream, or echo")
+    language = take_structured(fields)
+    no_stop_inside(language, drawing.stop)
     fields.refuse({"suffix": ""})
     fields.ignore("user")
     fields.end()
-    asked = tuple(
-        () if only_echo else asks(hosted, prompt, drawing, top=top, scope=scope)
-        for prompt in prompts
-    )
+    asked: list[tuple[Ask, ...]] = [()] * len(prompts)
+    for i, prompt in enumerate(() if only_echo else prompts):
+        grammars = await hosted.compiler.begin(language, drawing.n)
+        asked[i] = asks(hosted, prompt, drawing, top=top, scope=scope, grammars=grammars)
     name = f"cmpl-{secrets.token_hex(12)}"
-    return CompletionCall(hosted, prompts, asked, drawing, top, echo, name)
+    return CompletionCall(hosted, prompts, tuple(asked), drawing, top, echo, name)
 
 
 async def completion_reply(call: CompletionCall) -> dict[str, Any]:
@@ -86,39 +92,32 @@ async def completion_reply(call: CompletionCall) -> dict[str, Any]:
         front = await _front(call, prompt)
         made: list[Answer | None] = [*answers[at : at + len(asked)]]
         for whole in made or [None]:  # nothing is made where the prompt alone is asked about
-            choices.append(_choice(call, len(choices), front, whole))
+            listing = Listing(call.hosted.loaded.tokenizer, () if call.echo else prompt)
+            choices.append(_choice(call, len(choices), front, whole, listing))
         at += len(asked)
     lasts = [whole.last for whole in answers]
-    prompt_tokens = sum(map(len, call.prompts))
-    new = sum(last.new_tokens for last in lasts)
-    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": new}
-    reply = {**_frame(call), "choices": choices}
-    reply["usage"] = counts | {"total_tokens": prompt_tokens + new}
+    reply = {**_frame(call), "choices": choices, "usage": usage(_read(call), lasts)}
     return reply | ({"timings": timings(lasts[0])} if lasts else {})
 
 
 async def completion_stream(call: CompletionCall) -> AsyncIterator[bytes]:
     """Yields server-sent events, prompt by prompt, and [DONE]."""
     lasts: list[Piece] = []
-    index = 0
-    for asked in call.asks:
-        for ask in asked:
-            place = 0
-            async for piece in answer(call.hosted.worker, call.hosted.loaded.tokenizer, ask):
-                logprobs = _logprobs(call, piece.chances, place)
-                place += len(piece.text)
-                choice = {
-                    "index": index,
-                    "text": piece.text,
-                    "logprobs": logprobs,
-                    "finish_reason": piece.finish_reason,
-                }
-                yield b"data: " + encoded({**_frame(call), "choices": [choice]}) + b"\n\n"
-            lasts.append(piece)
-            index += 1
+    frame, tokenizer = _frame(call), call.hosted.loaded.tokenizer
+    for index, ask in enumerate(ask for asked in call.asks for ask in asked):
+        listing = Listing(tokenizer, ask.prompt)
+        async for piece in answer(call.hosted.worker, tokenizer, ask):
+            choice = {
+                "index": index,
+                "text": piece.text,
+                "logprobs": None if call.top is None else listing.take(piece.chances),
+                "finish_reason": piece.finish_reason,
+            }
+            yield b"data: " + encoded({**frame, "choices": [choice]}) + b"\n\n"
+        lasts.append(piece)
     if call.drawing.with_usage:
-        rest = {"choices": [], "usage": usage(lasts), "timings": timings(lasts[0])}
-        yield b"data: " + encoded({**_frame(call), **rest}) + b"\n\n"
+        rest = {"choices": [], "usage": usage(_read(call), lasts), "timings": timings(lasts[0])}
+        yield b"data: " + encoded({**frame, **rest}) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 
@@ -133,51 +132,32 @@ class _Front:
 async def _front(call: CompletionCall, prompt: Sequence[int]) -> _Front:
     if not call.echo:
         return _Front("", None)
-    text = call.hosted.loaded.tokenizer.decode(prompt)
-    if call.top is None:
+    tokenizer, adapter = call.hosted.loaded.tokenizer, call.hosted.loaded.adapter
+    text, top, n_tokens = tokenizer.decode(prompt), call.top, tokenizer.vocab_size
+    if top is None:
         return _Front(text, None)
-    adapter = call.hosted.loaded.adapter
-    future = call.hosted.worker.call(lambda engine: echoed(engine, prompt, call.top or 0, adapter))
+    future = call.hosted.worker.call(
+        lambda engine: echoed(engine, prompt, top, n_tokens=n_tokens, adapter=adapter),
+        positions=len(prompt),
+    )
     chances = await asyncio.wrap_future(future)
     return _Front(text, chances)
 
 
 def _choice(
-    call: CompletionCall, index: int, front: _Front, whole: Answer | None
+    call: CompletionCall, index: int, front: _Front, whole: Answer | None, listing: Listing
 ) -> dict[str, Any]:
     chances = (*(front.chances or ()), *(() if whole is None else whole.chances))
     return {
         "index": index,
         "text": front.text + ("" if whole is None else whole.text),
-        "logprobs": _logprobs(call, chances, 0),
+        "logprobs": None if call.top is None else listing.take(chances),
         "finish_reason": "length" if whole is None else whole.last.finish_reason,
     }
 
 
-def _logprobs(
-    call: CompletionCall, chances: Sequence[TokenChance], place: int
-) -> dict[str, Any] | None:
-    """This protocol's lists: the first token of an echoed text has no log-probability."""
-    if call.top is None:
-        return None
-    decode = call.hosted.loaded.tokenizer.decode
-    tokens = [decode([c.token]) for c in chances]
-    offsets = []
-    for token in tokens:
-        offsets.append(place)
-        place += len(token)
-    unknown = [c.logprob != c.logprob for c in chances]  # NaN: nothing precedes it
-    return {
-        "tokens": tokens,
-        "token_logprobs": [
-            None if no else c.logprob for c, no in zip(chances, unknown, strict=True)
-        ],
-        "top_logprobs": [
-            None if no else {decode([t]): p for t, p in reversed(c.top)}
-            for c, no in zip(chances, unknown, strict=True)
-        ],
-        "text_offset": offsets,
-    }
+def _read(call: CompletionCall) -> int:
+    return sum(map(len, call.prompts))
 
 
 def _frame(call: CompletionCall) -> dict[str, Any]:

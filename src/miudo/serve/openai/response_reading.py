@@ -11,15 +11,18 @@ from typing import Any
 
 from miudo.protocol import Message
 from miudo.serve.fields import FieldError, Fields
+from miudo.serve.openai.tools import checked_arguments
+from miudo.serve.toolbox import take_name
+from miudo.text.tools import ToolCall, ToolMessage
 
 __all__ = ["refuse_rest", "take_metadata", "take_turns"]
 
 _ROLES = ("user", "assistant", "system", "developer")
-# Nothing is kept between requests, nothing is called, nothing is cut.
+# Nothing is kept between requests, nothing is called by the server, nothing is cut.
 _UNSUPPORTED: dict[str, Any] = {
     "store": False, "previous_response_id": None, "conversation": None, "background": False,
-    "background_options": None, "prompt": None, "tools": [], "tool_choice": "auto",
-    "max_tool_calls": None, "include": [], "reasoning": None, "text": {"format": {"type": "text"}},
+    "background_options": None, "prompt": None,
+    "max_tool_calls": None, "include": [], "reasoning": None,
     "truncation": "disabled", "context_management": None, "moderation": None, "top_logprobs": 0,
     "image": None, "access_programs": None,
 }  # fmt: skip
@@ -34,7 +37,10 @@ def take_turns(fields: Fields) -> list[Message]:
         return [*turns, Message("user", given)]
     if not isinstance(given, list) or not given:
         raise fields.wrong("input", given, "a text, or a list of items")
-    return turns + [_turn(f"input[{i}]", value) for i, value in enumerate(given)]
+    open_calls: dict[str, ToolCall] = {}
+    for i, value in enumerate(given):
+        _add(turns, _object(f"input[{i}]", value), open_calls)
+    return turns
 
 
 def take_metadata(fields: Fields) -> dict[str, str]:
@@ -52,7 +58,6 @@ def refuse_rest(fields: Fields) -> None:
     """Refuses what exists elsewhere and not here, then what exists nowhere."""
     fields.refuse(_UNSUPPORTED)
     fields.choice("service_tier", ("auto", "default"), "auto")
-    fields.flag("parallel_tool_calls", True)
     fields.ignore(
         "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
         "prompt_cache_options",
@@ -60,21 +65,55 @@ def refuse_rest(fields: Fields) -> None:
     fields.end()
 
 
-def _turn(path: str, value: Any) -> Message:
-    fields = _object(path, value)
-    kind = fields.text("type", "message")
-    if kind != "message":
-        raise FieldError(f"{path}.type", f"is {kind!r:.60}", remedy="Give items of type message")
-    role = fields.choice("role", _ROLES)
-    content = fields.take("content")
-    if isinstance(content, list):
-        parts = (_part(f"{path}.content[{i}]", part) for i, part in enumerate(content))
-        content = "".join(parts)
-    if not isinstance(content, str):
-        raise fields.wrong("content", content, "text, or a list of parts")
-    fields.ignore("id", "status", "phase")  # as an earlier reply gave them
+def _add(turns: list[Message], fields: Fields, open_calls: dict[str, ToolCall]) -> None:
+    """Adds an item to the turns: a message, a call, or what a call gave."""
+    kind = fields.choice("type", ("message", "function_call", "function_call_output"), "message")
+    if kind == "function_call":
+        call = ToolCall(fields.text("call_id"), take_name(fields), checked_arguments(fields))
+        open_calls[call.id] = call
+        said, before = "", tuple[ToolCall, ...]()
+        if turns and turns[-1].role == "assistant":  # a turn's calls are items beside its text
+            last = turns.pop()
+            said = last.content
+            before = last.calls if isinstance(last, ToolMessage) else ()
+        turns.append(ToolMessage("assistant", said, (*before, call)))
+        fields.refuse(dict.fromkeys(("async", "caller", "namespace")))
+    elif kind == "function_call_output":
+        turns.append(_result(fields, open_calls))
+    else:
+        turns.append(_turn(fields))
+    fields.ignore("id", "status")  # as an earlier reply gave them
     fields.end()
+
+
+def _result(fields: Fields, open_calls: dict[str, ToolCall]) -> ToolMessage:
+    number = fields.text("call_id")
+    call = open_calls.pop(number, None)
+    if call is None:
+        raise FieldError(
+            fields.name("call_id"),
+            f"is {number!r:.60}, and no call before waits for that",
+            remedy="Send the function_call before it",
+        )
+    return ToolMessage("tool", _text(fields, "output"), (), number, call.name)
+
+
+def _turn(fields: Fields) -> Message:
+    role = fields.choice("role", _ROLES)
+    content = _text(fields, "content")
+    fields.ignore("phase")
     return Message("system" if role == "developer" else role, content)
+
+
+def _text(fields: Fields, field: str) -> str:
+    """Takes a text, or the texts of a list of parts."""
+    value = fields.take(field)
+    if isinstance(value, list):
+        places = (fields.name(f"{field}[{i}]") for i in range(len(value)))
+        value = "".join(_part(path, part) for path, part in zip(places, value, strict=True))
+    if not isinstance(value, str):
+        raise fields.wrong(field, value, "text, or a list of parts")
+    return value
 
 
 def _part(path: str, value: Any) -> str:

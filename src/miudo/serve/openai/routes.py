@@ -7,6 +7,8 @@ Read next: `miudo.serve.openai.chat`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -31,9 +33,30 @@ __all__ = ["openai_routes"]
 
 _OPTIONS = {"stream": True, "stream_options": {"include_usage": True}}
 _SPOKEN = [{"role": "user", "content": "Hello"}]
-_CHATS = (
+_FORM = {"type": "object", "properties": {"name": {"type": "string"}}}
+_LOOK = {"name": "look", "description": "Looks.", "parameters": _FORM}
+_CALL = {"id": "123456789", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+_USED = [
+    *_SPOKEN,
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "seen", "tool_call_id": "123456789"},
+]
+_CHATS: tuple[dict[str, Any], ...] = (
     {"messages": _SPOKEN, "max_tokens": 8, "max_completion_tokens": 8, "logprobs": True},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], **_OPTIONS},
+    {
+        "messages": _SPOKEN,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "form", "schema": _FORM},
+        },
+    },
+    {"messages": _SPOKEN, "structured_outputs": {"json": _FORM}},
+    {
+        "messages": _USED,
+        "tools": [{"type": "function", "function": _LOOK}],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+    },
 )
 _COMPLETIONS = (
     {"prompt": "Once", "max_tokens": 8, "logprobs": 1},
@@ -41,7 +64,24 @@ _COMPLETIONS = (
     {"prompt": ["Once", "Twice"], "echo": True},
 )
 _EMBEDDINGS = ({"input": "Hello"}, {"input": ["Hello"]}, {"input": [5, 6]})
-_RESPONSES = ({"input": "Hello"}, {"input": _SPOKEN, "stream": True})
+_RESPONSES: tuple[dict[str, Any], ...] = (
+    {"input": "Hello"},
+    {"input": _SPOKEN, "stream": True},
+    {
+        "input": "Hello",
+        "text": {"format": {"type": "json_schema", "name": "form", "schema": _FORM}},
+        "max_output_tokens": 8,
+    },
+    {
+        "input": [
+            {"type": "function_call", "call_id": "123456789", "name": "look", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "123456789", "output": "seen"},
+        ],
+        "tools": [{"type": "function", **_LOOK}],
+        "tool_choice": {"type": "function", "name": "look"},
+        "max_output_tokens": 8,
+    },
+)
 
 
 def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
@@ -49,14 +89,14 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
 
     async def chat(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_chat(fields, await house.named(fields), scope=asked_by(request))
+        call = await parse_chat(fields, await house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             return events(chat_stream(call))
         return json_reply(await unless_gone(request, chat_reply(call)))
 
     async def completions(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_completion(fields, await house.named(fields), scope=asked_by(request))
+        call = await parse_completion(fields, await house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             return events(completion_stream(call))
         return json_reply(await unless_gone(request, completion_reply(call)))
@@ -68,7 +108,7 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
 
     async def responses(request: Request) -> Response:
         fields = await received(request, limits)
-        call = parse_response(fields, await house.named(fields), scope=asked_by(request))
+        call = await parse_response(fields, await house.named(fields), scope=asked_by(request))
         if call.drawing.stream:
             stream = ResponseStream(call)
             return events(stream.lines(), told=stream.told)
@@ -90,13 +130,13 @@ def openai_routes(house: House, limits: BodyLimits) -> list[Route]:
     ]
 
 
-def _parse_chat(fields: Fields, hosted: Hosted) -> object:
-    return parse_chat(fields, hosted, scope="")
+async def _parse_chat(fields: Fields, hosted: Hosted) -> object:
+    return await parse_chat(fields, hosted, scope="")
 
 
-def _parse_completion(fields: Fields, hosted: Hosted) -> object:
-    return parse_completion(fields, hosted, scope="")
+async def _parse_completion(fields: Fields, hosted: Hosted) -> object:
+    return await parse_completion(fields, hosted, scope="")
 
 
-def _parse_response(fields: Fields, hosted: Hosted) -> object:
-    return parse_response(fields, hosted, scope="")
+async def _parse_response(fields: Fields, hosted: Hosted) -> object:
+    return await parse_response(fields, hosted, scope="")

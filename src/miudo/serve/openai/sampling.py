@@ -8,32 +8,19 @@ Read next: `miudo.serve.fields`.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 
 from miudo.engine.guides import Penalties
 from miudo.protocol import SamplingSettings
+from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
 
-__all__ = ["MAX_CHOICES", "MAX_STOPS", "MAX_TOP", "Drawing", "take_drawing"]
+__all__ = ["MAX_CHOICES", "MAX_STOPS", "MAX_TOP", "take_drawing"]
 
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_TOP = 20
 _MAX_TOKENS = 1 << 31
 _MAX_BIASES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """What was asked about length and chance; `max_tokens` None: to the end of the context."""
-
-    max_tokens: int | None
-    n: int
-    sampling: SamplingSettings
-    penalties: Penalties | None
-    stop: tuple[str, ...]
-    stream: bool
-    with_usage: bool
 
 
 def take_drawing(fields: Fields, *, length: tuple[str, ...], vocab_size: int) -> Drawing:

@@ -33,7 +33,7 @@ export function complete(page) {
 
   function branch(index, text) {
     const before = chances.items.slice(0, index).map((item) => item.text).join("");
-    if (before.includes("\ufffd")) {
+    if (before.includes("\ufffd") || /^token_id:\d+$/.test(text)) {
       page.say(t("broken_branch"));
       return;
     }

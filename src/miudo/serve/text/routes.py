@@ -7,6 +7,7 @@ Read next: `miudo.serve.text.tools`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -36,7 +37,8 @@ def text_routes(house: House, limits: BodyLimits) -> list[Route]:
     ) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             fields = await received(request, limits)
-            return json_reply(tool(fields, await house.named(fields)))
+            # Beside the event loop: a text may be as long as a body.
+            return json_reply(await asyncio.to_thread(tool, fields, await house.named(fields)))
 
         return handle
 

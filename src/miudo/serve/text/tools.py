@@ -78,14 +78,17 @@ class Suggesters:
         text, count = fields.text("text"), fields.whole("count", 1, _MOST_WORDS, 3)
         fields.end()
 
-        def work(engine: Engine) -> list[Suggestion]:
-            suggester = self._of(hosted, engine)
+        made = hosted.worker.call(lambda engine: self._of(hosted, engine))
+        suggester = await asyncio.wrap_future(made)
+
+        def work(_: Engine) -> list[Suggestion]:
             try:
                 return suggester.suggest(text, count)
             finally:
                 suggester.forget()  # how soon an answer comes must not tell of another's text
 
-        found = await asyncio.wrap_future(hosted.worker.call(work))
+        asked = hosted.worker.call(work, positions=suggester.positions(text))
+        found = await asyncio.wrap_future(asked)
         return {
             "model": hosted.name,
             "text": text,

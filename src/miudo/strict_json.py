@@ -1,6 +1,7 @@
 """JSON from untrusted files: bounded in size and depth, no duplicate keys, no NaN.
 
-For: headers and config files, where a second value for a key hides an attack or a mistake.
+For: headers, config files, tokenizers and requests, where a second value for a key hides an
+attack or a mistake. Whoever reads another kind of thing than a model file gives the error its name.
 Not for: our own records, which `json` reads.
 Read next: `miudo.formats.safetensors`.
 """
@@ -20,11 +21,18 @@ from miudo.limits import LIMITS
 __all__ = ["parse_object", "read_object"]
 
 
-def parse_object(text: bytes, where: object, *, max_values: int | None = None) -> dict[str, Any]:
+def parse_object(
+    text: bytes,
+    where: object,
+    *,
+    max_values: int | None = None,
+    deepest: int | None = LIMITS.json_depth,
+) -> dict[str, Any]:
     """Returns the JSON object in `text`. Raises ModelFileError naming `where`.
 
     `max_values` bounds how many values it holds before any is made: `[[],[],...]` takes thirty
-    times its size. Commas inside texts count as well.
+    times its size. Commas inside texts count as well. `deepest` None: as deep as Python reads,
+    for readers that look no deeper than they know, and files whose values are a million.
     """
     if max_values is not None and sum(map(text.count, (b",", b"[", b"{"))) > max_values:
         raise ModelFileError(f"more than {max_values} values", where=where)
@@ -38,8 +46,8 @@ def parse_object(text: bytes, where: object, *, max_values: int | None = None) -
         )
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"not valid JSON ({error})", where=where) from error
-    if _deeper(value, LIMITS.json_depth):
-        raise ModelFileError(f"nested deeper than {LIMITS.json_depth}", where=where)
+    if deepest is not None and _deeper(value, deepest):
+        raise ModelFileError(f"nested deeper than {deepest}", where=where)
     if not isinstance(value, dict):
         raise ModelFileError("not a JSON object", where=where)
     return value

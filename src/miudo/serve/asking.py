@@ -1,7 +1,7 @@
-"""From what a request says to asks, and from answers to usage and timings.
+"""From what a request says to asks, and from answers to timings.
 
-For: what chat and completions do alike.
-Not for: their shapes of reply.
+For: what all protocols that answer do alike.
+Not for: reading their fields, or their shapes of reply.
 Read next: `miudo.serve.answering`.
 """
 
@@ -9,22 +9,43 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from miudo.engine.guides import Guided
+from miudo.engine.guides import Grammar, Guided, Penalties
+from miudo.protocol import SamplingSettings
 from miudo.serve.answering import Answer, Ask, Piece, Timings, TokenChance, answer
 from miudo.serve.fields import FieldError
 from miudo.serve.hosted import Hosted
-from miudo.serve.openai.sampling import Drawing
 
-__all__ = ["asks", "gathered", "timings", "usage"]
+__all__ = ["Drawing", "asks", "gathered", "timings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What was asked about length and chance; `max_tokens` None: to the end of the context."""
+
+    max_tokens: int | None
+    n: int
+    sampling: SamplingSettings
+    penalties: Penalties | None
+    stop: tuple[str, ...]
+    stream: bool
+    with_usage: bool
 
 
 def asks(
-    hosted: Hosted, prompt: Sequence[int], drawing: Drawing, *, top: int | None, scope: str
+    hosted: Hosted,
+    prompt: Sequence[int],
+    drawing: Drawing,
+    *,
+    top: int | None,
+    scope: str,
+    grammars: Sequence[Grammar | None] = (),
+    shown: Mapping[int, bytes] | None = None,
 ) -> tuple[Ask, ...]:
-    """Returns an ask for each choice; each has random numbers of its own.
+    """Returns an ask for each choice; each has random numbers of its own, and a grammar's start.
 
     Raises FieldError with both counts where prompt and max_tokens are more than the context.
     """
@@ -38,11 +59,13 @@ def asks(
             remedy="Shorten the prompt" + ("" if wanted is None else ", or ask for fewer tokens"),
         )
     made = []
-    for i in range(drawing.n):
+    for i, grammar in enumerate(grammars or [None] * drawing.n):
         sampling = dataclasses.replace(drawing.sampling, request=i)
         guide = None
-        if drawing.penalties is not None:
-            guide = Guided(sampling, penalties=drawing.penalties, mask=hosted.token_mask)
+        if drawing.penalties is not None or grammar is not None:
+            guide = Guided(
+                sampling, penalties=drawing.penalties, grammar=grammar, mask=hosted.token_mask
+            )
         made.append(
             Ask(
                 prompt=prompt,
@@ -54,6 +77,7 @@ def asks(
                 guide=guide,
                 adapter=hosted.loaded.adapter,
                 scope=scope,
+                shown=shown or {},
             )
         )
     return tuple(made)
@@ -64,13 +88,6 @@ async def gathered(hosted: Hosted, asked: Sequence[Ask]) -> list[Answer]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_whole(hosted, ask)) for ask in asked]
     return [task.result() for task in tasks]
-
-
-def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
-    """Returns the counts of all choices together; the prompt counts once."""
-    new = sum(last.new_tokens for last in lasts)
-    prompt = lasts[0].prompt_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
 def timings(last: Piece) -> dict[str, Any]:

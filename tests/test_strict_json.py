@@ -3,8 +3,8 @@
 import pytest
 
 from miudo.errors import ModelFileError
-from miudo.formats.strict_json import parse_object
 from miudo.limits import LIMITS
+from miudo.strict_json import parse_object
 
 
 @pytest.mark.parametrize(("opened", "closed"), [(b'{"a":', b"}"), (b"[", b"]")])
