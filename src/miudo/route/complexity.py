@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from miudo.errors import ModelFileError
 from miudo.files import atomic_folder, sha256_file, write_json
-from miudo.formats.strict_json import read_object
 from miudo.records import Record
 from miudo.route.features import COUNTED, Features, bucket, features, grams
 from miudo.route.targets import Complexity
+from miudo.strict_json import read_object
 
 __all__ = ["CLASSIFIER_FILE", "Classifier", "read_classifier", "scaled", "write_classifier"]
 
