@@ -28,7 +28,7 @@ from miudo.tensors import DType
 from miudo.text.tokenizer import TextTokenizer
 
 Floats = npt.NDArray[np.float32]
-README = Path(__file__).resolve().parents[2] / "README.md"
+LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
 EMBEDDED = embedded_path()
 LENGTH = 90  # past two tiles of 32 positions, and into a third
 
@@ -353,7 +353,7 @@ def test_instruction_sets_agree_on_text(
     """A trained model and text that it is in doubt about, which random ids are not."""
     model = open_model(EMBEDDED)
     assert model.tokenizer is not None
-    ids = TextTokenizer(model.tokenizer).encode(README.read_text("utf-8"))[:1280]
+    ids = TextTokenizer(model.tokenizer).encode(LICENSE.read_text("utf-8"))[:1280]
     assert len(ids) == 1280
     best = NativeEngine(model, threads=1, activations=activations)
     monkeypatch.setenv("MIUDO_ISA", "portable")

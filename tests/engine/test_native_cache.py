@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from miudo.config import ModelConfig
+from miudo.data.sample import sample_documents
 from miudo.decoder.cache import KVCache
 from miudo.decoder.decoder import Decoder
 from miudo.engine.native import CACHE_TYPES, CacheType, NativeEngine
@@ -20,8 +21,6 @@ from miudo.formats import open_model
 from miudo.hub.resolve import embedded_path
 from miudo.protocol import SeqWork, Want
 from miudo.text.tokenizer import TextTokenizer
-
-README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def log_softmax(engine: NativeEngine, ids: list[int]) -> np.ndarray:
@@ -48,13 +47,15 @@ def test_the_rule_is_f16_and_f32_where_activations_are_floats(llama: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cache", "bound"), [("f16", 1e-6), ("bf16", 1e-4), ("int8", 1e-3), ("int4", 6e-2)]
+    ("cache", "bound"), [("f16", 5e-7), ("bf16", 4e-5), ("int8", 4e-4), ("int4", 4.5e-2)]
 )
 def test_divergence_of_a_trained_model_on_text(cache: CacheType, bound: float) -> None:
-    """About three times what is seen (docs/log.md): 3.4e-7, 2.5e-5, 3.2e-4 and 2.1e-2."""
+    """About three times what is seen: 1.5e-7, 1.2e-5, 1.1e-4 and 1.5e-2."""
     model = open_model(embedded_path())
     assert model.tokenizer is not None
-    ids = TextTokenizer(model.tokenizer).encode(README.read_text("utf-8"))[:480]
+    texts = [document.text for document in islice(sample_documents(0), 40)]
+    ids = TextTokenizer(model.tokenizer).encode("\n".join(texts))[:480]
+    assert len(ids) == 480
     engines = [NativeEngine(model, activations="float", cache=c) for c in ("f32", cache)]
     right, rounded = (log_softmax(engine, ids) for engine in engines)
     kl = divergence(right, rounded)
