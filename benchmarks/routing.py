@@ -157,9 +157,9 @@ def make_models(parent: str, data: Path, out: Path) -> dict[str, Path]:
         with lzma.open(data / "en_prose/eltec-eng_novels_dev.txt.xz") as file:
             text.write_text(file.read(60_000).decode("utf-8", "ignore"))
         call("prune", parent, "--data", str(text), "--out", str(out / "pruned"), *PRUNING)
-        tune(str(out / "pruned" / "model"), out, "small", epochs=6)
+        tune(str(out / "pruned" / "model"), out, "small", epochs=4)
     if not made["large"].exists():
-        tune(parent, out, "large", epochs=2)
+        tune(parent, out, "large", epochs=4)
     return made
 
 

@@ -146,6 +146,18 @@ def test_a_sure_answer_stays_and_carries_no_log_probabilities_that_nobody_asked_
     assert "".join(e["choices"][0]["text"] for e in stream) == reply.json["choices"][0]["text"]
 
 
+def test_a_call_of_a_function_is_streamed_as_it_is_replied(sure: Any) -> None:
+    tool = {"type": "function", "function": {"name": "light", "parameters": {"type": "object"}}}
+    asked = HELLO | {"tools": [tool], "tool_choice": "required", "max_tokens": 60}
+    (choice,) = sure.post(CHAT, asked).json["choices"]
+    stream = sure.post(CHAT, asked | {"stream": True}).events
+    parts = [e["choices"][0]["delta"] for e in stream if e["choices"]]
+    calls = [call for part in parts for call in part.get("tool_calls", ())]
+    wanted = choice["message"]["tool_calls"]
+    assert [c["function"] for c in calls] == [c["function"] for c in wanted]
+    assert [c["index"] for c in calls] == list(range(len(wanted)))
+
+
 def test_completions_go_where_completions_are_spoken(by_words: Any) -> None:
     reply = by_words.post(TEXT, {"model": "auto", "prompt": HARD, "max_tokens": 3})
     assert headers(reply)["x-miudo-model"] == "small"

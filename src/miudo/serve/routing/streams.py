@@ -32,8 +32,11 @@ async def replayed(asked: Asked, reply: Mapping[str, Any]) -> AsyncIterator[byte
             continue
         index, message = choice["index"], choice["message"]
         yield _delta(frame, index, {"role": "assistant", "content": ""})
-        text = {"content": message["content"]}
-        yield _delta(frame, index, text, logprobs=choice["logprobs"])
+        said: dict[str, Any] = {"content": message["content"] or ""}
+        calls = message.get("tool_calls") or ()
+        if calls:
+            said["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+        yield _delta(frame, index, said, logprobs=choice["logprobs"])
         yield _delta(frame, index, {}, reason=choice["finish_reason"])
     if asked.with_usage:
         told = {k: reply[k] for k in ("usage", "timings") if k in reply}
