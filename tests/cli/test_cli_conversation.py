@@ -1,5 +1,6 @@
 """A conversation of `miudo run`: turns, commands, several lines, history, and a real terminal."""
 
+import codecs
 import os
 import pty
 import re
@@ -284,6 +285,8 @@ class Terminal:
         )  # fmt: skip
         os.close(other)
         self.seen = ""
+        # What is read at once may end within a character.
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
 
     def until(self, wanted: str, seconds: float = 30.0) -> str:
         """Returns what was printed up to `wanted`."""
@@ -292,7 +295,7 @@ class Terminal:
             ready, _, _ = select.select([self._own], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"{wanted!r} did not come: {self.seen!r}"
             try:
-                self.seen += os.read(self._own, 4096).decode(errors="replace")
+                self.seen += self._text.decode(os.read(self._own, 4096))
             except OSError:  # it has ended
                 raise AssertionError(f"ended without {wanted!r}: {self.seen!r}") from None
         before, _, self.seen = self.seen.partition(wanted)
