@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from miudo import errors
-from miudo.errors import ConfigError, MiudoError, ModelFileError, ResourceError, UsageError
+from miudo.errors import ConfigError, MiudoError, ModelFileError, ResourceError
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
 
@@ -35,9 +35,11 @@ def test_the_tree_drawn_at_the_top_names_every_class_once() -> None:
     drawing = [line for line in (errors.__doc__ or "").splitlines() if "──" in line]
     drawn = [line.split("──")[1].split()[0] for line in drawing]
     assert sorted([*drawn, "MiudoError"]) == sorted(errors.__all__)
+    above: type[MiudoError] = MiudoError  # the last one that stands at the margin
     for line, name in zip(drawing, drawn, strict=True):
-        parent = UsageError if line.strip().startswith("│") else MiudoError
-        assert getattr(errors, name).__base__ is parent, name
+        kind, nested = getattr(errors, name), line.strip().startswith("│")
+        assert kind.__base__ is (above if nested else MiudoError), name
+        above = above if nested else kind
 
 
 @pytest.mark.parametrize("kind", CLASSES)
