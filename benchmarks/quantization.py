@@ -3,7 +3,7 @@
 For: per type and method the bytes, bits a weight, perplexity ratio and KL to the parent, the
 share of nearest rounding's KL that is gone, with intervals over calibration sets.
 Not for: speed (`benchmarks/engine.py`), or errors of single matrices (`benchmarks/block_types.py`).
-Read next: `docs/quantization.md`.
+Read next: `docs/quantization.md`, then `benchmarks/quantization_peers.py`.
 
     python benchmarks/quantization.py models/en-6m-level novels.txt --types Q4_0,Q4_K \
         --methods nearest,importance,gptq --seeds 3 --out quantization.jsonl
@@ -187,14 +187,20 @@ def rounded(method: Quantizer, decoder: Decoder, batches: list[Tensor]) -> tuple
 
 
 def llama_cpp(
-    decoder: Decoder, dtype: DType, batches: list[Tensor], matrix: bool
+    decoder: Decoder,
+    dtype: DType,
+    batches: list[Tensor],
+    matrix: bool,
+    tables: DType | None = None,
 ) -> tuple[Weights, float]:
     """llama.cpp's own quantisation of the tensors that miudo would store in blocks."""
-    _, report = NearestRounding(dtype).store(decoder)
-    weighed = ImportanceRounding().calibrate(decoder, batches) if matrix else {}
+    _, report = NearestRounding(dtype, tables).store(decoder)
+    measured = ImportanceRounding(dtype, tables)
+    weighed = measured.calibrate(decoder, batches) if matrix else {}
     stored = dict(decoder.to_weights())
     for name, kind in report.stored_dtypes().items():
-        stored[name] = theirs(to_f32(stored[name]), kind, weighed.get(name))
+        if kind.block > 1:
+            stored[name] = theirs(to_f32(stored[name]), kind, weighed.get(name))
     return stored, report.bits_per_weight
 
 

@@ -9,6 +9,8 @@ Read next: `miudo.compress.catalogue`.
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
@@ -35,14 +37,22 @@ def settings_from_json(kind: type[Settings], values: Mapping[str, Any]) -> Setti
             remedy=f"Known are {', '.join(fields)}",
         )
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    hints = typing.get_type_hints(kind)
     for name, value in given.items():
-        default = fields[name].default
-        if isinstance(default, Enum) and not isinstance(value, Enum):
-            given[name] = _as_enum(name, type(default), value)
+        enum, optional = _enum_in(hints[name])
+        if enum is not None and not isinstance(value, Enum) and not (optional and value is None):
+            given[name] = _as_enum(name, enum, value)
     try:
         return kind(**given)
     except TypeError as error:
         raise ConfigError(f"not settings of {kind.__name__} ({error})") from error
+
+
+def _enum_in(hint: Any) -> tuple[type[Enum] | None, bool]:
+    """Returns the enumeration that a field is of, if any, and whether it may be None."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    enums = [part for part in parts if isinstance(part, type) and issubclass(part, Enum)]
+    return (enums[0] if enums else None), type(None) in parts
 
 
 def _as_enum(name: str, kind: type[Enum], value: Any) -> Enum:

@@ -92,8 +92,9 @@ class AWQ(Sequential):
 
     The scales are powers a of the inputs' root mean square, `steps` of them from 0 to 1; that
     which leaves the matrices' outputs the least error is tried, and kept only if the block's
-    own output errs less with it, measured on the calibration. Raises ConfigError for a type
-    without a rounding rule or a value out of range.
+    own output errs less with it, measured on the calibration. `tables` is the type of token table
+    and head, where it is another. Raises ConfigError for a type without a rounding rule or a value
+    out of range.
     """
 
     name: ClassVar[str] = "awq"
@@ -101,9 +102,10 @@ class AWQ(Sequential):
     dtype: DType = DType.Q4_0
     steps: int = 10
     rounding: Rounding = Rounding.IMPORTANCE
+    tables: DType | None = None
 
     def __post_init__(self) -> None:
-        check_type(self.dtype)
+        check_type(self.dtype, self.tables)
         in_range("steps", self.steps, 1, 100, whole=True)
         check_enum("rounding", self.rounding, Rounding)
 
@@ -112,7 +114,7 @@ class AWQ(Sequential):
     ) -> tuple[Weights, Report]:
         """Returns the file's tensors and the report, which names the scales that were kept."""
         batches = check_calibrated(self, statistics)
-        plan, outcome = Plan.of(decoder, self.dtype), Outcome()
+        plan, outcome = Plan.of(decoder, self.dtype, self.tables), Outcome()
         kept: list[str] = []
         tried = 0
 

@@ -194,8 +194,8 @@ class GPTQ(Sequential):
     """Stores matrices as `dtype`, rounded by GPTQ on what earlier rounded matrices give them.
 
     `damping` is the share of the mean diagonal added to the Hessian's; `act_order` takes the
-    columns with the largest inputs first. Raises ConfigError for a type without a rounding rule
-    or a value out of range.
+    columns with the largest inputs first. `tables` is the type of token table and head, where it
+    is another. Raises ConfigError for a type without a rounding rule or a value out of range.
     """
 
     name: ClassVar[str] = "gptq"
@@ -203,9 +203,10 @@ class GPTQ(Sequential):
     dtype: DType = DType.Q4_0
     damping: float = DAMPING
     act_order: bool = True
+    tables: DType | None = None
 
     def __post_init__(self) -> None:
-        check_type(self.dtype)
+        check_type(self.dtype, self.tables)
         in_range("damping", self.damping, 1e-6, 10.0)
         if type(self.act_order) is not bool:
             raise ConfigError(f"act_order is {self.act_order!r}", remedy="Give true or false")
@@ -218,7 +219,7 @@ class GPTQ(Sequential):
         Raises DataError without calibration, CheckFailedError where no damping gives a factor.
         """
         batches = check_calibrated(self, statistics)
-        plan, outcome = Plan.of(decoder, self.dtype), Outcome()
+        plan, outcome = Plan.of(decoder, self.dtype, self.tables), Outcome()
 
         rule = Rounding.GPTQ.rule(outcome, damping=self.damping, act_order=self.act_order)
         stored = round_in_order(decoder, batches, plan, rule)

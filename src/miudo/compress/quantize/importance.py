@@ -42,16 +42,18 @@ Importance = Mapping[str, FloatArray]
 class ImportanceRounding:
     """Stores matrices as `dtype`, with scales of least sum_j E[x_j^2] (w_j - q_j)^2 a block.
 
-    Raises ConfigError for a type without a rounding rule.
+    `tables` is the type of token table and head, where it is another. Raises ConfigError for a
+    type without a rounding rule.
     """
 
     name: ClassVar[str] = "importance"
     needs_calibration: ClassVar[bool] = True
 
     dtype: DType = DType.Q4_0
+    tables: DType | None = None
 
     def __post_init__(self) -> None:
-        check_type(self.dtype)
+        check_type(self.dtype, self.tables)
 
     def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> Importance:
         """Returns the mean squares of each matrix's inputs, on ids [B, T]; see `tables`.
@@ -65,6 +67,8 @@ class ImportanceRounding:
             for station in walk(decoder, given)
             for name, gram in station.grams().items()
         }
+        if (self.tables or self.dtype).block == 1:  # nothing to weigh, and it takes longest
+            return matrices
         return matrices | {"embed.weight": importance(table_gram(decoder, given))}
 
     def apply(
@@ -79,7 +83,7 @@ class ImportanceRounding:
     ) -> tuple[Weights, Report]:
         """Returns the file's tensors and the report. Raises DataError without statistics."""
         weighed = check_calibrated(self, statistics)
-        plan = Plan.of(decoder, self.dtype)
+        plan = Plan.of(decoder, self.dtype, self.tables)
         stored = {
             name: encode(to_f32(tensor), plan.dtypes[name], weighed.get(name))
             for name, tensor in decoder.to_weights().items()

@@ -156,17 +156,18 @@ class LearnedRounding(Sequential):
 
     `steps` of signed gradient descent a block. The block's inputs come from rounded
     predecessors, its target from the whole model, so that a block makes up for those before it.
-    The table and the head are rounded by GPTQ. Raises ConfigError for a type without a rounding
-    rule or a value out of range.
+    The table and the head are rounded by GPTQ, as `tables` where that is another type. Raises
+    ConfigError for a type without a rounding rule or a value out of range.
     """
 
     name: ClassVar[str] = "learned"
 
     dtype: DType = DType.Q4_0
     steps: int = 200
+    tables: DType | None = None
 
     def __post_init__(self) -> None:
-        check_type(self.dtype)
+        check_type(self.dtype, self.tables)
         in_range("steps", self.steps, 1, 1_000_000, whole=True)
 
     def store(
@@ -174,7 +175,7 @@ class LearnedRounding(Sequential):
     ) -> tuple[Weights, Report]:
         """Returns the file's tensors and the report: what learning took off the blocks' error."""
         batches = check_calibrated(self, statistics)
-        plan, outcome = Plan.of(decoder, self.dtype), Outcome()
+        plan, outcome = Plan.of(decoder, self.dtype, self.tables), Outcome()
         whole = walk(decoder, batches)
         learned: dict[str, StoredTensor] = {}
         errors: list[tuple[float, float]] = []

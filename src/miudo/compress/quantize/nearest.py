@@ -29,16 +29,18 @@ class NearestRounding:
     Q8_0 holds per 32 values of a row one float16 scale and 32 signed bytes, 8.5 bits a weight;
     docs/block-types.md has the others' bits, errors, and which keep zeros exactly zero. Scales
     are llama.cpp's or, where they are searched for, of no larger error.
-    Raises ConfigError for a type without a rounding rule.
+    `tables` is the type of token table and head, where it is another. Raises ConfigError for a
+    type without a rounding rule.
     """
 
     name: ClassVar[str] = "nearest"
     needs_calibration: ClassVar[bool] = False
 
     dtype: DType = DType.Q8_0
+    tables: DType | None = None
 
     def __post_init__(self) -> None:
-        check_type(self.dtype)
+        check_type(self.dtype, self.tables)
 
     def calibrate(self, decoder: Decoder, batches: Iterable[Tensor]) -> None:
         """Returns None: rounding needs no data."""
@@ -58,7 +60,7 @@ class NearestRounding:
         is rounded anew. Raises CheckFailedError if a tensor holds NaN.
         """
         check_finite(decoder)
-        plan = Plan.of(decoder, self.dtype)
+        plan = Plan.of(decoder, self.dtype, self.tables)
         stored = {
             name: encode(to_f32(tensor), plan.dtypes[name])
             for name, tensor in decoder.to_weights().items()

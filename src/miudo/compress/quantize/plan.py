@@ -28,7 +28,7 @@ from miudo.errors import ConfigError, DataError
 from miudo.formats.block_codec import FloatArray
 from miudo.formats.blocks import WRITABLE, encode, to_f32
 from miudo.formats.precision import stored_dtype, type_notes
-from miudo.tensors import DType, StoredTensor, Weights, tensor_table
+from miudo.tensors import DType, Role, StoredTensor, Weights, tensor_table
 
 __all__ = [
     "Calibration",
@@ -64,13 +64,23 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, decoder: Decoder, wanted: DType | Mapping[str, DType]) -> Plan:
-        """Returns the plan for one type, or for a type a tensor; see `precision.stored_dtype`."""
+    def of(
+        cls,
+        decoder: Decoder,
+        wanted: DType | Mapping[str, DType],
+        tables: DType | None = None,
+    ) -> Plan:
+        """Returns the plan for one type, or for a type a tensor; see `precision.stored_dtype`.
+
+        `tables` is the type of token table and head, where it is another.
+        """
         dtypes: dict[str, DType] = {}
         others = []
         weights = decoder.to_weights()
         for spec in tensor_table(decoder.config):
             asked = wanted if isinstance(wanted, DType) else wanted.get(spec.name, DType.F32)
+            if tables is not None and spec.role in (Role.EMBED, Role.HEAD):
+                asked = tables
             dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], asked)
             if why:
                 others.append((spec.name, dtypes[spec.name], why))
@@ -91,10 +101,12 @@ class Plan:
         )
 
 
-def check_type(dtype: DType) -> None:
+def check_type(dtype: DType, tables: DType | None = None) -> None:
     """Raises ConfigError for a type without a rounding rule."""
     if dtype not in _KNOWN:
         raise ConfigError(f"dtype is {dtype}", remedy=f"Known are {', '.join(_KNOWN)}")
+    if tables is not None and tables not in WRITABLE:
+        raise ConfigError(f"tables is {tables}", remedy=f"Known are {', '.join(WRITABLE)}")
 
 
 def check_enum(name: str, value: object, kind: type[Enum]) -> None:
@@ -202,11 +214,16 @@ def round_in_order(
         stored[name] = rule(name, weight.detach(), gram, plan.dtypes[name])
         put(weight, stored[name])
 
-    settle("embed.weight", work.embed.weight, table_gram(decoder, batches))
+    def settle_plain(name: str, weight: Tensor) -> None:
+        stored[name] = encode(weight.detach().numpy(), plan.dtypes[name])
+        put(weight, stored[name])
+
+    if plan.dtypes["embed.weight"].block > 1:
+        settle("embed.weight", work.embed.weight, table_gram(decoder, batches))
+    else:  # its curvature takes longer than all the rest, and would not be asked for
+        settle_plain("embed.weight", work.embed.weight)
     if work.position is not None:
-        name = "position.weight"
-        stored[name] = encode(work.position.weight.detach().numpy(), plan.dtypes[name])
-        put(work.position.weight, stored[name])
+        settle_plain("position.weight", work.position.weight)
     for station in walk(work, batches):
         before(station)
         for group in station.groups():

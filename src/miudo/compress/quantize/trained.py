@@ -42,7 +42,7 @@ from miudo.formats.blocks import CODECS, encode, to_f32
 from miudo.formats.sparse import as_dense
 from miudo.protocol import SeqWork, Want
 from miudo.records import Measurement
-from miudo.tensors import DType, Role, StoredTensor, Weights, tensor_table
+from miudo.tensors import DType, StoredTensor, Weights
 from miudo.train.settings import FitSettings
 from miudo.train.stepper import Tokens
 
@@ -122,11 +122,7 @@ class RoundedStudent:
         check_trainable("tables", tables)
         self.student = student
         self.settings = {"dtype": dtype.value, "tables": tables.value}
-        wanted = {
-            spec.name: tables if spec.role in (Role.EMBED, Role.HEAD) else dtype
-            for spec in tensor_table(student.config)
-        }
-        self.plan = Plan.of(student, wanted)
+        self.plan = Plan.of(student, dtype, tables)
         held = student.to_weights() if start is None else start
         self.begun = {name: _as(held[name], kind) for name, kind in self.plan.dtypes.items()}
         """What the file would hold without training."""
