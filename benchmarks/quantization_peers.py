@@ -13,6 +13,8 @@ transformers than they are run with here. In an environment of their own that ha
 
     pip install --no-deps auto-round==0.16.1 torchao==0.18.0 llmcompressor==0.14.0.1 \
         optimum-quanto==0.2.7 compressed-tensors==0.19.0 py-cpuinfo loguru nvidia-ml-py
+    BUILD_CUDA_EXT=0 pip install --no-deps --no-build-isolation gptqmodel==7.7.0 device-smi \
+        pypcre tokenicer logbar defuser
 
 Only the blocks' matrices are rounded; the token table stays as it is, ours too. What a peer gives
 is put back as floats into the PyTorch decoder. Peers run on float32 weights on the CPU; where a
