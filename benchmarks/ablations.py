@@ -35,12 +35,14 @@ class Change:
     layers: dict[str, Any] = field(default_factory=dict)
 
 
-BASE: dict[str, Any] = {"batch_size": 16, "length": 256, "save_every": 100, "keep": 1}
+BASE: dict[str, Any] = {
+    "muon_lr": 5e-3, "batch_size": 16, "length": 256, "save_every": 100, "keep": 1,
+}  # fmt: skip
 CHANGES = {
-    "base": Change("Muon 1e-2, AdamW 3e-3 for tables, linear decay to 5%, weight decay 0.1"),
-    "muon-lr-5e-3": Change("Muon's learning rate", {"muon_lr": 5e-3}),
+    "base": Change("Muon 5e-3, AdamW 3e-3 for tables, linear decay to 5%, weight decay 0.1"),
+    "muon-lr-2.5e-3": Change("Muon's learning rate", {"muon_lr": 2.5e-3}),
+    "muon-lr-1e-2": Change("Muon's learning rate", {"muon_lr": 1e-2}),
     "muon-lr-2e-2": Change("Muon's learning rate", {"muon_lr": 2e-2}),
-    "muon-lr-4e-2": Change("Muon's learning rate", {"muon_lr": 4e-2}),
     "table-lr-1e-3": Change("AdamW's learning rate for tables and norms", {"lr": 1e-3}),
     "table-lr-1e-2": Change("AdamW's learning rate for tables and norms", {"lr": 1e-2}),
     "adamw-1.5e-3": Change("AdamW for all", {"optimizer": "adamw", "lr": 1.5e-3}),

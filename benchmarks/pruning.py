@@ -87,6 +87,7 @@ class Bench:
         from miudo.compress.prune.recover import calibration_batches
         from miudo.data.packed import DataSet
         from miudo.train.artefact import open_decoder
+        from miudo.train.plan import device_of
 
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -94,6 +95,7 @@ class Bench:
         self.parent: Decoder = open_decoder(options.parent, "model").decoder.eval()
         self.data: DataSet = DataSet.open(options.data)
         self.length = min(options.length, self.parent.config.max_positions)
+        self.device = device_of(self.settings(1, 0, 1.0))
         train = self.data.open_split("train")
         self.batches = calibration_batches(train, tokens=options.calibration, length=self.length)
 
@@ -116,10 +118,11 @@ class Bench:
 
         from miudo.tensors import parameter_count
 
-        decoder.eval()
+        decoder.eval().to(self.device)
+        self.parent.to(self.device)
         loss = divergence = count = 0.0
         with torch.no_grad():
-            for ids in self._held_out():
+            for ids in (rows.to(self.device) for rows in self._held_out()):
                 inputs, targets = ids[:, :-1], ids[:, 1:].flatten().long()
                 ours = decoder.logits(decoder(inputs)).float().flatten(0, 1).log_softmax(-1)  # N V
                 theirs = self.parent.logits(self.parent(inputs)).float().flatten(0, 1)
@@ -127,6 +130,8 @@ class Bench:
                 theirs = theirs.log_softmax(-1)
                 divergence += float(F.kl_div(ours, theirs, log_target=True, reduction="sum"))
                 count += len(targets)
+        decoder.to("cpu")  # where calibration is
+        self.parent.to("cpu")
         blocks = [
             p for n, p in decoder.named_parameters() if n.startswith("layers.") and p.dim() > 1
         ]

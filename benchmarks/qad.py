@@ -40,6 +40,7 @@ from miudo.files import sha256_file, write_json
 from miudo.records import Record
 from miudo.tensors import DType, Weights
 from miudo.train.artefact import Opened, check_same_tokenizer, open_decoder
+from miudo.train.plan import device_of
 from miudo.train.progress import Lines
 from miudo.train.settings import FitSettings
 
@@ -224,10 +225,13 @@ def measured(parent: Decoder, made: Decoder, options: argparse.Namespace) -> dic
     # A model is its own twin's pupil where it is measured against itself.
     teacher = Decoder.from_weights(parent.config, parent.to_weights())
     loss = DistillLoss([teacher], made.config, DistillSettings((ResponseTerm(), TextTerm())))
+    device = device_of(FitSettings(tokens=1))
+    made.to(device)
     sums = np.zeros(2)
     for ids in torch.split(torch.from_numpy(blocks), ROWS):
-        parts = loss(made, ids)[1]
+        parts = loss(made, ids.to(device))[1]
         sums += np.array([parts["forward_kl"], parts["cross_entropy"]]) * len(ids)
+    made.to("cpu")  # where files are made
     kl, cross_entropy = (sums / count).tolist()
     return {"kl": kl, "cross_entropy": cross_entropy, "eval_tokens": count * options.length}
 

@@ -5,7 +5,7 @@ share of nearest rounding's KL that is gone, with intervals over calibration set
 Not for: speed (`benchmarks/engine.py`), or errors of single matrices (`benchmarks/block_types.py`).
 Read next: `docs/quantization.md`, then `benchmarks/quantization_peers.py`.
 
-    python benchmarks/quantization.py models/en-6m-level novels.txt --types Q4_0,Q4_K \
+    python benchmarks/quantization.py models/en-6m novels.txt --types Q4_0,Q4_K \
         --methods nearest,importance,gptq --seeds 3 --out quantization.jsonl
 
 One runtime measures all: the PyTorch decoder, dequantised weights times float activations;

@@ -5,7 +5,7 @@ ids, from top ids with a filled bucket, and from drawn ids alone, all of about 5
 Not for: how good a student can get; all runs are short and equal, at temperature 1.
 Read next: `miudo.compress.distill.codes`.
 
-    python benchmarks/teacher_cache.py models/en-6m-level --data DATA --out runs/cache
+    python benchmarks/teacher_cache.py models/en-6m --data DATA --out runs/cache
 
 DATA is a folder of `miudo prepare --tokenizer TEACHER`, or text. Finished runs are skipped; caches
 are kept under --out.

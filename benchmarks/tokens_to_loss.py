@@ -111,13 +111,13 @@ def trainer(options: argparse.Namespace, share: float, lr: float) -> None:
     from miudo.files import write_json
     from miudo.formats import open_model
     from miudo.train.evaluation import held_out_loss
-    from miudo.train.plan import native_bf16
+    from miudo.train.plan import device_of, native_bf16
     from miudo.train.pretrain import config_for
 
     settings, data = settings_of(options, share), DataSet.open(options.data)
     config = config_for(options.preset, data, settings.length)
     model, tokens = llama(config, settings.seed), data.open_split("train")
-    steps = -(-settings.tokens // settings.step_tokens)
+    steps, device = -(-settings.tokens // settings.step_tokens), device_of(settings)
 
     class Rows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -139,8 +139,8 @@ def trainer(options: argparse.Namespace, share: float, lr: float) -> None:
         adam_beta2=0.95,
         max_grad_norm=settings.clip,
         optim="adamw_torch_fused",
-        bf16=native_bf16("cpu"),
-        use_cpu=True,
+        bf16=native_bf16(device),
+        use_cpu=device == "cpu",
         seed=settings.seed,
         save_steps=500,
         save_total_limit=1,
@@ -154,7 +154,7 @@ def trainer(options: argparse.Namespace, share: float, lr: float) -> None:
     from miudo.decoder.decoder import Decoder
 
     found = open_model(out / "model")
-    decoder = Decoder.from_weights(found.config, found.weights)
+    decoder = Decoder.from_weights(found.config, found.weights).to(device)
     loss = held_out_loss(decoder, data.open_split("held_out"), settings)
     speed = done.metrics["train_steps_per_second"] * settings.step_tokens
     result = {"held_out_loss": loss, "tokens": steps * settings.step_tokens, "tokens_per_s": speed}

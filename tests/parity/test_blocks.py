@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parity
 Floats = npt.NDArray[np.float32]
 SEARCHED = tuple(t for t in WRITABLE if t.block == 256 or t is DType.IQ4_NL)
 EXACT = tuple(t for t in WRITABLE if t.block == 32 and t not in SEARCHED)
-MODEL = Path(__file__).parents[2] / "models" / "en-6m-level"
+MODEL = Path(__file__).parents[2] / "models" / "en-6m"
 
 
 def awkward(rows: int, cols: int) -> Floats:

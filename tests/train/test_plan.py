@@ -11,7 +11,14 @@ import torch
 
 from miudo.errors import ConfigError
 from miudo.train.loss import cross_entropy
-from miudo.train.plan import COMPILE_TOKENS, device_of, lr_scale, make_plan, wants_compile
+from miudo.train.plan import (
+    COMPILE_TOKENS,
+    GPU_COMPILE_TOKENS,
+    device_of,
+    lr_scale,
+    make_plan,
+    wants_compile,
+)
 from miudo.train.settings import Compile, Decay, FitSettings, Precision
 from miudo.train.stepper import Stepper
 from miudo.train.timing import decide
@@ -75,6 +82,8 @@ def test_a_warm_up_as_long_as_the_run_never_divides_by_nothing() -> None:
 def test_compilation_is_decided_by_planned_tokens() -> None:
     assert not wants_compile(Compile.AUTO, COMPILE_TOKENS - 1)
     assert wants_compile(Compile.AUTO, COMPILE_TOKENS)
+    assert not wants_compile(Compile.AUTO, GPU_COMPILE_TOKENS - 1, "cuda")
+    assert wants_compile(Compile.AUTO, GPU_COMPILE_TOKENS, "cuda")
     assert wants_compile(Compile.ON, 1)
     assert not wants_compile(Compile.OFF, 10 * COMPILE_TOKENS)
 

@@ -148,7 +148,7 @@ def estimate(job: FinetuneJob, progress: Progress | None = None) -> Estimate:
         held = sum(p.numel() * p.element_size() for p in base.decoder.parameters())
         device = stepper.device.type
         steps = fit.steps or -(-(fit.tokens or 0) // fit.step_tokens)  # 0: so many minutes
-        compiled = wants_compile(fit.compile, steps * fit.step_tokens)
+        compiled = wants_compile(fit.compile, steps * fit.step_tokens, device)
         plan = make_plan(fit, steps=steps, compiled=compiled, device=device)
         segments = isinstance(lesson.train, MarkedTokens)
         kept = activations(base.decoder, fit, plan, segments=segments)

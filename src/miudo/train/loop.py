@@ -102,6 +102,8 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
 ) -> FitResult:
     """Trains `decoder` in place, writing checkpoints, metrics and a loss plot into `out`.
 
+    It is trained on the device that `settings` say, and lies afterwards where it lay before.
+
     A RunFolder is one whose lock the caller holds already. Where `masks` say that a weight is
     zero, it is zero after every step; a resumed run takes them from its checkpoint.
 
@@ -117,8 +119,12 @@ def fit(  # noqa: PLR0913 - what to train on, how, and who watches; each has a d
     KeyboardInterrupt) after SIGINT or SIGTERM, with the state saved.
     """
     check_trainable(decoder, data, settings)
-    decoder.to(device_of(settings))
+    home = decoder.embed.weight.device
     with ExitStack() as stack:
+        stack.callback(decoder.to, home)
+        if stand_in is not None:
+            stack.callback(stand_in.to, home)
+        decoder.to(device_of(settings))
         folder = out if isinstance(out, RunFolder) else stack.enter_context(locked_run_folder(out))
         stack.enter_context(run_conditions(decoder, settings))
         stepper = Stepper(decoder, data, settings, loss, masks, stand_in)

@@ -99,6 +99,8 @@ ChunkGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _CHUNK_LOGITS, _CHUNK_ROWS = 1 << 24, 512
 """Logits alive at a time, and rows: enough for a fast product, few enough for the caches."""
+_GPU_LOGITS = 1 << 27
+"""On a GPU a chunk is what memory bears (512 MB of float32): each costs a dozen launches."""
 
 
 def cross_entropy(
@@ -137,7 +139,8 @@ def mean_loss(
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
-    rows = chunk_rows(weight.shape[0], chunk_logits)
+    on_gpu = kind != "cpu"
+    rows = max(1, _GPU_LOGITS // len(weight)) if on_gpu else chunk_rows(len(weight), chunk_logits)
     with torch.autocast(kind, enabled=False):
         loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
             hidden, weight, targets, rows, gradient or chunk_gradient, torch.is_grad_enabled()

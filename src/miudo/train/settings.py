@@ -86,7 +86,7 @@ class FitSettings:
     accumulate: int = 1
     optimizer: Optimizer = Optimizer.MUON
     lr: float = 3e-3
-    muon_lr: float = 1e-2
+    muon_lr: float = 5e-3
     warmup: float = 0.03
     decay: Decay = Decay.LINEAR
     final_lr: float = 0.05

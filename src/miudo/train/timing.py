@@ -32,7 +32,7 @@ def decide(stepper: Stepper) -> Plan:
     s = stepper.settings
     if s.minutes is None:
         steps = s.steps if s.steps is not None else -(-(s.tokens or 0) // s.step_tokens)
-        compiled = wants_compile(s.compile, steps * s.step_tokens)
+        compiled = wants_compile(s.compile, steps * s.step_tokens, stepper.device.type)
         return make_plan(s, steps=steps, compiled=compiled, device=stepper.device.type)
     started = time.perf_counter()
     with _put_back(stepper):
@@ -67,7 +67,8 @@ def _measure(stepper: Stepper, seconds_in_all: float) -> tuple[float, bool]:
     s = stepper.settings
     if s.compile is not Compile.ON:
         eager = _seconds_a_step(stepper, compiled=False)
-        if not wants_compile(s.compile, seconds_in_all / eager * s.step_tokens):
+        tokens = seconds_in_all / eager * s.step_tokens
+        if not wants_compile(s.compile, tokens, stepper.device.type):
             return eager, False
     return _seconds_a_step(stepper, compiled=True), True
 

@@ -70,18 +70,23 @@ def distill(  # noqa: PLR0913 - who teaches whom what, and who watches; each has
             teachers, student.config, loss, seed=lesson.fit.seed, surviving=surviving
         )
     check_finite(student)
-    return fit(
-        student,
-        lesson.data,
-        lesson.fit,
-        out,
-        loss=loss,
-        masks=masks,
-        held_out=lesson.held_out,
-        progress=progress,
-        resume=resume,
-        stand_in=stand_in,
-    )
+    homes = [teacher.embed.weight.device for teacher in teachers]
+    try:
+        return fit(
+            student,
+            lesson.data,
+            lesson.fit,
+            out,
+            loss=loss,
+            masks=masks,
+            held_out=lesson.held_out,
+            progress=progress,
+            resume=resume,
+            stand_in=stand_in,
+        )
+    finally:  # the loss took them to where the student learned
+        for teacher, home in zip(teachers, homes, strict=True):
+            teacher.to(home)
 
 
 def check_positions(teachers: Sequence[Decoder], fit: FitSettings) -> None:

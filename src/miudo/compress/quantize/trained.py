@@ -148,9 +148,6 @@ class RoundedStudent:
         worse. Raises CheckFailedError if the file's values are not, to the bit, those that the
         training saw.
         """
-        self.student.to("cpu")
-        self.weights.to("cpu")
-        teacher.to("cpu")
         trained = self.weights.store()
         text = lesson.data if lesson.held_out is None else lesson.held_out
         before, after = (
