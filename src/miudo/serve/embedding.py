@@ -12,10 +12,21 @@ from collections.abc import Sequence
 
 from miudo.engine.embedding import Embedder, Pooling
 from miudo.protocol import Engine, FloatArray
-from miudo.serve.fields import FieldError
+from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 
-__all__ = ["check_lengths", "embedded"]
+__all__ = ["MAX_TEXTS", "check_lengths", "embedded", "take_dimensions"]
+
+MAX_TEXTS = 2048
+
+
+def take_dimensions(fields: Fields, hosted: Hosted) -> None:
+    """Takes `dimensions`. Raises FieldError for another number than the vectors have."""
+    width = hosted.loaded.model.config.d_model
+    if fields.whole("dimensions", 1, 1 << 31, width) != width:
+        raise FieldError(
+            "dimensions", f"cannot be chosen, the vectors have {width}", remedy="Leave it out"
+        )
 
 
 def check_lengths(field: str, hosted: Hosted, texts: Sequence[Sequence[int]]) -> None:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 from miudo.errors import ModelFileError, RequestError
 from miudo.strict_json import parse_object
@@ -61,6 +61,13 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
         self._values = dict(values)
         self._path = path
+
+    @classmethod
+    def of(cls, path: str, value: Any) -> Self:
+        """Returns the fields of what stands at `path`. Raises FieldError if it is no object."""
+        if not isinstance(value, dict):
+            raise FieldError(path, "is no object")
+        return cls(value, path)
 
     def name(self, field: str) -> str:
         """Returns the field's full name."""

@@ -20,7 +20,7 @@ from miudo.engine.grammars import Language
 from miudo.errors import RequestError
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.guiding import checked
-from miudo.text.tools import CallForm, Tool, call_form
+from miudo.text.tools import CallForm, Tool, ToolCall, call_form
 
 __all__ = [
     "MOST_TOOLS",
@@ -28,6 +28,7 @@ __all__ = [
     "call_id",
     "take_choice",
     "take_name",
+    "take_open_call",
     "take_schema",
     "take_tool_list",
 ]
@@ -110,6 +111,24 @@ def take_name(fields: Fields, field: str = "name") -> str:
     if not _NAME.fullmatch(name):
         raise fields.wrong(field, name, "1 to 64 of A-Z, a-z, 0-9, _ and -")
     return name
+
+
+def take_open_call(
+    fields: Fields, field: str, waiting: dict[str, ToolCall], brought: str
+) -> ToolCall:
+    """Takes the id of a call whose result this is, out of those `waiting`.
+
+    `brought` says what brings a call in this protocol. Raises FieldError for an unknown id.
+    """
+    number = fields.text(field)
+    call = waiting.pop(number, None)
+    if call is None:
+        raise FieldError(
+            fields.name(field),
+            f"is {number!r:.60}, and no call before waits for that",
+            remedy=f"Send {brought} before it",
+        )
+    return call
 
 
 def take_schema(fields: Fields, field: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 from miudo.protocol import Message, SamplingSettings
 from miudo.serve.asking import Drawing
 from miudo.serve.fields import FieldError, Fields
-from miudo.serve.toolbox import take_name
+from miudo.serve.toolbox import take_name, take_open_call
 from miudo.text.tools import ToolCall, ToolMessage
 
 __all__ = ["take_drawing", "take_turns"]
@@ -79,7 +79,7 @@ def take_drawing(fields: Fields) -> Drawing:
 
 def _turn(path: str, value: Any, open_calls: dict[str, ToolCall]) -> list[Message]:
     """Returns a message's turns: each call's result is one, and what is said beside them."""
-    fields = _object(path, value)
+    fields = Fields.of(path, value)
     role = fields.choice("role", ("user", "assistant"))
     content = fields.take("content")
     fields.end()
@@ -89,7 +89,7 @@ def _turn(path: str, value: Any, open_calls: dict[str, ToolCall]) -> list[Messag
     calls: list[ToolCall] = []
     texts: list[str] = []
     for i, block in enumerate(content):
-        one = _object(f"{path}.content[{i}]", block)
+        one = Fields.of(f"{path}.content[{i}]", block)
         kind = _kind(one, _BLOCKS[role])
         if kind == "tool_use":
             calls.append(_call(one))
@@ -114,7 +114,7 @@ def _content(path: str, value: Any) -> str:
         raise FieldError(path, f"is {value!r:.60}", remedy="Give a text, or a list of blocks")
     texts = []
     for i, block in enumerate(value):
-        one = _object(f"{path}[{i}]", block)
+        one = Fields.of(f"{path}[{i}]", block)
         _kind(one, ("text",))
         texts.append(_text(one))
         one.ignore("cache_control")
@@ -146,25 +146,14 @@ def _call(fields: Fields) -> ToolCall:
 
 def _result(fields: Fields, open_calls: dict[str, ToolCall]) -> ToolMessage:
     """Returns what a call gave. No template knows failures, so one is said in the text."""
-    number = fields.text("tool_use_id")
-    call = open_calls.pop(number, None)
-    if call is None:
-        raise FieldError(
-            fields.name("tool_use_id"),
-            f"is {number!r:.60}, and no call before waits for that",
-            remedy="Send the assistant's message with its tool_use before it",
-        )
+    call = take_open_call(
+        fields, "tool_use_id", open_calls, "the assistant's message with its tool_use"
+    )
     content = fields.take("content")
     text = "" if content is None else _content(fields.name("content"), content)
     failed = fields.flag("is_error")
     fields.refuse({"toolset_name": None})
-    return ToolMessage("tool", f"Error: {text}" if failed else text, (), number, call.name)
+    return ToolMessage("tool", f"Error: {text}" if failed else text, (), call.id, call.name)
 
 
 _BLOCKS = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use")}
-
-
-def _object(path: str, value: Any) -> Fields:
-    if not isinstance(value, dict):
-        raise FieldError(path, "is no object")
-    return Fields(value, path)

@@ -11,14 +11,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from miudo.serve.embedding import check_lengths, embedded
+from miudo.serve.embedding import MAX_TEXTS, check_lengths, embedded, take_dimensions
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.ollama.options import take_keep_alive
 
 __all__ = ["EmbedCall", "embed_reply", "parse_embed"]
-
-_MAX_TEXTS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class EmbedCall:
 
 def parse_embed(fields: Fields, hosted: Hosted) -> EmbedCall:
     """Returns the call. A text that is too long is cut only where `truncate` is true."""
-    given = fields.texts("input", _MAX_TEXTS)
+    given = fields.texts("input", MAX_TEXTS)
     if not given:
         raise FieldError("input", "is missing or empty", remedy="Give a text, or a list of texts")
     truncate = fields.flag("truncate")
@@ -42,9 +40,7 @@ def parse_embed(fields: Fields, hosted: Hosted) -> EmbedCall:
     if truncate:
         texts = tuple(ids[: hosted.context] for ids in texts)
     check_lengths("input", hosted, texts)
-    width = hosted.loaded.model.config.d_model
-    if fields.whole("dimensions", 1, 1 << 31, width) != width:
-        raise FieldError("dimensions", f"cannot be chosen, the vectors have {width}")
+    take_dimensions(fields, hosted)
     take_keep_alive(fields)
     fields.refuse({"options": {}})
     fields.end()

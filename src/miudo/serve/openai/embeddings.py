@@ -15,14 +15,12 @@ import numpy as np
 
 from miudo.engine.embedding import POOLINGS, Pooling
 from miudo.protocol import FloatArray
-from miudo.serve.embedding import check_lengths, embedded
-from miudo.serve.fields import FieldError, Fields
+from miudo.serve.embedding import MAX_TEXTS, check_lengths, embedded, take_dimensions
+from miudo.serve.fields import Fields
 from miudo.serve.hosted import Hosted
 from miudo.serve.openai.prompts import take_prompts
 
 __all__ = ["EmbeddingCall", "embedding_reply", "parse_embedding"]
-
-_MAX_TEXTS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +35,11 @@ class EmbeddingCall:
 
 def parse_embedding(fields: Fields, hosted: Hosted) -> EmbeddingCall:
     """Returns the call. Raises FieldError."""
-    texts = take_prompts(fields, "input", hosted, most=_MAX_TEXTS)
+    texts = take_prompts(fields, "input", hosted, most=MAX_TEXTS)
     check_lengths("input", hosted, texts)
     written = fields.choice("encoding_format", ("float", "base64"), "float")
     pooling = cast(Pooling, fields.choice("pooling", POOLINGS, "mean"))
-    width = hosted.loaded.model.config.d_model
-    if fields.whole("dimensions", 1, 1 << 31, width) != width:
-        raise FieldError(
-            "dimensions", f"cannot be chosen, the vectors have {width}", remedy="Leave it out"
-        )
+    take_dimensions(fields, hosted)
     fields.ignore("user")
     fields.end()
     return EmbeddingCall(hosted, texts, pooling, written == "base64")

@@ -12,7 +12,7 @@ from typing import Any
 from miudo.protocol import Message
 from miudo.serve.fields import FieldError, Fields
 from miudo.serve.openai.tools import checked_arguments
-from miudo.serve.toolbox import take_name
+from miudo.serve.toolbox import take_name, take_open_call
 from miudo.text.tools import ToolCall, ToolMessage
 
 __all__ = ["refuse_rest", "take_metadata", "take_turns"]
@@ -39,7 +39,7 @@ def take_turns(fields: Fields) -> list[Message]:
         raise fields.wrong("input", given, "a text, or a list of items")
     open_calls: dict[str, ToolCall] = {}
     for i, value in enumerate(given):
-        _add(turns, _object(f"input[{i}]", value), open_calls)
+        _add(turns, Fields.of(f"input[{i}]", value), open_calls)
     return turns
 
 
@@ -87,15 +87,8 @@ def _add(turns: list[Message], fields: Fields, open_calls: dict[str, ToolCall]) 
 
 
 def _result(fields: Fields, open_calls: dict[str, ToolCall]) -> ToolMessage:
-    number = fields.text("call_id")
-    call = open_calls.pop(number, None)
-    if call is None:
-        raise FieldError(
-            fields.name("call_id"),
-            f"is {number!r:.60}, and no call before waits for that",
-            remedy="Send the function_call before it",
-        )
-    return ToolMessage("tool", _text(fields, "output"), (), number, call.name)
+    call = take_open_call(fields, "call_id", open_calls, "the function_call")
+    return ToolMessage("tool", _text(fields, "output"), (), call.id, call.name)
 
 
 def _turn(fields: Fields) -> Message:
@@ -117,7 +110,7 @@ def _text(fields: Fields, field: str) -> str:
 
 
 def _part(path: str, value: Any) -> str:
-    fields = _object(path, value)
+    fields = Fields.of(path, value)
     kind = fields.take("type")
     if kind not in ("input_text", "output_text"):
         raise FieldError(f"{path}.type", f"is {kind!r:.60}", remedy="Give parts of type input_text")
@@ -126,9 +119,3 @@ def _part(path: str, value: Any) -> str:
     fields.ignore("logprobs")
     fields.end()
     return text
-
-
-def _object(path: str, value: Any) -> Fields:
-    if not isinstance(value, dict):
-        raise FieldError(path, "is no object")
-    return Fields(value, path)
