@@ -102,3 +102,14 @@ def test_a_mixed_model_keeps_its_budget_and_says_what_is_in_it(
     assert len({t.dtype for t in stored.values()} & set(TYPES)) > 1
     counted = [int(note.split(", ")[1].split()[0]) for note in report.notes if " tensors, " in note]
     assert sum(counted) == size
+
+
+def test_a_size_that_nothing_fits_is_refused_before_anything_is_measured(
+    tiny: Make, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny("llama")
+    method = MixedTypes(max_bytes=10_000, types=("Q4_0",), rounding=Rounding.IMPORTANCE)
+    statistics = method.calibrate(decoder, batches)
+    monkeypatch.setattr("miudo.compress.quantize.mixed.measure_harm", pytest.fail)
+    with pytest.raises(ConfigError, match=r"weights take at least \d+ bytes, 10000 are allowed"):
+        method.store(decoder, statistics)

@@ -73,10 +73,7 @@ def cheapest_harm(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[
                     if best is None or rate < best[0]:
                         best = (rate, name, choice)
         if best is None:
-            raise ConfigError(
-                f"weights take at least {size} bytes, {budget} are allowed",
-                remedy="Allow more, or give smaller --types",
-            )
+            raise _too_small(size, budget)
         taken[best[1]] = best[2]
     return taken
 
@@ -144,13 +141,33 @@ class MixedTypes(Sequential):
         Raises ConfigError where the budget is too small for the smallest types.
         """
         batches = check_calibrated(self, statistics)
-        choices = measure_harm(decoder, batches, [DType(name) for name in self.types])
+        types = [DType(name) for name in self.types]
+        # Measuring takes minutes: what nothing fits into is said before.
+        if (least := _least_bytes(decoder, types)) > self.max_bytes:
+            raise _too_small(least, self.max_bytes)
+        choices = measure_harm(decoder, batches, types)
         taken = cheapest_harm(choices, self.max_bytes)
         outcome = Outcome()
         plan = Plan.of(decoder, {name: choice.dtype for name, choice in taken.items()})
         stored = round_in_order(decoder, batches, plan, self.rounding.rule(outcome))
         notes = (*_held(taken), *outcome.notes())
         return stored, plan.report(self, decoder, f"type by harm, {self.rounding}", notes)
+
+
+def _least_bytes(decoder: Decoder, types: Sequence[DType]) -> int:
+    plans = [Plan.of(decoder, dtype) for dtype in types]
+    return sum(
+        min(plan.dtypes[spec.name].size_bytes(spec.shape) for plan in plans)
+        for spec in tensor_table(decoder.config)
+    )
+
+
+def _too_small(least: int, budget: int) -> ConfigError:
+    return ConfigError(
+        f"weights take at least {least} bytes, {budget} are allowed",
+        where="max_bytes",
+        remedy="Allow more, or give smaller types (--set types=...)",
+    )
 
 
 def _held(taken: Mapping[str, Choice]) -> tuple[str, ...]:
