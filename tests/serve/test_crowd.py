@@ -82,12 +82,25 @@ def test_whoever_comes_first_is_served_first(narrow: Server, log: Path) -> None:
                 assert time.monotonic() < deadline
                 assert not ended(), "the first must last until all have come"
         assert narrow.post(TEXT, ROBOT).status == 429
+        assert told_without_a_body(narrow) == 429
         for each in asked:
             each.result()
     deadline = time.monotonic() + 20
     while len(ended()) < 13:
         assert time.monotonic() < deadline
     assert ended() == [str(number) for number in range(13)]
+
+
+def told_without_a_body(server: Server) -> int:
+    """Sends a request's head alone; returns the status that comes."""
+    host, port = server.address
+    head = (
+        f"POST {TEXT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        "Content-Length: 100\r\n\r\n"
+    )
+    with socket.create_connection(server.address, timeout=4) as connection:
+        connection.sendall(head.encode())
+        return int(connection.recv(1 << 16).split()[1])
 
 
 LOOKS: list[tuple[str, dict[str, Any]]] = [

@@ -23,6 +23,7 @@ class FakeWorker:
     busy: bool = False
     closed: bool = False
     alive: bool = True
+    full: bool = False
 
     def close(self, drain_s: float = 0.0) -> None:
         self.closed = True
@@ -97,3 +98,20 @@ def test_a_model_stays_until_the_request_that_found_it_is_over() -> None:
         assert held.models == ()
 
     asyncio.run(used())
+
+
+def test_it_is_full_when_every_model_that_could_be_asked_is() -> None:
+    async def look() -> None:
+        offers = {name: FakeOffer(name) for name in ("a", "b")}
+        kept = House(offers, Holding(9 * _BYTES), free_bytes=lambda: 0)
+        assert not kept.full  # nothing is open
+        await kept.start()
+        offers["a"].worker.full = True
+        assert not kept.full
+        offers["b"].worker.full = True
+        assert kept.full
+        more = House(offers, Holding(9 * _BYTES), find=FakeOffer, free_bytes=lambda: 0)
+        await more.start()
+        assert not more.full  # a request may name one that is not open
+
+    asyncio.run(look())

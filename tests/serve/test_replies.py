@@ -12,7 +12,7 @@ import pytest
 from miudo.errors import BusyError, ResourceError
 from miudo.serve.anthropic.messages import event
 from miudo.serve.ollama.generate import line
-from miudo.serve.replies import ClientGoneError, Told, events
+from miudo.serve.replies import ClientGoneError, Mould, Told, encoded, events
 
 Sent = list[dict[str, Any]]
 
@@ -62,11 +62,32 @@ def test_what_fails_later_is_told_as_the_protocol_tells_it(
     lines = failing([b"one\n", b"two\n"], ResourceError("no room"))
     asyncio.run(streamed(lines, path, told, sent))
     assert sent[0]["status"] == 200
-    bodies = [message["body"] for message in sent[1:] if message["body"]]
-    assert bodies[:2] == [b"one\n", b"two\n"]
-    assert bodies[2].startswith(last)
-    assert json.loads(bodies[2].split(b"data: ")[-1])
-    assert len(bodies) == 3
+    body = b"".join(message["body"] for message in sent[1:])
+    assert body.startswith(b"one\ntwo\n" + last)
+    assert json.loads(body.removeprefix(b"one\ntwo\n").split(b"data: ")[-1])
+
+
+def test_lines_that_are_there_at_once_go_out_in_one_piece_and_none_waits() -> None:
+    async def lines() -> AsyncIterator[bytes]:
+        yield b"one\n"
+        yield b"two\n"
+        await asyncio.sleep(0.01)
+        yield b"three\n"
+        await asyncio.sleep(0.01)
+
+    sent: Sent = []
+    asyncio.run(streamed(lines(), "/v1/chat/completions", None, sent))
+    bodies = [(message["body"], message["more_body"]) for message in sent[1:]]
+    assert bodies == [(b"one\ntwo\n", True), (b"three\n", True), (b"", False)]
+
+
+@pytest.mark.parametrize("name", ["plain", "\0", '"\\u0000"', '\\"\0', "Größe"])
+@pytest.mark.parametrize("text", ["", " word", '"', "\\", "\n\0\x1f\u2028", "é 🙂"])
+def test_a_mould_filled_is_the_value_encoded(name: str, text: str) -> None:
+    def made(text: str) -> dict[str, Any]:
+        return {"model": name, "choices": [{"index": 0, "text": text, "reason": None}]}
+
+    assert Mould(made).filled(text) == encoded(made(text))
 
 
 def test_a_client_that_is_gone_ends_the_lines() -> None:

@@ -131,6 +131,59 @@ def test_a_cancelled_request_frees_its_place_and_says_no_more(
     assert len(ask(worker, [1])[1].wait().tokens) == 8
 
 
+def test_tokens_of_short_steps_are_told_together_the_first_and_the_last_at_once(
+    engine: Gated,
+) -> None:
+    told: list[int] = []  # tokens heard after each post
+    sink = Sink()
+
+    def post(deliver: Any) -> None:
+        deliver()
+        told.append(len(sink.tokens))
+
+    worker = Worker(engine, LIMITS, post=post)
+    number = worker.next_number()
+    worker.submit(Request(number, [1, 2], 50, SamplingSettings()), sink)
+    assert len(sink.wait().tokens) == 50
+    worker.close()
+    assert told[0] == 1
+    assert told[-1] == 50
+    assert len(told) < 25
+
+
+def test_no_token_of_long_steps_waits_for_another(engine: Gated) -> None:
+    real, posts = engine.inner.step, []
+
+    def slow(batch: Any) -> Any:
+        time.sleep(0.003)
+        return real(batch)
+
+    engine.inner.step = slow  # type: ignore[method-assign]
+    worker = Worker(engine, LIMITS, post=lambda deliver: (posts.append(1), deliver())[1])
+    number, sink = worker.next_number(), Sink()
+    worker.submit(Request(number, [1, 2], 12, SamplingSettings()), sink)
+    sink.wait()
+    worker.close()
+    assert len(posts) == 12
+
+
+def test_what_was_drawn_is_told_before_the_error_that_ends_it(
+    worker: Worker, engine: Gated
+) -> None:
+    engine.gate.clear()
+    _, late = ask(worker, [1, 2], 50, deadline_s=0.05)
+    real = engine.inner.step
+
+    def dying(batch: Any) -> Any:
+        time.sleep(0.0 if len(late.tokens) < 1 else 0.02)
+        return real(batch)
+
+    engine.inner.step = dying  # type: ignore[method-assign]
+    engine.gate.set()
+    assert isinstance(late.wait().error, DeadlineError)  # the sink refuses news after that
+    assert late.tokens
+
+
 def test_a_deadline_ends_a_request(worker: Worker, engine: Gated) -> None:
     engine.gate.clear()
     _, late = ask(worker, [1, 2], deadline_s=0.01)

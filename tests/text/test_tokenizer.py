@@ -77,6 +77,11 @@ def test_it_is_a_tokenizer_of_the_protocol(byte_level: TextTokenizer) -> None:
     assert isinstance(byte_level, Tokenizer)
 
 
+def test_no_token_is_longer_than_the_longest(byte_level: TextTokenizer) -> None:
+    sizes = [len(byte_level.token_bytes(i)) for i in range(byte_level.vocab_size)]
+    assert max(sizes) <= byte_level.longest_token <= max(map(len, byte_level.tokens))
+
+
 def test_training_gives_specials_first_then_bytes_and_no_unknown(byte_level: TextTokenizer) -> None:
     assert byte_level.vocab_size == 320
     assert byte_level.special_ids == {t: i for i, t in enumerate(DEFAULT_SPECIALS)}

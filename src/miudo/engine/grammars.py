@@ -165,7 +165,7 @@ class Grammars:
         llguidance = _llguidance()
         words = _Vocabulary(self._tokenizer, self._size, self._eos_ids)
         limits = llguidance.LLParserLimits(
-            # Of a step: some 4 ms at the worst, while others wait for their tokens.
+            # Of a step, while others wait for their tokens: see benchmarks/hard_masks.py.
             step_lexer_fuel=50_000,
             step_max_items=20_000,
             max_lexer_states=20_000,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,13 +34,26 @@ from miudo.serve.page.routes import page_paths, page_routes
 from miudo.serve.rates import Rates
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure
-from miudo.serve.routing.router import Router
-from miudo.serve.routing.routes import routed
 from miudo.serve.standing import Standing
 from miudo.serve.text.routes import text_routes
 from miudo.serve.watch import Watch
 
+if TYPE_CHECKING:
+    from miudo.serve.routing.router import Router
+
 __all__ = ["Rules", "make_app", "route_table"]
+
+_ANSWERING = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/api/chat",
+        "/api/generate",
+    }
+)
+"""What is asked of models by requests that wait in their queues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,8 @@ def route_table(
         *page_routes(),
     ]
     if router is not None:
+        from miudo.serve.routing.routes import routed  # with an HTTP client: a seventh of all
+
         table = routed(table, router, limits)
     return [*table, describing_route(house, table)]
 
@@ -124,6 +140,7 @@ def make_app(
         hosts=rules.hosts,
         open_paths=page_paths(),
         rates=None if rules.per_minute is None else Rates(rules.per_minute),
+        full=lambda path: path in _ANSWERING and router is None and house.full,
     )
     return Watch(guard, standing, log, paths=paths, deadline_s=rules.deadline_s)
 

@@ -43,16 +43,17 @@ class EnergyBook:
 
     def end(self, takes: Sequence[tuple[int, int]]) -> None:
         """The step ended that took in so many ids of each request."""
-        after = read_counters() if self._counted else {}
         cpu = time.process_time() - self._cpu
-        spent = energy_between(self._before, after, cpu_s=cpu, watts=DEFAULT_WATTS)
-        self._method = spent.method
-        self.energy_j += spent.energy_j
+        energy_j = cpu * DEFAULT_WATTS
+        if self._counted:
+            spent = energy_between(self._before, read_counters(), cpu_s=cpu, watts=DEFAULT_WATTS)
+            self._method, energy_j = spent.method, spent.energy_j
+        self.energy_j += energy_j
         self.cpu_s += cpu
         total = sum(n for _, n in takes)
         for number, n in takes:
             part = self._parts.setdefault(number, [0.0, 0.0])
-            part[0] += spent.energy_j * n / total
+            part[0] += energy_j * n / total
             part[1] += cpu * n / total
 
     def of(self, number: int) -> Energy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,7 +40,8 @@ class Guard:
     Host header may have beside this machine's: others come from a page that was told that its
     own name lies here (DNS rebinding). The key's hash becomes `scope["miudo.scope"]`. While the
     server does not stand ready only OPEN_PATHS and `open_paths`, files without a secret, are
-    answered; these need no key and count to no rate.
+    answered; these need no key and count to no rate. `full` says of a path whether more requests
+    than wait there would be refused: they are refused here, before their bodies are read.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class Guard:
         hosts: Iterable[str] = (),
         open_paths: Iterable[str] = (),
         rates: Rates | None = None,
+        full: Callable[[str], bool] = lambda path: False,
     ) -> None:
         self._app, self._standing, self._keys = app, standing, tuple(keys)
         self._open = OPEN_PATHS.union(open_paths)
         self._hosts = frozenset((*_LOCAL, *hosts))
-        self._rates = rates
+        self._rates, self._full = rates, full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or refuses it."""
@@ -93,6 +95,8 @@ class Guard:
             error = BusyError("this key has made all requests that it may in a minute")
             error.retry_after_s = wait
             return fault_of(error)
+        if self._full(path):
+            return fault_of(BusyError("as many requests wait or run as are taken"))
         return None
 
     def _is_own(self, origin: bytes) -> bool:

@@ -98,9 +98,7 @@ class Hosted:
     @cached_property
     def most_bytes(self) -> int:
         """How many bytes of text the positions hold at most, were each token the longest."""
-        tokenizer = self.loaded.tokenizer
-        longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
-        return self.context * longest
+        return self.context * self.loaded.tokenizer.longest_token
 
     def chat_ids(
         self,

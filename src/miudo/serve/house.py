@@ -94,7 +94,7 @@ class House:
         kept: Mapping[str, Offer],
         holding: Holding | None = None,
         *,
-        find: Callable[[str], Offer | None] = lambda name: None,
+        find: Callable[[str], Offer | None] | None = None,
         free_bytes: Callable[[], int],
     ) -> None:
         self._kept, self._find, self._free_bytes = dict(kept), find, free_bytes
@@ -107,6 +107,12 @@ class House:
     def models(self) -> tuple[Hosted, ...]:
         """Returns the models that are open, each before its adapters, first one first."""
         return tuple(hosted for held in self._open.values() for hosted in held.hosted)
+
+    @property
+    def full(self) -> bool:
+        """Whether whatever model a request names would refuse it for those that wait."""
+        workers = [held.hosted[0].worker for held in self._open.values()]
+        return self._find is None and bool(workers) and all(worker.full for worker in workers)
 
     @property
     def shelf(self) -> tuple[ShelfEntry, ...]:
@@ -222,7 +228,9 @@ class House:
         return None
 
     def _offer(self, name: str) -> Offer | None:
-        return self._kept.get(name) or self._find(name)
+        if name in self._kept or self._find is None:
+            return self._kept.get(name)
+        return self._find(name)
 
     def _make_room(self, name: str, wanted: int) -> None:
         """Closes idle models, longest unused first, until `wanted` bytes are free."""

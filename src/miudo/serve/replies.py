@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from miudo.errors import DeadlineError, MiudoError
@@ -22,6 +22,7 @@ from miudo.serve.faults import Fault, body_for, fault_of
 
 __all__ = [
     "ClientGoneError",
+    "Mould",
     "Told",
     "encoded",
     "events",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_LATE = "the time given for the answer is over"
+_HOLE = "\0"
 Told = Callable[[dict[str, Any]], bytes]
 """Turns an error's body into a line of a protocol's stream."""
 
@@ -41,7 +45,23 @@ class ClientGoneError(Exception):
 
 def encoded(value: Mapping[str, Any]) -> bytes:
     """Returns compact JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _JSON.encode(value).encode()
+
+
+class Mould:
+    """JSON that is the same for every token but for one text: encoded once, filled for each.
+
+    `made` returns the value that has a text in its place.
+    """
+
+    def __init__(self, made: Callable[[str], Mapping[str, Any]]) -> None:
+        # As bytes a mark of this kind is in no other text: there its quotes have a backslash.
+        before, _, after = encoded(made(_HOLE)).rpartition(_JSON.encode(_HOLE).encode())
+        self._before, self._after = before, after
+
+    def filled(self, text: str) -> bytes:
+        """Returns what `encoded` would of the value with `text`."""
+        return self._before + _JSON.encode(text).encode() + self._after
 
 
 def json_reply(value: Mapping[str, Any], status: int = 200, **headers: str) -> Response:
@@ -81,43 +101,85 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
             return task.result()
         if gone.done():
             raise ClientGoneError
-        raise DeadlineError("the time given for the answer is over")
+        raise DeadlineError(_LATE)
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await _ended(task, gone)
 
 
 class _Stream(Response):
-    """Lines as they come, begun when there is one."""
+    """Lines as they come, those that are there at once in one piece; begun when there is one."""
 
     def __init__(self, lines: AsyncIterator[bytes], told: Told, kind: str) -> None:
-        super().__init__(media_type=kind)
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(headers=headers, media_type=kind)
+        del self.headers["content-length"]
         self._lines, self._told = lines, told
+        self._ready: list[bytes] = []
+        self._moved = asyncio.Event()  # a line came, the last has come, or the client is gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Waits for the first line, then sends as they come."""
+        made = asyncio.ensure_future(self._gather())
+        gone = asyncio.ensure_future(_hung_up(Request(scope, receive)))
+        for task in (made, gone):
+            task.add_done_callback(lambda _: self._moved.set())
         try:
-            first = await unless_gone(Request(scope, receive), anext(self._lines))
-            headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-            rest = self._from(first, str(scope["path"]))
-            reply = StreamingResponse(rest, headers=headers, media_type=self.media_type)
-            await reply(scope, receive, send)
+            await self._first(made, gone)
+            head = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **head})
+            while not gone.done():
+                self._moved.clear()
+                over, body = made.done(), b"".join(self._ready)
+                self._ready.clear()
+                if over:
+                    body += self._end(made, str(scope["path"]))
+                if body or over:
+                    await send({"type": "http.response.body", "body": body, "more_body": not over})
+                if over:
+                    return
+                await self._moved.wait()
+        finally:
+            await _ended(made, gone)
+
+    async def _gather(self) -> None:
+        try:
+            async for line in self._lines:
+                self._ready.append(line)
+                self._moved.set()
         finally:
             if isinstance(self._lines, AsyncGenerator):
                 await self._lines.aclose()
 
-    async def _from(self, first: bytes, path: str) -> AsyncIterator[bytes]:
-        yield first
+    async def _first(self, made: asyncio.Future[None], gone: asyncio.Future[None]) -> None:
+        """Waits until there is a line, and raises what comes in its place."""
         try:
-            async for line in self._lines:
-                yield line
+            async with asyncio.timeout(current_errand().left_s(None)):
+                await self._moved.wait()
+        except TimeoutError as error:
+            raise DeadlineError(_LATE) from error
+        if self._ready:
+            return
+        if made.done():
+            made.result()
+        raise ClientGoneError
+
+    def _end(self, made: asyncio.Future[None], path: str) -> bytes:
+        """Returns the line that tells of what ended the stream early, if anything did."""
+        try:
+            made.result()
         except MiudoError as error:
-            yield self._told(body_for(path, fault_of(error)))
+            return self._told(body_for(path, fault_of(error)))
+        return b""
 
 
 def _event(value: Mapping[str, Any]) -> bytes:
     return b"data: " + encoded(value) + b"\n\n"
+
+
+async def _ended(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _hung_up(request: Request) -> None:

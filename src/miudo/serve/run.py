@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import uvicorn
@@ -21,15 +22,17 @@ import uvicorn
 from miudo.errors import MiudoError, UsageError
 from miudo.hub.resolve import resolve
 from miudo.names import StoreRef, parse_reference
-from miudo.route.targets import RouteTable
 from miudo.serve.app import Rules, make_app
 from miudo.serve.hosted import HostOffer, HostSettings
 from miudo.serve.house import Holding, House
 from miudo.serve.lifetime import Lifetime
 from miudo.serve.logs import Log, LogKind
-from miudo.serve.routing.router import Router, open_router
 from miudo.serve.standing import Standing
 from miudo.serve.wire import WireLimits, careful
+
+if TYPE_CHECKING:
+    from miudo.route.targets import RouteTable
+    from miudo.serve.routing.router import Router
 
 __all__ = ["RouteJob", "ServeJob", "serve"]
 
@@ -134,6 +137,8 @@ def _house(job: ServeJob) -> House:
 def _router(route: RouteJob | None, house: House) -> Router | None:
     if route is None:
         return None
+    from miudo.serve.routing.router import open_router
+
     return open_router(
         route.table,
         route.beside,

@@ -178,6 +178,14 @@ class TextTokenizer:
             return _BYTE_TOKENS[text]
         return text.replace(SPACE, " ").encode()
 
+    @cached_property
+    def longest_token(self) -> int:
+        """No id stands for more bytes than this; told without a look at each by itself."""
+        tokens = self.spec.tokens
+        if self.spec.byte_level and self._byte_of.keys() >= set("".join(tokens)):
+            return max(map(len, tokens))
+        return max(map(len, map(str.encode, tokens)))
+
     def _backend(self, text: str, *, plain: bool) -> Backend:
         """Returns one that encodes `text`: for the first few texts, one for it alone."""
         part = self._part

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from miudo.serve.answering import Answer, Ask, TokenChance, answer
@@ -24,7 +25,7 @@ from miudo.serve.openai.sampling import MAX_TOP, take_drawing
 from miudo.serve.openai.tools import take_tools
 from miudo.serve.openai.turns import delta, message, reason
 from miudo.serve.openai.usage import usage
-from miudo.serve.replies import encoded
+from miudo.serve.replies import Mould, encoded
 from miudo.serve.turns import Turn
 from miudo.text.tools import CallForm
 
@@ -97,10 +98,15 @@ async def chat_stream(call: ChatCall) -> AsyncIterator[bytes]:
     frame = _frame(call, "chat.completion.chunk")
     for i, ask in enumerate(call.asks):
         begun, turn = False, Turn(call.form)
+        mould = Mould(partial(_text_chunk, frame, i))
+        plain = call.form is None and ask.top is None
         async for piece in answer(call.hosted.worker, call.hosted.loaded.tokenizer, ask):
             if not begun:  # not before: what fails until then has a status of its own
                 yield _event(frame, i, {"role": "assistant", "content": ""})
             begun = True
+            if plain and piece.finish_reason is None:
+                yield b"data: " + mould.filled(piece.text) + b"\n\n"
+                continue
             told = turn.push(piece.text, is_last=piece.finish_reason is not None)
             deltas = [delta(turn, event) for event in told]
             chances = _logprobs(call, piece.chances)
@@ -128,8 +134,22 @@ def _event(
     logprobs: dict[str, Any] | None = None,
     ended: str | None = None,
 ) -> bytes:
+    return b"data: " + encoded(_chunk(frame, index, added, logprobs, ended)) + b"\n\n"
+
+
+def _text_chunk(frame: dict[str, Any], index: int, text: str) -> dict[str, Any]:
+    return _chunk(frame, index, {"content": text}, None, None)
+
+
+def _chunk(
+    frame: dict[str, Any],
+    index: int,
+    added: dict[str, Any],
+    logprobs: dict[str, Any] | None,
+    ended: str | None,
+) -> dict[str, Any]:
     choice = {"index": index, "delta": added, "logprobs": logprobs, "finish_reason": ended}
-    return b"data: " + encoded({**frame, "choices": [choice]}) + b"\n\n"
+    return {**frame, "choices": [choice]}
 
 
 def _frame(call: ChatCall, kind: str) -> dict[str, Any]:

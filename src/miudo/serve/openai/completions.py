@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from miudo.serve.answering import Answer, Ask, Piece, TokenChance, answer
@@ -24,7 +25,7 @@ from miudo.serve.openai.listing import Listing
 from miudo.serve.openai.prompts import take_prompts
 from miudo.serve.openai.sampling import MAX_TOP, take_drawing
 from miudo.serve.openai.usage import usage
-from miudo.serve.replies import encoded
+from miudo.serve.replies import Mould, encoded
 
 __all__ = ["CompletionCall", "completion_reply", "completion_stream", "parse_completion"]
 
@@ -106,19 +107,30 @@ async def completion_stream(call: CompletionCall) -> AsyncIterator[bytes]:
     frame, tokenizer = _frame(call), call.hosted.loaded.tokenizer
     for index, ask in enumerate(ask for asked in call.asks for ask in asked):
         listing = Listing(tokenizer, ask.prompt)
+        mould = Mould(partial(_streamed, frame, index))
         async for piece in answer(call.hosted.worker, tokenizer, ask):
-            choice = {
-                "index": index,
-                "text": piece.text,
-                "logprobs": None if call.top is None else listing.take(piece.chances),
-                "finish_reason": piece.finish_reason,
-            }
-            yield b"data: " + encoded({**frame, "choices": [choice]}) + b"\n\n"
+            if call.top is None and piece.finish_reason is None:
+                yield b"data: " + mould.filled(piece.text) + b"\n\n"
+                continue
+            logprobs = None if call.top is None else listing.take(piece.chances)
+            event = _streamed(frame, index, piece.text, logprobs, piece.finish_reason)
+            yield b"data: " + encoded(event) + b"\n\n"
         lasts.append(piece)
     if call.drawing.with_usage:
         rest = {"choices": [], "usage": usage(_read(call), lasts), "timings": timings(lasts[0])}
         yield b"data: " + encoded({**frame, **rest}) + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+def _streamed(
+    frame: dict[str, Any],
+    index: int,
+    text: str,
+    logprobs: dict[str, Any] | None = None,
+    ended: str | None = None,
+) -> dict[str, Any]:
+    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": ended}
+    return {**frame, "choices": [choice]}
 
 
 @dataclass(frozen=True, slots=True)
