@@ -163,8 +163,27 @@ def test_a_size_that_no_candidate_has_is_told_before_any_training(job: Make) -> 
 
 def test_methods_that_are_all_too_slow_are_told(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miudo.shrink.forecast._SLOW", 0.0)
+    monkeypatch.setattr("miudo.shrink.forecast._TOO_SLOW", 0.0)
     with pytest.raises(UsageError, match="every method is too slow for 20 minutes: gptq took"):
         plan_shrink(job(steps=None, order=Order.CUT_ROUND, methods=("gptq",)))
+
+
+def test_a_slow_method_rounds_the_best_alone(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miudo.shrink.forecast._SLOW", 0.0)
+    order = Order.CUT_ROUND
+    wanted = job(steps=None, minutes=20.0, order=order, methods=("nearest", "gptq"), measured=4)
+    plan = plan_shrink(wanted)
+    late = {g.candidate.name for g in plan.forecast.guesses if g.late}
+    assert late
+    assert not any(g.candidate.rounding.method == "gptq" for g in plan.forecast.of("whole"))
+    result = run_shrink(wanted)
+    slow = [s for s in result.scored if s.candidate.rounding.method == "gptq"]
+    assert 1 <= len(slow) <= 2
+    assert {s.candidate.name for s in slow} <= late
+    plain = {s.candidate.dtype: s.loss for s in result.scored if s not in slow}
+    for scored in slow:  # the very file's loss, not what was promised
+        assert scored.loss != plain[scored.candidate.dtype]
+    assert {s.candidate.name for s in slow} & {row.name for row in result.rows}
 
 
 def test_a_speed_that_none_has_ends_with_the_nearest_and_what_would_do(job: Make) -> None:

@@ -46,6 +46,7 @@ from miudo.shrink.making import Trunk, cut, round_trunk
 from miudo.tensors import DType, Role, StoredTensor, parameter_count, tensor_table
 
 __all__ = [
+    "MOST_LATE",
     "Forecast",
     "Guess",
     "controls_step_s",
@@ -55,8 +56,13 @@ __all__ = [
     "stored_types",
 ]
 
-_SLOW = 0.02
-"""Of the time: a rounding that takes longer for the teacher alone is not tried."""
+_SLOW, _TOO_SLOW = 0.02, 0.08
+"""Of the time: a rounding that takes longer for the teacher alone is for the best, or for none."""
+
+MOST_LATE = 2
+"""So many of the best are rounded by a method that is too slow for all."""
+
+_LATE = "slow, for the best alone"
 
 _PROBED = ("Q4_0", "Q3_K", "Q4_K")
 """Types for which methods that calibrate are tried on the teacher: the first that there is."""
@@ -72,7 +78,10 @@ _NO_VALUES = StoredTensor.from_f32(np.zeros(1, dtype=np.float32))
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What is predicted of a candidate. `out` says why it is not tried, empty if it may be."""
+    """What is predicted of a candidate. `out` says why it is not tried, empty if it may be.
+
+    One that is `late` is tried where the same trunk in the same type is among the best.
+    """
 
     candidate: Candidate
     parameters: int
@@ -81,6 +90,11 @@ class Guess:
     loss: float
     step_s: float
     out: str = ""
+
+    @property
+    def late(self) -> bool:
+        """Whether it is tried only where its trunk and type lead."""
+        return self.out == _LATE
 
     def figures(self, teacher_loss: float) -> Figures:
         """Returns the figures to rank by."""
@@ -146,8 +160,8 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
             remedy="Leave them out: all are tried",
         )
     started = time.perf_counter()
-    damage, slow = _rounding_damage(ground, baseline, candidates)
-    guesses: list[Guess] = []
+    damage, slow, late = _rounding_damage(ground, baseline, candidates)
+    guesses, waiting = list[Guess](), list[Guess]()
     trunks: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         trunks.setdefault(candidate.group, []).append(candidate)
@@ -156,17 +170,23 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     for members in trunks.values():
         config, loss = cuts.of(members[0])
         configs[members[0].trunk_name] = config
-        guesses += [
-            _guess(ground, baseline, candidate, config, loss + damage[candidate.rounding])
-            for candidate in members
-            if candidate.rounding.method not in slow
-        ]
-    for why in slow.values():
-        ground.progress.note(f"not tried: {why}")
+        for candidate in members:
+            method = candidate.rounding.method
+            if method in slow and method not in late:
+                continue
+            told = loss + damage[candidate.rounding]
+            guess = _guess(ground, baseline, candidate, config, told)
+            if method not in late:
+                guesses.append(guess)
+            elif not guess.out:
+                waiting.append(dataclasses.replace(guess, out=_LATE))
+    for method, why in slow.items():
+        ground.progress.note(f"{'for the best alone' if method in late else 'not tried'}: {why}")
     guesses = _without_doubles(guesses, configs)
     _check_possible(ground, guesses, slow)
     tried = _ranked_trunks(ground, baseline, guesses)
     spent_s = baseline.elapsed_s + time.perf_counter() - started
+    spent_s += MOST_LATE * max(late.values(), default=0.0)
     seconds = _seconds_to_learn(ground, baseline, spent_s)
     rounds = _rounds(ground, baseline, guesses, tried, seconds)
     learning = [name for name in tried if _learns(guesses, name)]
@@ -175,7 +195,7 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
     # Without learning most cuts are worth nothing: a few show what learning gives.
     few = free[: max(2, settings.trunks // 3)]
     chosen = tuple(name for name in tried if name in kept or name in few)
-    return Forecast(tuple(guesses), chosen, rounds, seconds)
+    return Forecast((*guesses, *waiting), chosen, rounds, seconds)
 
 
 def stored_types(config: ModelConfig, rounding: Step) -> dict[str, DType]:
@@ -232,8 +252,10 @@ class _Cuts:
 
 def _rounding_damage(
     ground: Ground, baseline: Baseline, candidates: Iterable[Candidate]
-) -> tuple[dict[Step, float], dict[str, str]]:
-    """Returns what each rounding adds to the teacher's loss, and why some methods are not tried.
+) -> tuple[dict[Step, float], dict[str, str], dict[str, float]]:
+    """Returns what each rounding adds to the teacher's loss, and why some methods are slow.
+
+    The last are the seconds of those that are not too slow for a few.
 
     Rounding to nearest is measured for every type. A method that calibrates is measured for one
     type, and for the others taken to do as much better than nearest as there; one that trains,
@@ -245,7 +267,7 @@ def _rounding_damage(
     for dtype in dict.fromkeys(step.values["dtype"] for step in steps):
         nearest[dtype] = _damage(ground, baseline, Step.of(NEAREST, dtype=dtype))
     ratios: dict[str, float] = {NEAREST: 1.0, TRAINED: 1.0}
-    slow: dict[str, str] = {}
+    slow, late = dict[str, str](), dict[str, float]()
     for step in steps:
         if step.method not in ratios:
             own = {s.values["dtype"]: s for s in steps if s.method == step.method}
@@ -254,9 +276,13 @@ def _rounding_damage(
             ratio = _damage(ground, baseline, own[dtype]) / max(nearest[dtype], 1e-6)
             took = time.perf_counter() - begun
             ratios[step.method] = min(1.0, max(0.0, ratio))
-            if settings.steps is None and took > _SLOW * 60.0 * settings.minutes:
+            share = took / (60.0 * settings.minutes)
+            if settings.steps is None and share > _SLOW:
                 slow[step.method] = f"{step.method} took {took:.0f} s for the teacher"
-    return {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}, slow
+                if share <= _TOO_SLOW:
+                    late[step.method] = took
+    adds = {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}
+    return adds, slow, late
 
 
 def _damage(ground: Ground, baseline: Baseline, step: Step) -> float:

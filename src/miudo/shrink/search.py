@@ -29,6 +29,7 @@ from miudo.shrink.jobs import ShrinkJob
 from miudo.shrink.making import Rounded, Trunk, make_trunk, round_trunk
 from miudo.shrink.measure import Measured
 from miudo.shrink.reading import read_json
+from miudo.shrink.refining import refine
 from miudo.shrink.report import write_report
 from miudo.shrink.result import Outcome, Row, ShrinkResult, file_rows, outcome_of
 from miudo.shrink.scoring import Scored, run_rounds, trunk_folder
@@ -180,7 +181,9 @@ class _Way:
 
     def _rounds(self) -> dict[str, Any]:
         before = _fingerprint(self.ground.teacher.decoder)
-        found = run_rounds(self.ground, self.baseline(), self.forecast(), self.work)
+        given = self.ground, self.baseline(), self.forecast()
+        found = run_rounds(*given, self.work)
+        found += refine(*given, found, self.work)
         after = _fingerprint(self.ground.teacher.decoder)
         self.ground.checks.holds("the teacher is as it was", before == after)
         return {"scored": [scored.to_json() for scored in found]}
