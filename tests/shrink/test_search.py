@@ -168,6 +168,21 @@ def test_methods_that_are_all_too_slow_are_told(job: Make, monkeypatch: pytest.M
         plan_shrink(job(steps=None, order=Order.CUT_ROUND, methods=("gptq",)))
 
 
+def test_what_is_dearer_than_a_method_that_is_too_slow_is_not_measured(
+    job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_SLOW", "_TOO_SLOW"):
+        monkeypatch.setattr(f"miudo.shrink.forecast.{name}", 0.0)
+    lines: list[str] = []
+    watcher = Silent()
+    monkeypatch.setattr(watcher, "note", lines.append)
+    methods = ("nearest", "importance", "gptq", "awq")
+    plan_shrink(job(steps=None, order=Order.CUT_ROUND, methods=methods), watcher)
+    assert any(line.startswith("rounding the teacher: importance") for line in lines)
+    assert "not tried: gptq takes longer than importance" in lines
+    assert not any("teacher: gptq" in line or "teacher: awq" in line for line in lines)
+
+
 def test_a_slow_method_rounds_the_best_alone(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miudo.shrink.forecast._SLOW", 0.0)
     order = Order.CUT_ROUND

@@ -168,6 +168,8 @@ class Candidate:
 # What is tried, by the catalogue's names. A name that this build has not, or a setting that the
 # method refuses (a type that it cannot round to), is left out; all else follows from these rows.
 _ROUNDING = (NEAREST, "importance", "gptq", "awq", "learned")
+"""By what they cost: where one takes too long, those after it are not measured."""
+
 _DTYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K", "TQ2_0")
 _CALIBRATED_DTYPES = ("Q4_K", "Q4_0", "Q3_K", "Q2_K")
 """More bits leave nothing to calibrate for."""

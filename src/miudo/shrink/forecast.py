@@ -268,19 +268,27 @@ def _rounding_damage(
         nearest[dtype] = _damage(ground, baseline, Step.of(NEAREST, dtype=dtype))
     ratios: dict[str, float] = {NEAREST: 1.0, TRAINED: 1.0}
     slow, late = dict[str, str](), dict[str, float]()
+    hopeless = ""
     for step in steps:
-        if step.method not in ratios:
-            own = {s.values["dtype"]: s for s in steps if s.method == step.method}
-            dtype = next((t for t in _PROBED if t in own), step.values["dtype"])
-            begun = time.perf_counter()
-            ratio = _damage(ground, baseline, own[dtype]) / max(nearest[dtype], 1e-6)
-            took = time.perf_counter() - begun
-            ratios[step.method] = min(1.0, max(0.0, ratio))
-            share = took / (60.0 * settings.minutes)
-            if settings.steps is None and share > _SLOW:
-                slow[step.method] = f"{step.method} took {took:.0f} s for the teacher"
-                if share <= _TOO_SLOW:
-                    late[step.method] = took
+        if step.method in ratios:
+            continue
+        if hopeless:  # methods come by what they cost: dearer ones are not even measured
+            slow[step.method] = f"{step.method} takes longer than {hopeless}"
+            ratios[step.method] = 1.0
+            continue
+        own = {s.values["dtype"]: s for s in steps if s.method == step.method}
+        dtype = next((t for t in _PROBED if t in own), step.values["dtype"])
+        begun = time.perf_counter()
+        ratio = _damage(ground, baseline, own[dtype]) / max(nearest[dtype], 1e-6)
+        took = time.perf_counter() - begun
+        ratios[step.method] = min(1.0, max(0.0, ratio))
+        share = took / (60.0 * settings.minutes)
+        if settings.steps is None and share > _SLOW:
+            slow[step.method] = f"{step.method} took {took:.0f} s for the teacher"
+            if share <= _TOO_SLOW:
+                late[step.method] = took
+            else:
+                hopeless = step.method
     adds = {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}
     return adds, slow, late
 
