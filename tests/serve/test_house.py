@@ -110,6 +110,10 @@ def test_it_is_full_when_every_model_that_could_be_asked_is() -> None:
         assert not kept.full
         offers["b"].worker.full = True
         assert kept.full
+        kept.unload("b")
+        assert not kept.full  # a request for b opens it again
+        await kept.load("b")
+        assert kept.full
         more = House(offers, Holding(9 * _BYTES), find=FakeOffer, free_bytes=lambda: 0)
         await more.start()
         assert not more.full  # a request may name one that is not open

@@ -81,6 +81,50 @@ def test_lines_that_are_there_at_once_go_out_in_one_piece_and_none_waits() -> No
     assert bodies == [(b"one\ntwo\n", True), (b"three\n", True), (b"", False)]
 
 
+def test_what_was_ready_is_sent_before_an_error_that_is_not_told() -> None:
+    sent: Sent = []
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(
+            streamed(failing([b"one\n"], ZeroDivisionError()), "/v1/completions", None, sent)
+        )
+    assert [message.get("body") for message in sent] == [None, b"one\n"]
+
+
+@pytest.mark.parametrize("line", [b"a line\n", b"x" * 9000])
+def test_of_a_reader_that_does_not_read_little_waits(line: bytes) -> None:
+    made, go = 0, asyncio.Event()
+
+    async def lines() -> AsyncIterator[bytes]:
+        nonlocal made
+        for _ in range(5000):
+            made += 1
+            yield line
+            await asyncio.sleep(0)
+
+    async def run() -> list[bytes]:
+        bodies: list[bytes] = []
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(30)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            bodies.append(message.get("body", b""))
+            await go.wait()
+
+        scope = {"type": "http", "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
+        sending = asyncio.create_task(events(lines())(scope, receive, send))
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert 0 < made <= 256
+        assert made * len(line) <= (64 << 10) + 9000
+        go.set()
+        await sending
+        return bodies
+
+    assert b"".join(asyncio.run(run())) == line * 5000
+
+
 @pytest.mark.parametrize("name", ["plain", "\0", '"\\u0000"', '\\"\0', "Größe"])
 @pytest.mark.parametrize("text", ["", " word", '"', "\\", "\n\0\x1f\u2028", "é 🙂"])
 def test_a_mould_filled_is_the_value_encoded(name: str, text: str) -> None:

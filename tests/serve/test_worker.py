@@ -32,6 +32,7 @@ class Sink:
         self.error: MiudoError | None = None
         self.reason: str | None = None
         self.energy: Any = None
+        self.at: list[float] = []
         self._done = threading.Event()
 
     def __call__(self, item: Progress | MiudoError) -> None:
@@ -40,6 +41,7 @@ class Sink:
             self.error = item
         else:
             self.tokens += item.tokens
+            self.at.append(item.at)
             self.reason, self.energy = item.finish_reason, item.energy
         if self.error or self.reason:
             self._done.set()
@@ -149,6 +151,8 @@ def test_tokens_of_short_steps_are_told_together_the_first_and_the_last_at_once(
     assert told[0] == 1
     assert told[-1] == 50
     assert len(told) < 25
+    assert len(sink.at) == 50  # each says when it was drawn, not when it was told
+    assert sink.at == sorted(set(sink.at))
 
 
 def test_no_token_of_long_steps_waits_for_another(engine: Gated) -> None:
@@ -162,6 +166,24 @@ def test_no_token_of_long_steps_waits_for_another(engine: Gated) -> None:
     worker = Worker(engine, LIMITS, post=lambda deliver: (posts.append(1), deliver())[1])
     number, sink = worker.next_number(), Sink()
     worker.submit(Request(number, [1, 2], 12, SamplingSettings()), sink)
+    sink.wait()
+    worker.close()
+    assert len(posts) == 12
+
+
+def test_no_token_of_long_plans_waits_for_another(engine: Gated) -> None:
+    class Slow:
+        def choice(self) -> tuple[SamplingSettings, Any]:
+            time.sleep(0.003)  # a mask
+            return SamplingSettings(), None
+
+        def take(self, token: int) -> bool:
+            return False
+
+    posts = []
+    worker = Worker(engine, LIMITS, post=lambda deliver: (posts.append(1), deliver())[1])
+    number, sink = worker.next_number(), Sink()
+    worker.submit(Request(number, [1, 2], 12, SamplingSettings(), guide=Slow()), sink)
     sink.wait()
     worker.close()
     assert len(posts) == 12

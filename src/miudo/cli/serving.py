@@ -131,8 +131,7 @@ def serve(models: tuple[str, ...], *, as_json: bool, **given: Any) -> None:
 
 def _job(models: Mapping[str, Path], given: Mapping[str, Any], route: RouteJob | None) -> ServeJob:
     from miudo.engine.native import DEFAULT_CACHE_BYTES
-    from miudo.serve.app import Rules
-    from miudo.serve.guard import hashed
+    from miudo.serve.guard import Rules, hashed
     from miudo.serve.hosted import HostSettings
     from miudo.serve.house import Holding
     from miudo.serve.receiving import BodyLimits

@@ -124,7 +124,8 @@ class Progress:
     `finish_reason` is "stop", after an end token that is among the tokens or where a guide ends,
     or "length". `logprobs` are the tokens', `logits` [V] the row of the last, where asked for.
     `reused` ids of the prompt were not read, since another request's positions began alike.
-    `energy` is the request's so far, where whoever runs the steps measures it.
+    `energy` is the request's so far and `at` when the step was over, by the monotonic clock,
+    where whoever runs the steps takes them.
     """
 
     number: int
@@ -134,6 +135,7 @@ class Progress:
     logits: FloatArray | None = None
     energy: Energy | None = None
     reused: int = 0
+    at: float = 0.0
 
 
 def carry_out(engine: Engine, plan: Plan, conversations: dict[int, int]) -> list[StepOut]:

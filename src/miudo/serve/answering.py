@@ -211,7 +211,7 @@ _News = _Drawn | MiudoError
 def _drawn(progress: Progress, top: int | None, n_tokens: int) -> _Drawn:
     reason, energy = progress.finish_reason, progress.energy
     found = _chances(progress, top, n_tokens)
-    return _Drawn(progress.tokens, found, reason, energy, time.monotonic(), progress.reused)
+    return _Drawn(progress.tokens, found, reason, energy, progress.at, progress.reused)
 
 
 def _read(

@@ -8,7 +8,6 @@ Read next: `miudo.serve.openai.chat`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -23,7 +22,7 @@ from miudo.serve.anthropic.routes import anthropic_routes
 from miudo.serve.describing import describing_route
 from miudo.serve.errand import current_errand
 from miudo.serve.faults import Fault, fault_of
-from miudo.serve.guard import Guard
+from miudo.serve.guard import Guard, Rules
 from miudo.serve.house import House
 from miudo.serve.inspect.routes import inspect_routes
 from miudo.serve.logs import Log
@@ -31,7 +30,6 @@ from miudo.serve.ollama.routes import ollama_routes
 from miudo.serve.openai.routes import openai_routes
 from miudo.serve.operating import operating_routes
 from miudo.serve.page.routes import page_paths, page_routes
-from miudo.serve.rates import Rates
 from miudo.serve.receiving import BodyLimits
 from miudo.serve.replies import ClientGoneError, failure
 from miudo.serve.standing import Standing
@@ -41,7 +39,7 @@ from miudo.serve.watch import Watch
 if TYPE_CHECKING:
     from miudo.serve.routing.router import Router
 
-__all__ = ["Rules", "make_app", "route_table"]
+__all__ = ["make_app", "route_table"]
 
 _ANSWERING = frozenset(
     {
@@ -53,18 +51,8 @@ _ANSWERING = frozenset(
         "/api/generate",
     }
 )
-"""What is asked of models by requests that wait in their queues."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Who may ask, how much, how often: `keys` are hashes, `per_minute` holds for each of them."""
-
-    keys: Sequence[bytes] = ()
-    hosts: Sequence[str] = ()
-    limits: BodyLimits = field(default_factory=BodyLimits)
-    per_minute: int | None = None
-    deadline_s: float | None = None
+"""Whose requests wait in the models' queues, all but those without a draw: completions that only
+echo, `/api/chat` and `/api/generate` without a text. While all is full these hear 429 too."""
 
 
 def route_table(
@@ -136,10 +124,8 @@ def make_app(
     guard = Guard(
         app,
         standing,
-        keys=rules.keys,
-        hosts=rules.hosts,
+        rules,
         open_paths=page_paths(),
-        rates=None if rules.per_minute is None else Rates(rules.per_minute),
         full=lambda path: path in _ANSWERING and router is None and house.full,
     )
     return Watch(guard, standing, log, paths=paths, deadline_s=rules.deadline_s)

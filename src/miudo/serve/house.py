@@ -112,7 +112,8 @@ class House:
     def full(self) -> bool:
         """Whether whatever model a request names would refuse it for those that wait."""
         workers = [held.hosted[0].worker for held in self._open.values()]
-        return self._find is None and bool(workers) and all(worker.full for worker in workers)
+        could_open = self._find is not None or not self._kept.keys() <= self._open.keys()
+        return bool(workers) and not could_open and all(worker.full for worker in workers)
 
     @property
     def shelf(self) -> tuple[ShelfEntry, ...]:

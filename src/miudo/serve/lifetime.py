@@ -27,6 +27,7 @@ from miudo.serve.standing import Standing
 __all__ = ["Lifetime"]
 
 _INTERRUPTED = 130
+_LOGGED_S = 0.05  # for the log to write what waits, at the second signal
 _TOLD_S = 1.0  # how long a failed server stays, so that whoever asks for its health hears of it
 
 
@@ -77,6 +78,7 @@ class Lifetime(uvicorn.Server):
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Tells what still runs that it is over, and closes."""
+        gc.unfreeze()
         self._house.close()
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
@@ -99,6 +101,7 @@ class Lifetime(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain, or ends the process."""
         if self._ends is not None:
+            time.sleep(_LOGGED_S)  # no lock may be taken here: what is interrupted may hold it
             os._exit(_INTERRUPTED)
         self._ends = time.monotonic() + self._drain_s
         self._standing.phase = "draining"
@@ -111,6 +114,7 @@ class Lifetime(uvicorn.Server):
             self._standing.phase = "failed"
         elif self._standing.phase == "loading":
             self._standing.phase = "ready"
+            gc.collect()  # or what is garbage stays too
             gc.freeze()  # what is open stays: to look through it took up to tens of milliseconds
             self._ready()
 

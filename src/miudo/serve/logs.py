@@ -29,7 +29,7 @@ _PAUSE_S = 0.02  # to wake the writer for each line cost a sixth of a short requ
 class Log:
     """Writes events from a thread of its own, so that a reader of stderr who stops stops nobody.
 
-    Lines that find no room then are counted and the count is told later.
+    Lines that find no room then, or that it does not take, are counted and the count is told later.
     """
 
     def __init__(self, kind: LogKind = "text", out: TextIO | None = None) -> None:
@@ -37,6 +37,7 @@ class Log:
         self._out = sys.stderr if out is None else out
         self._lines: queue.Queue[str | None] = queue.Queue(_MOST_LINES)
         self._lost = 0
+        self._counting = threading.Lock()  # of lines lost
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if kind != "none":
@@ -48,12 +49,13 @@ class Log:
         if self._thread is None:
             return
         if self._lost:
-            values, self._lost = {**values, "lines_lost": self._lost}, 0
+            with self._counting:
+                values, self._lost = {**values, "lines_lost": self._lost}, 0
         line = _line(self._kind, event, level, values)
         try:
             self._lines.put_nowait(line)
         except queue.Full:
-            self._lost += 1
+            self._lose(1)
 
     def failure(self, event: str, error: BaseException, **values: Any) -> None:
         """Writes where an error of ours was raised; not what it says, which may quote a prompt."""
@@ -86,10 +88,17 @@ class Log:
             with contextlib.suppress(queue.Empty):
                 while True:
                     lines.append(self._lines.get_nowait())
-            with contextlib.suppress(OSError, ValueError):  # nobody reads any more
-                self._out.write("".join(filter(None, lines)))
+            said = [line for line in lines if line is not None]
+            try:
+                self._out.write("".join(said))
                 self._out.flush()
+            except (OSError, ValueError):  # nobody reads, for now or any more
+                self._lose(len(said))
             self._closing.wait(_PAUSE_S)
+
+    def _lose(self, lines: int) -> None:
+        with self._counting:
+            self._lost += lines
 
 
 class _Adopted(logging.Handler):

@@ -8,14 +8,16 @@ Read next: `miudo.serve.fields`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Receive
 
 from miudo.serve.fields import Fields, parse_body
 
-__all__ = ["BodyLimits", "asked_by", "received"]
+__all__ = ["BodyLimits", "asked_by", "dropped", "received"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,18 @@ async def received(request: Request, limits: BodyLimits) -> Fields:
     except TimeoutError as error:
         raise HTTPException(408, "the body did not arrive in time") from error
     return Fields(parse_body(b"".join(parts)))
+
+
+async def dropped(receive: Receive, limits: BodyLimits) -> None:
+    """Takes a body that nobody wants, until it ends or has had the bytes or `patience_s`."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limits.patience_s):
+            while size <= limits.size_bytes:
+                message = await receive()
+                if not message.get("more_body", False):  # the last part, or the client is gone
+                    return
+                size += len(message["body"])
 
 
 def asked_by(request: Request) -> str:

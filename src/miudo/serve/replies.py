@@ -35,6 +35,8 @@ _T = TypeVar("_T")
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _LATE = "the time given for the answer is over"
 _HOLE = "\0"
+_MOST_BYTES = 64 << 10  # of a stream that wait for a slow reader
+_MOST_LINES = 256
 Told = Callable[[dict[str, Any]], bytes]
 """Turns an error's body into a line of a protocol's stream."""
 
@@ -107,7 +109,10 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
 
 
 class _Stream(Response):
-    """Lines as they come, those that are there at once in one piece; begun when there is one."""
+    """Lines as they come, those that are there at once in one piece; begun when there is one.
+
+    No more are made while those that wait for the reader are as many as may.
+    """
 
     def __init__(self, lines: AsyncIterator[bytes], told: Told, kind: str) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -116,6 +121,7 @@ class _Stream(Response):
         self._lines, self._told = lines, told
         self._ready: list[bytes] = []
         self._moved = asyncio.Event()  # a line came, the last has come, or the client is gone
+        self._room = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Waits for the first line, then sends as they come."""
@@ -131,6 +137,10 @@ class _Stream(Response):
                 self._moved.clear()
                 over, body = made.done(), b"".join(self._ready)
                 self._ready.clear()
+                self._room.set()
+                if over and body and made.exception() is not None:
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    body = b""
                 if over:
                     body += self._end(made, str(scope["path"]))
                 if body or over:
@@ -142,10 +152,15 @@ class _Stream(Response):
             await _ended(made, gone)
 
     async def _gather(self) -> None:
+        size = 0
         try:
             async for line in self._lines:
+                size = size + len(line) if self._ready else len(line)
                 self._ready.append(line)
                 self._moved.set()
+                if size >= _MOST_BYTES or len(self._ready) >= _MOST_LINES:
+                    self._room.clear()
+                    await self._room.wait()
         finally:
             if isinstance(self._lines, AsyncGenerator):
                 await self._lines.aclose()

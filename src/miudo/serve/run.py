@@ -22,7 +22,8 @@ import uvicorn
 from miudo.errors import MiudoError, UsageError
 from miudo.hub.resolve import resolve
 from miudo.names import StoreRef, parse_reference
-from miudo.serve.app import Rules, make_app
+from miudo.serve.app import make_app
+from miudo.serve.guard import Rules
 from miudo.serve.hosted import HostOffer, HostSettings
 from miudo.serve.house import Holding, House
 from miudo.serve.lifetime import Lifetime

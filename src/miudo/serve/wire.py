@@ -113,22 +113,26 @@ class CarefulProtocol(H11Protocol):
             super().shutdown()
 
     def _reckon(self) -> None:
-        """Sets the clock for a head that has begun, or a body that nobody waits for any more."""
+        """Sets the clock for a head that has begun, or a body that nobody waits for any more.
+
+        uvicorn stops its own, for idle connections, when such a body comes, and starts it no more.
+        """
         if self._closing:
             return
         ours, theirs = self.conn.our_state, self.conn.their_state
-        debt: object = None
+        debt, wait = None, 0.0
         if theirs is h11.IDLE and (self.cycle is None or self.conn.trailing_data[0]):
-            debt = ("head", self.cycle)
+            debt, wait = ("head", self.cycle), self.bounds.patience_s
+        elif theirs is h11.IDLE and self.timeout_keep_alive_task is None:
+            debt, wait = ("next", self.cycle), float(self.timeout_keep_alive)
         elif theirs is h11.SEND_BODY and ours is h11.DONE:
-            debt = ("body", self.cycle)
+            debt, wait = ("body", self.cycle), _LINGER_S
         if debt == self._debt:
             return
         if self._owed is not None:
             self._owed.cancel()
         self._debt, self._owed = debt, None
         if debt is not None:
-            wait = self.bounds.patience_s if theirs is h11.IDLE else _LINGER_S
             self._owed = self.loop.call_later(wait, self._give_up)
 
     def _give_up(self) -> None:

@@ -63,7 +63,8 @@ class Worker:
 
     `max_waiting` requests wait beside those that run; one more is refused with BusyError. News
     of one step reach `post` as one function, and those of short steps together: a token waits for
-    the next ones while these can be there within 2 ms, an answer's first and last token for none.
+    the next ones while these should be there within 2 ms, if the next step is as long as the last
+    was, an answer's first and last token for none. A longer step delays what is held by itself.
     Methods may be called from any thread; `latencies` belong to the thread that answers.
     """
 
@@ -264,12 +265,12 @@ class Worker:
             carry_out(self.engine, Plan(changes, (), ()), self._conversations)
 
     def _step(self) -> None:
+        begun = time.monotonic()
         plan = self._scheduler.plan()
         if not (plan.work or plan.changes or plan.failed):
             return
         if sum(len(work.ids) for work in plan.work) > len(plan.work):
             self._tell_held()  # prompts are read: a long step
-        begun = time.monotonic()
         self._energy.begin()
         try:
             outs = carry_out(self.engine, plan, self._conversations)
@@ -298,13 +299,13 @@ class Worker:
         now = time.monotonic()
         if not self._held:
             self._held_since = now
-        # The next step will last as long as this one did.
+        # As if the next step lasted as long as this one did, what was planned for it included.
         urgent = now + (now - begun) > self._held_since + _HELD_S
         for progress in news:
             number = progress.number
             if (sink := self._sinks.get(number)) is None:
                 continue
-            self._held.append((sink, _with_energy(progress, self._energy.of(number))))
+            self._held.append((sink, _measured(progress, self._energy.of(number), now)))
             if progress.finish_reason or number in self._silent:
                 urgent = True
             self._silent.discard(number)
@@ -352,12 +353,11 @@ class Worker:
             self._post(lambda: _tell(calls))
 
 
-def _with_energy(progress: Progress, energy: Energy) -> Progress:
+def _measured(progress: Progress, energy: Energy, at: float) -> Progress:
     """What `dataclasses.replace` would return, in a fifth of its time."""
     tokens, reason, logprobs = progress.tokens, progress.finish_reason, progress.logprobs
-    return Progress(
-        progress.number, tokens, reason, logprobs, progress.logits, energy, progress.reused
-    )
+    logits, reused = progress.logits, progress.reused
+    return Progress(progress.number, tokens, reason, logprobs, logits, energy, reused, at)
 
 
 def _tell(calls: Sequence[tuple[Sink, Any]]) -> None:
