@@ -84,7 +84,7 @@ def test_options_shape_the_answer(server: Any) -> None:
     cut = server.post(TEXT, ROBOT | WHOLE | {"options": GREEDY | {"stop": stop}}).json
     assert cut["response"] == greedy[: greedy.index(stop)]
     long = server.post(TEXT, ROBOT | WHOLE | {"options": {"temperature": 0}}).json
-    assert long["eval_count"] >= 6  # to the end of the answer
+    assert long["done_reason"] == "stop"  # to the end of the answer
 
 
 def test_a_smaller_context_is_held_and_a_larger_one_is_the_models(server: Any) -> None:
