@@ -8,9 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
 
 from miudo.formats import open_model
 from miudo.hub.resolve import embedded_path
@@ -106,3 +109,11 @@ def start_server(*arguments: str, before: str = "", stderr: Any = None, **env: s
         line = process.stdout.readline()
     assert line, f"it did not start: {process.wait(10)}"
     return Server(json.loads(line)["url"], process, env.get("MIUDO_API_KEY"))
+
+
+@pytest.fixture(scope="session")
+def locked() -> Iterator[Server]:
+    """A server that asks for a key."""
+    made = start_server("--threads", "1", MIUDO_API_KEY=KEY)
+    yield made
+    made.end()
