@@ -112,6 +112,14 @@ def start_server(*arguments: str, before: str = "", stderr: Any = None, **env: s
 
 
 @pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A small server, of whose places a test can run out."""
+    made = start_server("--parallel", "4", "--queue", "4", "--threads", "1")
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
 def locked() -> Iterator[Server]:
     """A server that asks for a key."""
     made = start_server("--threads", "1", MIUDO_API_KEY=KEY)

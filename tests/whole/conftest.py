@@ -1,7 +1,7 @@
-"""The server that programs of others talk to."""
+"""Servers that programs of others talk to."""
 
 from __future__ import annotations
 
-from served import locked
+from served import locked, server
 
-__all__ = ["locked"]
+__all__ = ["locked", "server"]
