@@ -37,7 +37,7 @@ VIEWS = ("chat", "complete", "attention", "lens", "tokens", "compare", "front", 
 DESK, PHONE = (1240, 820), (360, 740)
 PICTURE_BYTES = 80_000
 SHOWN_TOO = (("complete", "-phone"), ("attention", "-dark"))  # beside every view on a desk
-MODELS = ("miudo-6m", str(ROOT / "models" / "en-6m"), str(ROOT / "models" / "pt-6m"))
+MODELS = ("miudo-6m", str(ROOT / "models" / "en-6m"), str(ROOT / "models" / "en-6m-quarter"))
 PATIENCE_MS = 60_000
 
 
@@ -144,7 +144,7 @@ def filled(page: Any, view: str) -> None:
         page.wait_for_selector(".piece")
     elif view == "compare":
         page.get_by_label("First model").select_option("en-6m")
-        page.get_by_label("Second model").select_option("pt-6m")
+        page.get_by_label("Second model").select_option("en-6m-quarter")
         page.get_by_role("button", name="Show").click()
         page.wait_for_selector("table.plain")
     elif view == "front":

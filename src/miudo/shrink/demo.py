@@ -213,6 +213,9 @@ class _Way:
             batch_size=s.batch_size,
             length=s.length,
             seed=s.seed,
+            # A quarter of a million tokens at 1M: 4.63 nats, 5.45 at the usual rates.
+            lr=1e-2,
+            muon_lr=1e-2,
             # Compiling takes longer than it would save in so short a run.
             compile=Compile.OFF,
             log_every=25,
