@@ -109,6 +109,11 @@ def test_one_argument_with_white_space_is_a_prompt_for_the_embedded_model(run: R
     assert run.prompt == [END, *_ids("Olá, tudo bem?")]
 
 
+def test_a_word_with_a_mark_of_speech_is_a_prompt(run: Runner) -> None:
+    run("Olá!")
+    assert run.prompt == [END, *_ids("Olá!")]
+
+
 def test_two_arguments_are_model_and_prompt(run: Runner) -> None:
     how = {
         "threads": 2, "activations": "int8", "adapter": None, "context": 99, "dtype": DType.Q4_K,

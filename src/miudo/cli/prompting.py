@@ -101,4 +101,6 @@ def _ready(source: IO[str]) -> bool:
 
 
 def _is_prompt(text: str) -> bool:
-    return any(c.isspace() for c in text) and not os.path.exists(text)
+    # No name has a mark of speech: "Hello!" is meant for the model, not the model.
+    said = any(c.isspace() or c in "!?" for c in text)
+    return said and not os.path.exists(text)

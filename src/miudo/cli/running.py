@@ -37,7 +37,7 @@ _Manner = Literal["run", "chat", "complete"]
 def run(**given: Any) -> None:
     """Talk to MODEL, or have it answer PROMPT.
 
-    Without MODEL the model inside the package runs. A single argument that holds white space
+    Without MODEL the model inside the package runs. A single argument with white space, ! or ?
     is a prompt. What is piped in comes before PROMPT, or is it. Without either: a conversation,
     in which /help tells what there is to do.
 

@@ -54,7 +54,7 @@ def tokenize(
     """Show the tokens of TEXT in MODEL: ids, pieces, how many.
 
     Without MODEL the model inside the package says; without TEXT, what is piped in. A single
-    argument that holds white space is a text. On a terminal a dot is a space, and a bar stands
+    argument with white space, ! or ? is a text. On a terminal a dot is a space, and a bar stands
     between tokens.
     """
     from miudo.evaluate.loading import tokenizer_spec
