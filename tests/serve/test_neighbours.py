@@ -152,6 +152,7 @@ def test_one_keys_secret_reaches_no_other(shared: Server, log: Path) -> None:
 
 @pytest.mark.row("H28")
 def test_nothing_that_clients_choose_forges_a_line_of_the_log(shared: Server, log: Path) -> None:
+    assert post(shared, A, {"prompt": "Hello", "max_tokens": 1}).status == 200
     evil = 'x"\n{"event": "forged"}\x1b[31m\r\x00' + "y" * 1_000_000
     for body in ({"prompt": evil}, {"prompt": "x", "model": evil}, {evil[:40]: 1}):
         assert post(shared, A, body).status in (400, 404)
