@@ -188,14 +188,7 @@ def of_engine(engine: Engine) -> Run:
 
 def llama_cpp(path: Path, model: ModelFile, *, one_by_one: bool = True, cache: str = "F32") -> Run:
     """One request a position; `one_by_one` keeps what earlier positions left in the cache."""
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 512, 1, False, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{cache}")
-    params.cache_type_k = params.cache_type_v = kind
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    running, shown = xllamacpp.Server(params), whole_character(model)
+    running, shown = server(path, cache), whole_character(model)
 
     def run(ids: Sequence[int]) -> LogProbs:
         out = np.full((len(ids), model.config.vocab_size), np.nan)
@@ -218,6 +211,18 @@ def llama_cpp(path: Path, model: ModelFile, *, one_by_one: bool = True, cache: s
         return out
 
     return run
+
+
+def server(path: Path, cache: str = "F32") -> xllamacpp.Server:
+    """Opens a file on one thread; raises RuntimeError where llama.cpp does not know it."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 512, 1, False, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{cache}")
+    params.cache_type_k = params.cache_type_v = kind
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return xllamacpp.Server(params)
 
 
 def put(answer: Any, row: LogProbs) -> None:

@@ -68,6 +68,7 @@ def parse() -> argparse.Namespace:
         "--scratch", nargs="+", type=float, default=[1, 2, 4, 8],
         help="tokens of the fresh model, in recoveries",
     )  # fmt: skip
+    parser.add_argument("--scratch-lr", type=float, help="of its token table; default: the usual")
     parser.add_argument("--eval-tokens", type=int, default=65_536)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -269,12 +270,18 @@ def structured(bench: Bench) -> None:
         for teaching, alpha in (("kd", 1.0), ("ce", 0.0)):
             name = f"structured {teaching} seed {seed}"
             bench.taught(name, lambda: bench.pruned(methods, 0.01), fit, alpha)
+
+    def from_scratch(tokens: float, seed: int) -> FitSettings:
+        fit = bench.settings(tokens, seed, 1.0)
+        return dataclasses.replace(fit, lr=o.scratch_lr or fit.lr)
+
     seed = o.seeds[0]
     for times in o.scratch:  # each a whole run, its learning rate falling to the end
-        long = bench.settings(o.tokens * times, seed, 1.0)
+        long = from_scratch(o.tokens * times, seed)
         bench.taught(f"scratch {times:g} ce seed {seed}", lambda: fresh(seed), long, 0.0)
-    once = bench.settings(o.tokens, seed, 1.0)
-    bench.taught(f"scratch 1 kd seed {seed}", lambda: fresh(seed), once, 1.0)
+    bench.taught(
+        f"scratch 1 kd seed {seed}", lambda: fresh(seed), from_scratch(o.tokens, seed), 1.0
+    )
 
 
 def name_of(pattern: str) -> str:

@@ -2,7 +2,7 @@
 
 For: the claims of docs/sparse.md, on the shapes of Qwen2 0.5B with random weights.
 Not for: what pruning costs in quality (`benchmarks/pruning.py`).
-Read next: `miudo.formats.sparse`, `native/kernels/pairs_inl.h`.
+Read next: `miudo.formats.sparse`, `native/kernels/sparse.h`.
 
     python benchmarks/sparse.py                          # all patterns, matrices alone
     python benchmarks/sparse.py --whole                  # with token table and head, in Q8_0
@@ -119,7 +119,7 @@ def measured(
         f"{8 * size / numbers:.3f}",
         f"{size / sum(dense.weights[n].size_bytes for n in moved):.3f}",
         f"{held[1] / held[0]:.3f}",
-        "pairs" if held[1] < held[0] else "dense",
+        "dense" if held[1] >= held[0] else "pairs" if pattern == "2:4" else "masks",
         f"{ratios.median:.3f}",
         f"{ratios.low:.3f}",
         f"{ratios.high:.3f}",

@@ -302,8 +302,8 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
         size_bytes != miudo::wanted_bytes(dtype, r, k, given, size_bytes)) {
       fail(Code::kModelFile, "rows, cols and bytes do not fit together");
     }
-    const miudo::PackedMatrix weight(dtype, r, k, given);
     const miudo::Kernels& kernels = miudo::kernels_for(miudo::choose_isa());
+    const miudo::PackedMatrix weight(dtype, r, k, given, kernels.has_masks());
     miudo::Rows in{x, k, {}, n};
     miudo::Rounded rounded;
     const bool int8 = int8_activations != 0 && !miudo::is_float(dtype);
@@ -316,7 +316,7 @@ miudo_status miudo_linear(miudo_dtype type, int64_t rows, int64_t cols, const vo
     }
     if (miudo::is_sparse(weight.type())) {
       std::vector<std::uint8_t> space(miudo::dense_tile_bytes(dtype, k));
-      miudo::multiply_pairs(kernels, weight.view(), nullptr, in, int8, space.data(), out, r, 0,
+      miudo::multiply_sparse(kernels, weight.view(), nullptr, in, int8, space.data(), out, r, 0,
                              weight.tiles());
       return;
     }

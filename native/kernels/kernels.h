@@ -55,8 +55,12 @@ struct Kernels {
   Matmul matmul_float[kDTypes];
   Matmul matmul_int8[kDTypes];
   Matmul matmul_f32_add;  // the sum is added to what out holds
-  // Of SPARSE4 and SPARSE8 in tiles of pairs, with int8 activations.
+  // Of SPARSE4 and SPARSE8 in tiles of pairs, with int8 activations, and in tiles of masks: null where
+  // the processor does not spread bytes.
   Matmul matmul_pairs[kSparseTypes];
+  Matmul matmul_masks[kSparseTypes];
+
+  bool has_masks() const { return matmul_masks[0] != nullptr; }
 
   // Groups [begin, end) of row `row` of n, which has k numbers; x are theirs: scale = max|x| / 127
   // rounded to float16, number = x * (127 / max|x|) rounded half to even.

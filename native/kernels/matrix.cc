@@ -37,9 +37,14 @@ std::size_t tile_bytes_of(DType type, std::size_t cols) {
   return round_up(at.size(cols / kGroup), kLine);
 }
 
-// A sparse type: in tiles of pairs.
-DType type_in_memory(const SparseMatrix& m) {
-  return is_sparse(m.type) && !is_pairs(m) ? dense_of(m.type) : m.type;
+// A matrix as it lies in memory, but for where.
+Packed laid_out(const SparseMatrix& m, bool masks) {
+  const SparseForm form = is_sparse(m.type) ? form_of(m, masks) : SparseForm::kDense;
+  if (form == SparseForm::kMasks) {
+    return {nullptr, m.rows, m.cols, masks_tile_bytes(m), m.type, true};
+  }
+  const DType type = form == SparseForm::kDense ? dense_of(m.type) : m.type;
+  return {nullptr, m.rows, m.cols, tile_bytes_of(type, m.cols), type};
 }
 
 }  // namespace
@@ -60,38 +65,41 @@ std::size_t wanted_bytes(DType type, std::size_t rows, std::size_t cols, const s
   return size < head ? head : sparse_bytes(type, rows, cols, bytes);
 }
 
-std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols,
-                         const std::uint8_t* bytes) {
-  return tiles_of(rows) * tile_bytes_of(type_in_memory({type, rows, cols, bytes}), cols);
+std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes,
+                         bool masks) {
+  return tiles_of(rows) * laid_out({type, rows, cols, bytes}, masks).tile_bytes;
 }
 
 PackedMatrix::PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
-                           const std::uint8_t* bytes) {
-  plan(space, type, rows, cols, bytes);
+                           const std::uint8_t* bytes, bool masks) {
+  plan(space, type, rows, cols, bytes, masks);
 }
 
 PackedMatrix::PackedMatrix(DType type, std::size_t rows, std::size_t cols,
-                           const std::uint8_t* bytes)
-    : own_(packed_bytes(type, rows, cols, bytes), kUnset) {
-  plan(own_.data(), type, rows, cols, bytes);
+                           const std::uint8_t* bytes, bool masks)
+    : own_(packed_bytes(type, rows, cols, bytes, masks), kUnset) {
+  plan(own_.data(), type, rows, cols, bytes, masks);
   pack(bytes, 0, tiles());
 }
 
 void PackedMatrix::plan(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
-                        const std::uint8_t* bytes) {
+                        const std::uint8_t* bytes, bool masks) {
   space_ = space;
   stored_ = type;
   const SparseMatrix stored{type, rows, cols, bytes};
-  const DType own = type_in_memory(stored);
-  view_ = {space, rows, cols, tile_bytes_of(own, cols), own};
+  view_ = laid_out(stored, masks);
+  view_.data = space;
   if (is_sparse(type)) first_numbers_ = first_numbers(stored);
 }
 
 void PackedMatrix::pack(const std::uint8_t* bytes, std::size_t begin, std::size_t end) {
   if (is_sparse(stored_)) {
     const SparseMatrix stored{stored_, rows(), cols(), bytes};
+    const SparseForm form = view_.masks         ? SparseForm::kMasks
+                            : is_sparse(type()) ? SparseForm::kPairs
+                                                : SparseForm::kDense;
     for (std::size_t tile = begin; tile < end; ++tile) {
-      pack_sparse_tile(stored, tile, first_numbers_[tile], is_sparse(type()),
+      pack_sparse_tile(stored, tile, first_numbers_[tile], form,
                        space_ + tile * view_.tile_bytes, view_.tile_bytes);
     }
     return;

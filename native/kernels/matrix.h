@@ -23,8 +23,10 @@ std::size_t wanted_bytes(DType type, std::size_t rows, std::size_t cols, const s
 
 constexpr std::size_t tiles_of(std::size_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-// Bytes of the same matrix in tiles: whole cache lines. `bytes` are looked at if it is sparse.
-std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes);
+// Bytes of the same matrix in tiles: whole cache lines. `bytes` are looked at if it is sparse;
+// `masks` is whether tiles of masks can be multiplied (Kernels::has_masks).
+std::size_t packed_bytes(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes,
+                         bool masks);
 
 // Widens `count` stored values (whole blocks) to float.
 void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* out);
@@ -32,12 +34,13 @@ void to_float(DType type, const std::uint8_t* bytes, std::size_t count, float* o
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // In `space` of packed_bytes(type, rows, cols, bytes), on a cache line, which is the caller's;
-  // pack() fills it. A sparse one must be of the wanted_bytes.
+  // In `space` of packed_bytes(type, rows, cols, bytes, masks), on a cache line, which is the
+  // caller's; pack() fills it. A sparse one must be of the wanted_bytes.
   PackedMatrix(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
-               const std::uint8_t* bytes);
+               const std::uint8_t* bytes, bool masks);
   // In space of its own; `bytes` holds wanted_bytes, of dense types row after row.
-  PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes);
+  PackedMatrix(DType type, std::size_t rows, std::size_t cols, const std::uint8_t* bytes,
+               bool masks = false);
 
   // Fills the tiles [begin, end) from the rows of the whole matrix; no number is changed. Tiles
   // may be packed from several threads.
@@ -58,7 +61,7 @@ class PackedMatrix {
 
  private:
   void plan(std::uint8_t* space, DType type, std::size_t rows, std::size_t cols,
-            const std::uint8_t* bytes);
+            const std::uint8_t* bytes, bool masks);
 
   Packed view_;
   DType stored_ = DType::kF32;

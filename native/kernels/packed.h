@@ -138,12 +138,14 @@ static constexpr TileLayout pairs_layout(DType type) {
   return at;
 }
 
-// A sparse type stands for tiles of pairs here; other sparse matrices are dense in memory.
+// A sparse type stands for tiles of pairs or of masks here; other sparse matrices are dense in
+// memory.
 struct Packed {
   const std::uint8_t* data = nullptr;
   std::size_t rows = 0, cols = 0;
   std::size_t tile_bytes = 0;
   DType type = DType::kF32;
+  bool masks = false;  // of a sparse type: not pairs
 };
 
 }  // namespace miudo

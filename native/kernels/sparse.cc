@@ -9,6 +9,9 @@ namespace {
 
 constexpr std::size_t kMaskBytes = 4, kScaleBytes = 2;
 
+// Tiles of masks: where the numbers of a group begin.
+constexpr std::size_t kMasksAt = kTileRows * kScaleBytes, kNumbersAt = kMasksAt + kLine;
+
 std::uint32_t word_at(const std::uint8_t* p) {
   std::uint32_t word;
   std::memcpy(&word, p, sizeof(word));
@@ -96,6 +99,94 @@ void pack_dense(const Parts& from, std::uint32_t mask, std::size_t r, std::size_
   }
 }
 
+// The bytes of the numbers of a group of a tile of masks, whose rows begin with `row`.
+std::size_t group_numbers(const Parts& from, std::size_t row, std::size_t rows, std::size_t g) {
+  std::size_t low = 0, high = 0;
+  for (std::size_t r = 0; r < rows; ++r) {
+    const std::uint32_t mask = from.mask(row + r, g);
+    low += count(mask & 0xFFFFu);
+    high += count(mask >> 16);
+  }
+  return from.whole ? low + high : std::max(low, high);
+}
+
+// The longest tile of masks, without the line that may be read beyond it.
+std::size_t longest_tile(const Parts& from, std::size_t rows) {
+  std::size_t longest = 0;
+  for (std::size_t row = 0; row < rows; row += kTileRows) {
+    std::size_t size = from.groups * kNumbersAt;
+    for (std::size_t g = 0; g < from.groups; ++g) {
+      size += group_numbers(from, row, std::min(kTileRows, rows - row), g);
+    }
+    longest = std::max(longest, size);
+  }
+  return longest;
+}
+
+// To spread numbers costs twice the arithmetic of dense tiles: with fewer bytes than these left out
+// there is nothing to win on any memory (docs/sparse.md).
+bool masks_pay(std::size_t masks, std::size_t dense) { return 8 * masks <= 7 * dense; }
+
+void pack_masks(const Parts& from, std::size_t begin, std::size_t rows, std::size_t first,
+                std::uint8_t* to) {
+  std::size_t next[kTileRows];  // of each row, its number that comes next
+  for (std::size_t r = 0; r < rows; ++r) {
+    next[r] = first;
+    for (std::size_t g = 0; g < from.groups; ++g) first += count(from.mask(begin + r, g));
+  }
+  for (std::size_t g = 0; g < from.groups; ++g) {
+    std::size_t ends[2] = {};  // of low halves and of high ones
+    for (std::size_t r = 0; r < rows; ++r) {
+      std::memcpy(to + r * kScaleBytes, from.scale(begin + r, g), kScaleBytes);
+    }
+    for (std::size_t quad = 0; quad < kQuads; ++quad) {
+      std::uint64_t line = 0;
+      const std::size_t half = from.whole ? 0 : quad / 4;
+      for (std::size_t r = 0; r < rows; ++r) {
+        const std::uint32_t four = from.mask(begin + r, g) >> (4 * quad) & 15u;
+        line |= std::uint64_t{four} << (4 * r);
+        for (std::size_t i = 0; i < count(four); ++i) {
+          const std::uint32_t number = from.number(next[r]++) ^ (from.whole ? 128u : 8u);
+          std::uint8_t& at = to[kNumbersAt + ends[half]++];
+          at = static_cast<std::uint8_t>(at | number << (4 * half));
+        }
+      }
+      std::memcpy(to + kMasksAt + quad * sizeof(line), &line, sizeof(line));
+    }
+    to += kNumbersAt + std::max(ends[0], ends[1]);
+  }
+}
+
+void expand_masks(bool whole, std::size_t groups, const std::uint8_t* from, std::uint8_t* dense) {
+  const TileLayout to(format_of(whole ? DType::kQ8_0 : DType::kQ4_0));
+  for (std::size_t g = 0; g < groups; ++g) {
+    std::memcpy(dense + to.pair_at(g) + g % 2 * kMasksAt, from, kMasksAt);
+    std::uint8_t* group = dense + to.group_at(g);
+    clear_group(whole, group, to.group);
+    std::size_t ends[2] = {};
+    for (std::size_t quad = 0; quad < kQuads; ++quad) {
+      std::uint64_t line;
+      std::memcpy(&line, from + kMasksAt + quad * sizeof(line), sizeof(line));
+      const std::size_t half = whole ? 0 : quad / 4;
+      for (; line != 0; line &= line - 1) {
+        const auto bit = static_cast<std::size_t>(std::countr_zero(line));
+        const unsigned raw = from[kNumbersAt + ends[half]++];
+        const unsigned number = whole ? raw ^ 128u : (raw >> (4 * half) & 15u) ^ 8u;
+        put_dense(whole, bit / 4, 4 * quad + bit % 4, static_cast<std::uint8_t>(number), group);
+      }
+    }
+    from += kNumbersAt + std::max(ends[0], ends[1]);
+  }
+}
+
+// Whether tiles of pairs can hold it.
+bool is_pairs(const SparseMatrix& m) {
+  for (std::size_t i = 0; i < m.rows * (m.cols / kGroup); ++i) {
+    if (has_three(word_at(m.bytes + i * kMaskBytes))) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::size_t sparse_head(std::size_t rows, std::size_t cols) {
@@ -110,11 +201,15 @@ std::size_t sparse_bytes(DType type, std::size_t rows, std::size_t cols,
   return head + bytes_of(type == DType::kSparse8, first_numbers(m).back());
 }
 
-bool is_pairs(const SparseMatrix& m) {
-  for (std::size_t i = 0; i < m.rows * (m.cols / kGroup); ++i) {
-    if (has_three(word_at(m.bytes + i * kMaskBytes))) return false;
-  }
-  return true;
+SparseForm form_of(const SparseMatrix& m, bool masks) {
+  if (is_pairs(m)) return SparseForm::kPairs;
+  if (!masks) return SparseForm::kDense;
+  const bool pay = masks_pay(masks_tile_bytes(m), dense_tile_bytes(m.type, m.cols));
+  return pay ? SparseForm::kMasks : SparseForm::kDense;
+}
+
+std::size_t masks_tile_bytes(const SparseMatrix& m) {
+  return (longest_tile(Parts(m), m.rows) + 2 * kLine - 1) / kLine * kLine;
 }
 
 std::vector<std::size_t> first_numbers(const SparseMatrix& m) {
@@ -132,16 +227,21 @@ std::vector<std::size_t> first_numbers(const SparseMatrix& m) {
   return first;
 }
 
-void pack_sparse_tile(const SparseMatrix& m, std::size_t tile, std::size_t first, bool pairs,
+void pack_sparse_tile(const SparseMatrix& m, std::size_t tile, std::size_t first, SparseForm form,
                       std::uint8_t* to, std::size_t tile_bytes) {
   const Parts from(m);
+  const std::size_t begin = tile * kTileRows, rows = std::min(kTileRows, m.rows - begin);
+  if (form == SparseForm::kMasks) {
+    std::memset(to, 0, tile_bytes);
+    return pack_masks(from, begin, rows, first, to);
+  }
+  const bool pairs = form == SparseForm::kPairs;
   const TileLayout at(pairs ? pairs_layout(m.type) : TileLayout(format_of(dense_of(m.type))));
   const std::size_t head = pairs ? kLine : 0;
   std::memset(to, 0, tile_bytes);
   for (std::size_t g = 0; g < from.groups; ++g) {
     clear_group(from.whole, to + at.group_at(g) + head, at.group - head);
   }
-  const std::size_t begin = tile * kTileRows, rows = std::min(kTileRows, m.rows - begin);
   for (std::size_t r = 0; r < rows; ++r) {
     for (std::size_t g = 0; g < from.groups; ++g) {
       std::uint8_t* scales = to + at.pair_at(g) + g % 2 * kTileRows * kScaleBytes;
@@ -162,6 +262,7 @@ void expand_tile(const Packed& w, std::size_t tile, std::uint8_t* dense) {
   const bool whole = w.type == DType::kSparse8;
   const TileLayout from = pairs_layout(w.type), to(format_of(dense_of(w.type)));
   const std::uint8_t* packed = w.data + tile * w.tile_bytes;
+  if (w.masks) return expand_masks(whole, w.cols / kGroup, packed, dense);
   for (std::size_t g = 0; g < w.cols / kGroup; ++g) {
     const std::uint8_t *places = packed + from.group_at(g), *numbers = places + kLine;
     std::uint8_t* group = dense + to.group_at(g);
@@ -180,12 +281,13 @@ void expand_tile(const Packed& w, std::size_t tile, std::uint8_t* dense) {
   }
 }
 
-void multiply_pairs(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
-                    bool int8, std::uint8_t* space, float* out, std::size_t stride,
-                    std::size_t begin, std::size_t end) {
+void multiply_sparse(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
+                     bool int8, std::uint8_t* space, float* out, std::size_t stride,
+                     std::size_t begin, std::size_t end) {
   if (int8) {
-    const Matmul pairs = kernels.matmul_pairs[w.type == DType::kSparse8 ? 1 : 0];
-    return pairs(w, bias, in, out, stride, begin, end);
+    const std::size_t type = w.type == DType::kSparse8 ? 1 : 0;
+    const Matmul matmul = (w.masks ? kernels.matmul_masks : kernels.matmul_pairs)[type];
+    return matmul(w, bias, in, out, stride, begin, end);
   }
   const Matmul dense = kernels.matmul_float[static_cast<std::size_t>(dense_of(w.type))];
   const std::size_t tile_bytes = dense_tile_bytes(w.type, w.cols);

@@ -10,10 +10,15 @@
 //     pair u: which of its quad's columns a number stands in. Numbers of 8 bits: a line a pair of
 //     quads; of 4 bits, as Q4_0 has them: u in the low halves of line u or, from 2 on, in the high
 //     halves of line u - 2.
-//   All others are dense in memory: to spread numbers by masks takes longer than to read what the
-//   zeros take (docs/sparse.md).
+//   All others, where the processor spreads bytes by a mask (VBMI2): tiles of masks.
+//     A tile is a run of groups as long as their numbers are: [16 scales][8 masks of 64 bits, a quad
+//     each, bit 4 r + c for column c of row r][numbers, quad by quad, as Q4_0 and Q8_0 have them, the
+//     latter raised by 128]. Of 4 bits, quads 0 to 3 are in the low halves of the bytes, 4 to 7 in
+//     the high ones, both from the first byte on. A line can be read beyond the last number.
+//   Elsewhere they are dense in memory: to spread numbers takes longer than to read what the zeros
+//   take (docs/sparse.md).
 // For: kernels/matrix.cc and products. Not for: floats.
-// Read next: kernels/pairs_inl.h, which multiplies without the way back.
+// Read next: kernels/pairs_inl.h and kernels/avx512_masks.cc, which multiply without the way back.
 #pragma once
 
 #include <cstddef>
@@ -37,22 +42,27 @@ struct SparseMatrix {
   const std::uint8_t* bytes;
 };
 
-// Whether tiles of pairs can hold it.
-bool is_pairs(const SparseMatrix& m);
+enum class SparseForm { kDense, kPairs, kMasks };
+
+// How it lies in memory; of masks only if they can be multiplied, and where they are shorter than
+// dense tiles by enough to pay.
+SparseForm form_of(const SparseMatrix& m, bool masks);
+// Of each tile of masks, the longest one's, in whole lines.
+std::size_t masks_tile_bytes(const SparseMatrix& m);
 // The number of each tile's first number, and of all.
 std::vector<std::size_t> first_numbers(const SparseMatrix& m);
-// One tile, of pairs or dense, whose first number is `first`: all of its bytes are written.
-void pack_sparse_tile(const SparseMatrix& m, std::size_t tile, std::size_t first, bool pairs,
+// One tile whose first number is `first`: all of its bytes are written.
+void pack_sparse_tile(const SparseMatrix& m, std::size_t tile, std::size_t first, SparseForm form,
                       std::uint8_t* to, std::size_t tile_bytes);
 
 // The same numbers as a tile of the dense type, of dense_tile_bytes.
 void expand_tile(const Packed& w, std::size_t tile, std::uint8_t* dense);
 std::size_t dense_tile_bytes(DType type, std::size_t cols);
 
-// A product with tiles of pairs, as Matmul does it; `space` of dense_tile_bytes is the caller's.
-// Int8 activations are multiplied with numbers as they lie; for floats, the reference, each tile is
-// made dense. Either way gives the bits of dense tiles.
-void multiply_pairs(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
+// A product with tiles of pairs or masks, as Matmul does it; `space` of dense_tile_bytes is the
+// caller's. Int8 activations are multiplied with numbers as they lie; for floats, the reference, each
+// tile is made dense. Either way gives the bits of dense tiles.
+void multiply_sparse(const Kernels& kernels, const Packed& w, const float* bias, const Rows& in,
                     bool int8, std::uint8_t* space, float* out, std::size_t stride,
                     std::size_t begin, std::size_t end);
 

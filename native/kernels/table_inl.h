@@ -24,6 +24,7 @@ constexpr Kernels table_for(Isa isa) {
             .matmul_int8 = {int8_matmul<static_cast<DType>(kType)>()...},
             .matmul_f32_add = matmul_float<DType::kF32, true>,
             .matmul_pairs = {matmul_pairs<DType::kSparse4>, matmul_pairs<DType::kSparse8>},
+            .matmul_masks = {},
             .quantize = quantize,
             .rms_norm = rms_norm,
             .layer_norm = layer_norm,

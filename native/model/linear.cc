@@ -31,7 +31,7 @@ void multiply(const Pass& pass, const Linear& linear, const Rows& in, float* out
     std::uint8_t* const space =
         pass.scratch.expanded.data() +
         static_cast<std::size_t>(pass.worker) * pass.model.weights.expanded_bytes();
-    multiply_pairs(kernels, weight.view(), linear.bias.data(), in, int8, space, out, stride, begin,
+    multiply_sparse(kernels, weight.view(), linear.bias.data(), in, int8, space, out, stride, begin,
                     end);
     return;
   }

@@ -62,8 +62,8 @@ void pack(const Piece& piece) {
 
 }  // namespace
 
-Weights::Weights(const ModelConfig& config)
-    : layers(config.layers.size()), tied_(config.tie_embeddings) {
+Weights::Weights(const ModelConfig& config, bool masks)
+    : layers(config.layers.size()), tied_(config.tie_embeddings), masks_(masks) {
   const std::size_t d = config.d_model;
   add_linear("embed", embed, config.vocab_size, d, false);
   if (config.embed_norm) add_norm("embed_norm", embed_norm, config);
@@ -195,7 +195,7 @@ void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
   for (const StoredTensor& tensor : tensors) {
     const Slot& slot = slot_of(tensor);
     if (slot.matrix != nullptr) {
-      size += packed_bytes(tensor.type, slot.shape[0], slot.shape[1], tensor.bytes);
+      size += packed_bytes(tensor.type, slot.shape[0], slot.shape[1], tensor.bytes, masks_);
     }
   }
   // One piece of memory, in the order of the pass through the model.
@@ -230,7 +230,8 @@ void Weights::set(std::span<const StoredTensor> tensors, Team& team) {
 PackedMatrix* Weights::place(const StoredTensor& tensor, std::uint8_t*& space) {
   Slot& slot = slot_of(tensor);
   if (slot.matrix != nullptr) {
-    *slot.matrix = PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1], tensor.bytes);
+    *slot.matrix =
+        PackedMatrix(space, tensor.type, slot.shape[0], slot.shape[1], tensor.bytes, masks_);
     if (is_sparse(slot.matrix->type())) {
       expanded_bytes_ = std::max(expanded_bytes_, dense_tile_bytes(tensor.type, slot.shape[1]));
     }

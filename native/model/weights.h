@@ -52,7 +52,8 @@ struct Layer {
 
 class Weights {
  public:
-  explicit Weights(const ModelConfig& config);
+  // `masks`: whether tiles of masks can be multiplied (Kernels::has_masks).
+  Weights(const ModelConfig& config, bool masks);
   Weights(const Weights&) = delete;  // slots_ points into this object
   Weights& operator=(const Weights&) = delete;
 
@@ -99,7 +100,7 @@ class Weights {
   void add_norm(const std::string& name, NormWeights& norm_weights, const ModelConfig& config);
   void add_vector(const std::string& name, Vector& vector, std::size_t size);
 
-  bool tied_;
+  bool tied_, masks_;
   std::size_t size_bytes_ = 0, expanded_bytes_ = 0;
   std::vector<Buffer<std::uint8_t>> spaces_;  // what the matrices lie in
   std::map<std::string, Slot> slots_;

@@ -85,8 +85,8 @@ std::vector<float> product(const Kernels& k, const PackedMatrix& w, const Rows& 
   const auto part = [&](std::size_t begin, std::size_t end) {
     float* to = out.data() + begin * kTileRows;
     if (is_sparse(w.type())) {
-      return multiply_pairs(k, w.view(), bias.data(), in, int8, space.data(), to, w.rows(), begin,
-                            end);
+      return multiply_sparse(k, w.view(), bias.data(), in, int8, space.data(), to, w.rows(), begin,
+                             end);
     }
     const auto at = static_cast<std::size_t>(w.type());
     (int8 ? k.matmul_int8[at] : k.matmul_float[at])(w.view(), bias.data(), in, to, w.rows(), begin,
@@ -99,10 +99,10 @@ std::vector<float> product(const Kernels& k, const PackedMatrix& w, const Rows& 
 }
 
 void check_products(const Both& m, std::size_t n) {
-  const PackedMatrix sparse(m.type, m.rows, m.cols, m.sparse.data());
   const PackedMatrix dense(dense_of(m.type), m.rows, m.cols, m.dense.data());
   const std::vector<float> x = Noise(n).floats(n * m.cols);
   for (const Kernels* k : all_kernels()) {
+    const PackedMatrix sparse(m.type, m.rows, m.cols, m.sparse.data(), k->has_masks());
     Rounded rounded;
     rounded.at_least(n, m.cols);
     const Rows in{x.data(), m.cols, rounded.quants(), n};
@@ -133,11 +133,27 @@ TEST(sparse_products_have_the_bits_of_dense_ones) {
   }
 }
 
+// Whether it lies in tiles of masks where these can be multiplied.
+bool spreads(const Both& m) {
+  return PackedMatrix(m.type, m.rows, m.cols, m.sparse.data(), true).view().masks;
+}
+
+TEST(products_of_masks_have_the_bits_of_dense_ones) {
+  for (const DType type : kTypes) {
+    for (const std::size_t rows : {1u, 16u, 33u}) {
+      const Both m = both(type, rows, 992, false);
+      CHECK(spreads(m));
+      for (const std::size_t n : {1u, 2u, 4u, 5u, 8u, 9u, 17u}) check_products(m, n);
+    }
+  }
+}
+
 TEST(sparse_rows_read_back_are_the_dense_ones) {
   for (const DType type : kTypes) {
     for (const bool pairs : {false, true}) {
-      const Both m = both(type, 21, 160, pairs);
-      const PackedMatrix sparse(type, m.rows, m.cols, m.sparse.data());
+      const Both m = both(type, 21, 992, pairs);
+      CHECK(spreads(m) != pairs);
+      const PackedMatrix sparse(type, m.rows, m.cols, m.sparse.data(), true);
       const PackedMatrix dense(dense_of(type), m.rows, m.cols, m.dense.data());
       std::vector<float> got(m.cols), wanted(m.cols);
       for (std::size_t r = 0; r < m.rows; ++r) {
@@ -151,7 +167,7 @@ TEST(sparse_rows_read_back_are_the_dense_ones) {
 
 TEST(two_of_four_take_less_memory_and_others_no_more_than_dense_ones) {
   for (const DType type : kTypes) {
-    const std::size_t dense = packed_bytes(dense_of(type), 64, 256, nullptr);
+    const std::size_t dense = packed_bytes(dense_of(type), 64, 256, nullptr, false);
     const Both two = both(type, 64, 256, true), any = both(type, 64, 256, false);
     const PackedMatrix pairs(type, 64, 256, two.sparse.data());
     CHECK(is_sparse(pairs.type()));
@@ -160,6 +176,10 @@ TEST(two_of_four_take_less_memory_and_others_no_more_than_dense_ones) {
     const PackedMatrix others(type, 64, 256, any.sparse.data());
     CHECK(others.type() == dense_of(type));
     CHECK(others.size_bytes() == dense);
+    const PackedMatrix masks(type, 64, 256, any.sparse.data(), true);
+    CHECK(masks.view().masks);
+    CHECK(masks.size_bytes() * 8 <= dense * 7);
+    CHECK(masks.size_bytes() == packed_bytes(type, 64, 256, any.sparse.data(), true));
   }
 }
 

@@ -58,6 +58,14 @@ bool isa_available(Isa isa) {
   return isa == Isa::kPortable;
 }
 
+bool spreads_bytes() {
+#if defined(MIUDO_HAVE_X86)
+  return isa_available(Isa::kAvx512) && __builtin_cpu_supports("avx512vbmi2");
+#else
+  return false;
+#endif
+}
+
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::kNeon: return "neon";

@@ -15,6 +15,8 @@ Isa choose_isa();
 
 const char* isa_name(Isa isa);
 bool isa_available(Isa isa);
+// Whether a processor with AVX-512 has VBMI2 too.
+bool spreads_bytes();
 
 // `wanted` if above 0, else MIUDO_THREADS, else the cores this process may run on.
 int choose_threads(int wanted);
