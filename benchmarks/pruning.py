@@ -26,6 +26,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 PARTS = ("oneshot", "recovery", "structured")
 METHODS = ("magnitude", "wanda", "sparsegpt")
+TEACHINGS = {"kd": 1.0, "mixed": 0.5, "ce": 0.0}
+"""The weight of the parent's distributions against the text."""
 Cell = dict[str, float]
 
 
@@ -63,6 +66,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ridges", nargs="+", type=float, default=[0.0, 0.01], help="0: no repair")
     parser.add_argument("--calibration", type=int, default=65_536, help="tokens")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens of a recovery")
+    parser.add_argument(
+        "--teachings", nargs="+", choices=tuple(TEACHINGS), default=list(TEACHINGS),
+        help="of a recovery: from the parent, from parent and text, from the text",
+    )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--scratch", nargs="+", type=float, default=[1, 2, 4, 8],
@@ -232,19 +239,19 @@ def recovery(bench: Bench) -> None:
     o = bench.options
     for seed in o.seeds:
         fit = bench.settings(o.tokens, seed, o.lr_share)
-        for teaching, alpha in (("kd", 1.0), ("mixed", 0.5), ("ce", 0.0)):
+        for teaching in o.teachings:
             for pattern in o.patterns:
                 name = f"recovery {name_of(pattern)} {teaching} seed {seed}"
-                bench.taught(
-                    name, lambda p=pattern: bench.pruned(sparse(p, "sparsegpt")), fit, alpha
-                )
+                begun = partial(bench.pruned, sparse(pattern, "sparsegpt"))
+                bench.taught(name, begun, fit, TEACHINGS[teaching])
 
         def twin() -> Recovered:
             parent = bench.parent
             return Recovered(Decoder.from_weights(parent.config, parent.to_weights()), ())
 
-        # More training alone may help the parent too: what is given back is beside this.
-        bench.taught(f"recovery dense ce seed {seed}", twin, fit, 0.0)
+        if "ce" in o.teachings:
+            # More training alone may help the parent too: what is given back is beside this.
+            bench.taught(f"recovery dense ce seed {seed}", twin, fit, 0.0)
 
 
 def structured(bench: Bench) -> None:

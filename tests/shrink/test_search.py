@@ -162,8 +162,8 @@ def test_a_size_that_no_candidate_has_is_told_before_any_training(job: Make) -> 
 
 
 def test_methods_that_are_all_too_slow_are_told(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("miudo.shrink.forecast._SLOW", 0.0)
-    monkeypatch.setattr("miudo.shrink.forecast._TOO_SLOW", 0.0)
+    monkeypatch.setattr("miudo.shrink.damage._SLOW", 0.0)
+    monkeypatch.setattr("miudo.shrink.damage._TOO_SLOW", 0.0)
     with pytest.raises(UsageError, match="every method is too slow for 20 minutes: gptq took"):
         plan_shrink(job(steps=None, order=Order.CUT_ROUND, methods=("gptq",)))
 
@@ -172,7 +172,7 @@ def test_what_is_dearer_than_a_method_that_is_too_slow_is_not_measured(
     job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_SLOW", "_TOO_SLOW"):
-        monkeypatch.setattr(f"miudo.shrink.forecast.{name}", 0.0)
+        monkeypatch.setattr(f"miudo.shrink.damage.{name}", 0.0)
     lines: list[str] = []
     watcher = Silent()
     monkeypatch.setattr(watcher, "note", lines.append)
@@ -183,8 +183,26 @@ def test_what_is_dearer_than_a_method_that_is_too_slow_is_not_measured(
     assert not any("teacher: gptq" in line or "teacher: awq" in line for line in lines)
 
 
+def test_zeros_are_found_in_the_teacher_alone(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    watcher = Silent()
+    monkeypatch.setattr(watcher, "note", lines.append)
+    methods = ("nearest", "depth", "sparse")
+    plan = plan_shrink(job(order=Order.CUT_SPARSIFY_LEARN_ROUND, methods=methods), watcher)
+    cuts = [line for line in lines if line.startswith("cut: ")]
+    assert any(line.startswith("cut: sparse") for line in cuts)
+    assert any(line.startswith("cut: depth") for line in cuts)
+    assert not any("_sparse" in line for line in cuts)
+    both = [g for g in plan.forecast.guesses if "_sparse" in g.candidate.name]
+    assert both
+    assert len(set(cuts)) == len(cuts)
+    for guess in both:
+        assert guess.parameters < plan.baseline.teacher.row.parameters
+        assert guess.loss > plan.baseline.loss
+
+
 def test_a_slow_method_rounds_the_best_alone(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("miudo.shrink.forecast._SLOW", 0.0)
+    monkeypatch.setattr("miudo.shrink.damage._SLOW", 0.0)
     order = Order.CUT_ROUND
     wanted = job(steps=None, minutes=20.0, order=order, methods=("nearest", "gptq"), measured=4)
     plan = plan_shrink(wanted)

@@ -7,7 +7,7 @@ Read next: `miudo.shrink.halving`.
 Bytes are counted in the tensor table, plus what the teacher's file has besides tensors. Speed
 is the time in which a token's bytes could be read and its products done here, times the factor
 by which the rounded teacher was slower than that. Loss is that right after cutting, plus what
-the rounding alone added to the teacher's.
+the rounding alone, and zeros alone, added to the teacher's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from miudo.config import ModelConfig
-from miudo.decoder.decoder import Decoder
 from miudo.decoder.grids import holds_zero
 from miudo.engine.probe import Peaks
 from miudo.errors import CheckFailedError, UsageError
@@ -31,18 +30,16 @@ from miudo.formats.blocks import CODECS
 from miudo.formats.precision import stored_dtype
 from miudo.shrink.budget import Figures, enough_for
 from miudo.shrink.candidates import (
-    LEARN,
     NEAREST,
-    TRAINED,
     Candidate,
     Step,
     ends_sparse,
     propose,
 )
+from miudo.shrink.damage import Cuts, rounding_damage
 from miudo.shrink.ground import Baseline, Ground
 from miudo.shrink.halving import Round, plan_rounds, rounds_of_steps
 from miudo.shrink.jobs import ShrinkSettings
-from miudo.shrink.making import Trunk, cut, round_trunk
 from miudo.tensors import DType, Role, StoredTensor, parameter_count, tensor_table
 
 __all__ = [
@@ -56,16 +53,10 @@ __all__ = [
     "stored_types",
 ]
 
-_SLOW, _TOO_SLOW = 0.02, 0.08
-"""Of the time: a rounding that takes longer for the teacher alone is for the best, or for none."""
-
 MOST_LATE = 2
 """So many of the best are rounded by a method that is too slow for all."""
 
 _LATE = "slow, for the best alone"
-
-_PROBED = ("Q4_0", "Q3_K", "Q4_K")
-"""Types for which methods that calibrate are tried on the teacher: the first that there is."""
 
 _PRUNED = (Role.ATTENTION, Role.MLP)
 
@@ -160,12 +151,12 @@ def forecast(ground: Ground, baseline: Baseline) -> Forecast:
             remedy="Leave them out: all are tried",
         )
     started = time.perf_counter()
-    damage, slow, late = _rounding_damage(ground, baseline, candidates)
+    damage, slow, late = rounding_damage(ground, baseline, candidates)
     guesses, waiting = list[Guess](), list[Guess]()
     trunks: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         trunks.setdefault(candidate.group, []).append(candidate)
-    cuts = _Cuts(ground)
+    cuts = Cuts(ground, baseline.loss)
     configs: dict[str, ModelConfig] = {}
     for members in trunks.values():
         config, loss = cuts.of(members[0])
@@ -231,74 +222,6 @@ def predicted_speed(config: ModelConfig, dtypes: Mapping[str, DType], baseline: 
     work = step_work(config, numbers, [(speed.prompt_tokens + speed.new_tokens // 2, 1)])
     peaks = Peaks(0, baseline.read_bytes_per_s, baseline.int8_ops_per_s, baseline.float_ops_per_s)
     return 1.0 / (max(bounds(work, peaks)) * baseline.slowness)
-
-
-class _Cuts:
-    """Cuts trunks, remembering the losses: trunks that differ in their learning are cut alike."""
-
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._known: dict[tuple[Step, ...], tuple[ModelConfig, float]] = {}
-
-    def of(self, candidate: Candidate) -> tuple[ModelConfig, float]:
-        """Returns the shape, and the loss before any learning."""
-        steps = tuple(step for step in candidate.trunk if step.method != LEARN)
-        if steps not in self._known:
-            self._ground.progress.note(f"cut: {candidate.trunk_name}")
-            decoder = cut(self._ground, steps, seed=self._ground.job.settings.seed)
-            self._known[steps] = decoder.config, self._ground.loss(decoder)
-        return self._known[steps]
-
-
-def _rounding_damage(
-    ground: Ground, baseline: Baseline, candidates: Iterable[Candidate]
-) -> tuple[dict[Step, float], dict[str, str], dict[str, float]]:
-    """Returns what each rounding adds to the teacher's loss, and why some methods are slow.
-
-    The last are the seconds of those that are not too slow for a few.
-
-    Rounding to nearest is measured for every type. A method that calibrates is measured for one
-    type, and for the others taken to do as much better than nearest as there; one that trains,
-    to do as nearest does.
-    """
-    settings = ground.job.settings
-    steps = list(dict.fromkeys(candidate.rounding for candidate in candidates))
-    nearest: dict[Any, float] = {}
-    for dtype in dict.fromkeys(step.values["dtype"] for step in steps):
-        nearest[dtype] = _damage(ground, baseline, Step.of(NEAREST, dtype=dtype))
-    ratios: dict[str, float] = {NEAREST: 1.0, TRAINED: 1.0}
-    slow, late = dict[str, str](), dict[str, float]()
-    hopeless = ""
-    for step in steps:
-        if step.method in ratios:
-            continue
-        if hopeless:  # methods come by what they cost: dearer ones are not even measured
-            slow[step.method] = f"{step.method} takes longer than {hopeless}"
-            ratios[step.method] = 1.0
-            continue
-        own = {s.values["dtype"]: s for s in steps if s.method == step.method}
-        dtype = next((t for t in _PROBED if t in own), step.values["dtype"])
-        begun = time.perf_counter()
-        ratio = _damage(ground, baseline, own[dtype]) / max(nearest[dtype], 1e-6)
-        took = time.perf_counter() - begun
-        ratios[step.method] = min(1.0, max(0.0, ratio))
-        share = took / (60.0 * settings.minutes)
-        if settings.steps is None and share > _SLOW:
-            slow[step.method] = f"{step.method} took {took:.0f} s for the teacher"
-            if share <= _TOO_SLOW:
-                late[step.method] = took
-            else:
-                hopeless = step.method
-    adds = {step: ratios[step.method] * nearest[step.values["dtype"]] for step in steps}
-    return adds, slow, late
-
-
-def _damage(ground: Ground, baseline: Baseline, step: Step) -> float:
-    ground.progress.note(f"rounding the teacher: {step.label()}")
-    whole = Trunk(ground.teacher.decoder, 0, 0.0, (), ground.sparse)
-    rounded = round_trunk(ground, step, whole)
-    config = whole.decoder.config
-    return ground.loss(Decoder.from_weights(config, rounded.weights)) - baseline.loss
 
 
 def _guess(
