@@ -8,8 +8,8 @@ Read next: `docs/quantization.md`.
     python benchmarks/llama_cpp_files.py runs/files/*.gguf --text runs/en-data --positions 1024
 
 llama.cpp runs as it does by default but for its cache, which is float32 here. miudo runs with
-its default, int8 activations, and with float ones. A file that llama.cpp does not open has its
-error in the table. The interval (95%) is of the mean difference of log-probabilities, position
+its default, int8 activations, and with float ones. A file that llama.cpp does not open is named
+below the table. The interval (95%) is of the mean difference of log-probabilities, position
 by position.
 """
 
@@ -22,30 +22,42 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import xllamacpp
 from llama_cpp_agreement import Run, Z, llama_cpp, native, server, windows
 
 from miudo.formats import ModelFile, open_model
 from miudo.report import Table, text_table
 
 MUST = 0.005
+FEWEST = 100  # ids to score
 HEADERS = (
-    "file", "MB", "llama.cpp", "miudo, int8", "ratio", "95%", "miudo, float", "ratio"
+    "file", "MB", "scored", "llama.cpp", "miudo, int8", "ratio", "95%", "miudo, float", "ratio"
 )  # fmt: skip
 
 
 def main() -> None:
     given = arguments()
     rows: list[tuple[str, ...]] = []
-    beyond = []
+    beyond, closed = [], []
     for path in given.files:
-        print(path.name, file=sys.stderr, flush=True)
-        row, ratio = compared(path, given.text, given.context, given.positions)
+        model = open_model(path)
+        ids = list(windows(model, given.text, given.context, given.positions))
+        if sum(len(window) - 1 for window in ids) < FEWEST:
+            sys.exit(f"{given.text} has too few documents of {given.context} ids")
+        try:
+            running = server(path)
+        except RuntimeError as error:
+            closed.append(f"{path.name} ({error})")
+            continue
+        row, ratio = compared(path, model, running, ids)
         rows.append(row)
-        if not abs(ratio - 1) <= MUST:
+        print(*row, file=sys.stderr, flush=True)
+        if abs(ratio - 1) > MUST:
             beyond.append(path.name)
-    print(f"{given.positions} positions in windows of {given.context}, {given.text}")
+    print(f"windows of {given.context} ids of {given.text}")
     print(text_table(Table(HEADERS, rows)))
     print(f"beyond {MUST:.1%} of llama.cpp's perplexity: {', '.join(beyond) or 'none'}")
+    print(f"not opened by llama.cpp: {', '.join(closed) or 'none'}")
 
 
 def arguments() -> argparse.Namespace:
@@ -54,26 +66,27 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--text", type=Path, required=True, help="a file, .xz too, or a data folder's held-out part"
     )
-    parser.add_argument("--positions", type=int, default=1024)
-    parser.add_argument("--context", type=int, default=128, help="ids of a window")
+    parser.add_argument("--positions", type=int, default=1024, help="ids read, at most")
+    parser.add_argument(
+        "--context", type=int, default=128, choices=range(2, 512), metavar="2..511",
+        help="ids of a window",
+    )  # fmt: skip
     return parser.parse_args()
 
 
-def compared(path: Path, text: Path, context: int, positions: int) -> tuple[tuple[str, ...], float]:
+def compared(
+    path: Path, model: ModelFile, running: xllamacpp.Server, ids: Sequence[Sequence[int]]
+) -> tuple[tuple[str, ...], float]:
     """Returns a row of the table, and miudo's perplexity (int8) over llama.cpp's."""
-    model = open_model(path)
-    begin = (path.name, f"{path.stat().st_size / 1e6:.2f}")
-    ids = list(windows(model, text, context, positions))
-    try:
-        theirs = list(told_by_llama_cpp(path, model, ids))
-    except RuntimeError as error:
-        return (*begin, f"not opened: {error}", "", "", "", "", ""), math.nan
+    theirs = list(told_by_llama_cpp(running, path, model, ids))
     rounded = list(told(native(model, "int8"), ids))
     exact = list(told(native(model, "float"), ids))
     ratio = perplexity(rounded) / perplexity(theirs)
     spread = statistics.stdev(a - b for a, b in zip(rounded, theirs, strict=True))
     return (
-        *begin,
+        path.name,
+        f"{path.stat().st_size / 1e6:.2f}",
+        f"{len(theirs)}",
         f"{perplexity(theirs):.3f}",
         f"{perplexity(rounded):.3f}",
         f"{ratio:.4f}",
@@ -91,14 +104,14 @@ def told(run: Run, texts: Sequence[Sequence[int]]) -> Iterator[float]:
 
 
 def told_by_llama_cpp(
-    path: Path, model: ModelFile, texts: Sequence[Sequence[int]]
+    running: xllamacpp.Server, path: Path, model: ModelFile, texts: Sequence[Sequence[int]]
 ) -> Iterator[float]:
     """Yields the same from llama.cpp's server, a request a position.
 
     The bias draws the id that comes next in the text; the log-probability is of the logits
     before the bias. Half a character is held back with its log-probability: all ids then.
     """
-    running, whole = server(path), None
+    whole: Run | None = None
     for ids in texts:
         for n in range(1, len(ids)):
             answer = running.handle_completions(
@@ -115,7 +128,7 @@ def told_by_llama_cpp(
             if drawn and drawn[0]["id"] == ids[n]:
                 yield float(drawn[0]["logprob"])
             else:
-                whole = whole or llama_cpp(path, model)
+                whole = whole or llama_cpp(path, model, one_by_one=False)
                 yield float(whole(ids[:n])[-1][ids[n]])
 
 

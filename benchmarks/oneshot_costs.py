@@ -65,10 +65,10 @@ def floats(model: Path) -> int:
 
 
 def statistics_bytes(config: ModelConfig) -> int:
-    """Returns the bytes of one layer's curvatures in float32: a square for each width read."""
+    """Returns the bytes of one layer's curvatures in float64: a square for each width read."""
     first = config.layers[0]
     read = (config.d_model, config.d_model, first.n_heads * first.head_dim, first.d_ff)
-    return 4 * sum(width**2 for width in read)
+    return 8 * sum(width**2 for width in read)
 
 
 def commands(given: argparse.Namespace) -> Iterator[tuple[str, Sequence[str]]]:
@@ -96,9 +96,11 @@ def cost(command: Sequence[str], threads: int) -> tuple[float, float, float]:
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert started.stderr is not None  # noqa: S101 - a pipe was asked for
-    said = started.stderr.read().decode()
+    with started.stderr:
+        said = started.stderr.read().decode()
     _, status, used = os.wait4(started.pid, 0)
-    if os.waitstatus_to_exitcode(status):
+    started.returncode = os.waitstatus_to_exitcode(status)
+    if started.returncode:
         sys.exit(f"miudo {' '.join(command)}\n{said}")
     wall = time.perf_counter() - begin
     return wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / MB

@@ -283,12 +283,12 @@ def structured(bench: Bench) -> None:
         return dataclasses.replace(fit, lr=o.scratch_lr or fit.lr)
 
     seed = o.seeds[0]
+    rate = f" lr {o.scratch_lr:g}" if o.scratch_lr else ""
     for times in o.scratch:  # each a whole run, its learning rate falling to the end
         long = from_scratch(o.tokens * times, seed)
-        bench.taught(f"scratch {times:g} ce seed {seed}", lambda: fresh(seed), long, 0.0)
-    bench.taught(
-        f"scratch 1 kd seed {seed}", lambda: fresh(seed), from_scratch(o.tokens, seed), 1.0
-    )
+        bench.taught(f"scratch {times:g} ce{rate} seed {seed}", lambda: fresh(seed), long, 0.0)
+    once = from_scratch(o.tokens, seed)
+    bench.taught(f"scratch 1 kd{rate} seed {seed}", lambda: fresh(seed), once, 1.0)
 
 
 def name_of(pattern: str) -> str:

@@ -2,8 +2,6 @@
 // is compiled for the latter. A line of numbers is spread to where its mask has bits, zeros between
 // them, and is then a line of a dense tile: the sums are the same, made in the same order, to the bit.
 // Read next: kernels/sparse.h for the layout.
-#include <bit>
-
 #include "kernels/tile_avx512.h"
 //
 #include "kernels/lanes16.h"
@@ -12,8 +10,6 @@
 
 namespace miudo {
 namespace {
-
-constexpr std::size_t kMasksAt = kTileRows * 2, kNumbersAt = kMasksAt + kLine;
 
 inline std::uint64_t mask_at(const std::uint8_t* masks, std::size_t quad) {
   std::uint64_t mask;
@@ -29,7 +25,9 @@ inline Bytes64 spread(std::uint64_t mask, const std::uint8_t* p, Bytes64 zero) {
   return {_mm512_mask_expand_epi8(zero.v, mask, numbers)};
 }
 
-inline std::size_t count(std::uint64_t mask) { return static_cast<std::size_t>(std::popcount(mask)); }
+inline std::size_t count(std::uint64_t mask) {
+  return static_cast<std::size_t>(__builtin_popcountll(mask));
+}
 
 template <int N>
 inline void add_quad(Bytes64 numbers, std::size_t quad, const Place& x,
@@ -93,20 +91,13 @@ void masks_block(const Packed& w, const float* bias, Place x, std::size_t n, flo
 template <DType kType>
 void matmul_masks(const Packed& w, const float* bias, const Rows& in, float* out,
                   std::size_t stride, std::size_t begin, std::size_t end) {
-  const std::size_t k = w.cols, groups = k / kGroup;
-  for (std::size_t tile = begin; tile < end; ++tile) {
-    for (std::size_t at = 0; at < in.n; at += kBlockRows) {
-      const std::size_t n = in.n - at < kBlockRows ? in.n - at : kBlockRows;
-      const std::size_t width = block_width(n);
-      const Place x{in.quants.values + at * k, in.quants.scales + at * groups,
-                    in.quants.sums + at * groups, nullptr, width, 0};
-      float* to = out + at * stride + (tile - begin) * kTileRows;
-      const auto block = width == 1   ? masks_block<kType, 1>
-                         : width == 4 ? masks_block<kType, 4>
+  by_blocks(w, in, begin, end, [&](const Place& x, std::size_t at, std::size_t n, std::size_t tile) {
+    float* to = out + at * stride + (tile - begin) * kTileRows;
+    const auto block = x.width == 1   ? masks_block<kType, 1>
+                       : x.width == 4 ? masks_block<kType, 4>
                                       : masks_block<kType, kBlockRows>;
-      block(w, bias, x, n, to, stride, tile);
-    }
-  }
+    block(w, bias, x, n, to, stride, tile);
+  });
 }
 
 }  // namespace

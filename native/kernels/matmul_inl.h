@@ -222,9 +222,11 @@ constexpr std::size_t kAhead = 4096;
 // Bytes of activations that stay in the second-level cache beside a tile.
 constexpr std::size_t kNearBytes = 384 * 1024;
 
-template <DType kType>
-void matmul_int8(const Packed& w, const float* bias, const Rows& in, float* out,
-                 std::size_t stride, std::size_t begin, std::size_t end) {
+// Calls block(place, first position, positions, tile) for every block of eight and every tile, so
+// that activations stay near.
+template <typename Block>
+void by_blocks(const Packed& w, const Rows& in, std::size_t begin, std::size_t end,
+               const Block& block) {
   const std::size_t k = w.cols, groups = k / kGroup;
   const std::size_t blocks = (in.n + kBlockRows - 1) / kBlockRows;
   const std::size_t turns = (blocks * kBlockRows * k + kNearBytes - 1) / kNearBytes;
@@ -234,21 +236,28 @@ void matmul_int8(const Packed& w, const float* bias, const Rows& in, float* out,
     for (std::size_t tile = begin; tile < end; ++tile) {
       for (std::size_t b = first; b < last; ++b) {
         const std::size_t at = b * kBlockRows, n = in.n - at < kBlockRows ? in.n - at : kBlockRows;
-        const std::size_t width = block_width(n);
         const Place x{in.quants.values + at * k, in.quants.scales + at * groups,
-                      in.quants.sums + at * groups, in.quants.first_sums + at * groups, width,
-                      b == first ? kAhead : 0};
-        float* to = out + at * stride + (tile - begin) * kTileRows;
-        if (width == 1) {
-          int8_block<kType, 1>(w, bias, x, n, to, stride, tile);
-        } else if (width == 4 || kInt8Rows == 4) {
-          int8_block<kType, 4>(w, bias, x, n, to, stride, tile);
-        } else {
-          int8_block<kType, kInt8Rows>(w, bias, x, n, to, stride, tile);
-        }
+                      in.quants.sums + at * groups, in.quants.first_sums + at * groups,
+                      block_width(n), b == first ? kAhead : 0};
+        block(x, at, n, tile);
       }
     }
   }
+}
+
+template <DType kType>
+void matmul_int8(const Packed& w, const float* bias, const Rows& in, float* out,
+                 std::size_t stride, std::size_t begin, std::size_t end) {
+  by_blocks(w, in, begin, end, [&](const Place& x, std::size_t at, std::size_t n, std::size_t tile) {
+    float* to = out + at * stride + (tile - begin) * kTileRows;
+    if (x.width == 1) {
+      int8_block<kType, 1>(w, bias, x, n, to, stride, tile);
+    } else if (x.width == 4 || kInt8Rows == 4) {
+      int8_block<kType, 4>(w, bias, x, n, to, stride, tile);
+    } else {
+      int8_block<kType, kInt8Rows>(w, bias, x, n, to, stride, tile);
+    }
+  });
 }
 
 }  // namespace

@@ -33,18 +33,15 @@ void transpose(const std::uint8_t* rows, std::size_t row_bytes, std::size_t coun
 
 std::size_t tile_bytes_of(DType type, std::size_t cols) {
   if (is_float(type)) return round_up(kTileRows * stored_bytes(type, 1, cols), kLine);
-  const TileLayout at = is_sparse(type) ? pairs_layout(type) : TileLayout(format_of(type));
-  return round_up(at.size(cols / kGroup), kLine);
+  return round_up(TileLayout(format_of(type)).size(cols / kGroup), kLine);
 }
 
 // A matrix as it lies in memory, but for where.
 Packed laid_out(const SparseMatrix& m, bool masks) {
-  const SparseForm form = is_sparse(m.type) ? form_of(m, masks) : SparseForm::kDense;
-  if (form == SparseForm::kMasks) {
-    return {nullptr, m.rows, m.cols, masks_tile_bytes(m), m.type, true};
-  }
-  const DType type = form == SparseForm::kDense ? dense_of(m.type) : m.type;
-  return {nullptr, m.rows, m.cols, tile_bytes_of(type, m.cols), type};
+  if (!is_sparse(m.type)) return {nullptr, m.rows, m.cols, tile_bytes_of(m.type, m.cols), m.type};
+  const SparseLayout at = layout_of(m, masks);
+  const DType type = at.form == SparseForm::kDense ? dense_of(m.type) : m.type;
+  return {nullptr, m.rows, m.cols, at.tile_bytes, type, at.form == SparseForm::kMasks};
 }
 
 }  // namespace

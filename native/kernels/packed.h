@@ -138,6 +138,9 @@ static constexpr TileLayout pairs_layout(DType type) {
   return at;
 }
 
+// Of sparse types in tiles of masks: where the masks of a group begin, and its numbers.
+static constexpr std::size_t kMasksAt = kTileRows * 2, kNumbersAt = kMasksAt + kLine;
+
 // A sparse type stands for tiles of pairs or of masks here; other sparse matrices are dense in
 // memory.
 struct Packed {

@@ -9,9 +9,6 @@ namespace {
 
 constexpr std::size_t kMaskBytes = 4, kScaleBytes = 2;
 
-// Tiles of masks: where the numbers of a group begin.
-constexpr std::size_t kMasksAt = kTileRows * kScaleBytes, kNumbersAt = kMasksAt + kLine;
-
 std::uint32_t word_at(const std::uint8_t* p) {
   std::uint32_t word;
   std::memcpy(&word, p, sizeof(word));
@@ -99,16 +96,23 @@ void pack_dense(const Parts& from, std::uint32_t mask, std::size_t r, std::size_
   }
 }
 
-// The bytes of the numbers of a group of a tile of masks, whose rows begin with `row`.
-std::size_t group_numbers(const Parts& from, std::size_t row, std::size_t rows, std::size_t g) {
-  std::size_t low = 0, high = 0;
-  for (std::size_t r = 0; r < rows; ++r) {
-    const std::uint32_t mask = from.mask(row + r, g);
-    low += count(mask & 0xFFFFu);
-    high += count(mask >> 16);
+// A group of 16 rows, those beyond the last without numbers.
+struct GroupMasks {
+  std::uint32_t row[kTileRows] = {};
+
+  GroupMasks(const Parts& from, std::size_t first, std::size_t rows, std::size_t g) {
+    for (std::size_t r = 0; r < rows; ++r) row[r] = from.mask(first + r, g);
   }
-  return from.whole ? low + high : std::max(low, high);
-}
+  // The bytes of its numbers in a tile of masks.
+  std::size_t bytes(bool whole) const {
+    std::size_t low = 0, high = 0;
+    for (const std::uint32_t mask : row) {
+      low += count(mask & 0xFFFFu);
+      high += count(mask >> 16);
+    }
+    return whole ? low + high : std::max(low, high);
+  }
+};
 
 // The longest tile of masks, without the line that may be read beyond it.
 std::size_t longest_tile(const Parts& from, std::size_t rows) {
@@ -116,19 +120,24 @@ std::size_t longest_tile(const Parts& from, std::size_t rows) {
   for (std::size_t row = 0; row < rows; row += kTileRows) {
     std::size_t size = from.groups * kNumbersAt;
     for (std::size_t g = 0; g < from.groups; ++g) {
-      size += group_numbers(from, row, std::min(kTileRows, rows - row), g);
+      size += GroupMasks(from, row, std::min(kTileRows, rows - row), g).bytes(from.whole);
     }
     longest = std::max(longest, size);
   }
   return longest;
 }
 
-// To spread numbers costs twice the arithmetic of dense tiles: with fewer bytes than these left out
-// there is nothing to win on any memory (docs/sparse.md).
-bool masks_pay(std::size_t masks, std::size_t dense) { return 8 * masks <= 7 * dense; }
+// To spread numbers costs twice the arithmetic of dense tiles, which more bytes left out must pay for
+// the fewer a dense tile has (measured, docs/sparse.md).
+bool masks_pay(bool whole, std::size_t masks, std::size_t dense) {
+  return whole ? 4 * masks <= 3 * dense : 3 * masks <= 2 * dense;
+}
 
+// A group whose numbers are more than were counted when the tile got its place, by a file that
+// changed since, is left zero.
 void pack_masks(const Parts& from, std::size_t begin, std::size_t rows, std::size_t first,
-                std::uint8_t* to) {
+                std::uint8_t* to, std::size_t tile_bytes) {
+  std::size_t room = tile_bytes - kLine - from.groups * kNumbersAt;
   std::size_t next[kTileRows];  // of each row, its number that comes next
   for (std::size_t r = 0; r < rows; ++r) {
     next[r] = first;
@@ -139,11 +148,18 @@ void pack_masks(const Parts& from, std::size_t begin, std::size_t rows, std::siz
     for (std::size_t r = 0; r < rows; ++r) {
       std::memcpy(to + r * kScaleBytes, from.scale(begin + r, g), kScaleBytes);
     }
+    const GroupMasks masks(from, begin, rows, g);
+    const std::size_t bytes = masks.bytes(from.whole);
+    if (bytes > room) {
+      to += kNumbersAt;
+      continue;
+    }
+    room -= bytes;
     for (std::size_t quad = 0; quad < kQuads; ++quad) {
       std::uint64_t line = 0;
       const std::size_t half = from.whole ? 0 : quad / 4;
       for (std::size_t r = 0; r < rows; ++r) {
-        const std::uint32_t four = from.mask(begin + r, g) >> (4 * quad) & 15u;
+        const std::uint32_t four = masks.row[r] >> (4 * quad) & 15u;
         line |= std::uint64_t{four} << (4 * r);
         for (std::size_t i = 0; i < count(four); ++i) {
           const std::uint32_t number = from.number(next[r]++) ^ (from.whole ? 128u : 8u);
@@ -153,7 +169,7 @@ void pack_masks(const Parts& from, std::size_t begin, std::size_t rows, std::siz
       }
       std::memcpy(to + kMasksAt + quad * sizeof(line), &line, sizeof(line));
     }
-    to += kNumbersAt + std::max(ends[0], ends[1]);
+    to += kNumbersAt + bytes;
   }
 }
 
@@ -201,15 +217,17 @@ std::size_t sparse_bytes(DType type, std::size_t rows, std::size_t cols,
   return head + bytes_of(type == DType::kSparse8, first_numbers(m).back());
 }
 
-SparseForm form_of(const SparseMatrix& m, bool masks) {
-  if (is_pairs(m)) return SparseForm::kPairs;
-  if (!masks) return SparseForm::kDense;
-  const bool pay = masks_pay(masks_tile_bytes(m), dense_tile_bytes(m.type, m.cols));
-  return pay ? SparseForm::kMasks : SparseForm::kDense;
-}
-
-std::size_t masks_tile_bytes(const SparseMatrix& m) {
-  return (longest_tile(Parts(m), m.rows) + 2 * kLine - 1) / kLine * kLine;
+SparseLayout layout_of(const SparseMatrix& m, bool masks) {
+  const auto lines = [](std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; };
+  if (is_pairs(m)) {
+    return {SparseForm::kPairs, lines(pairs_layout(m.type).size(m.cols / kGroup))};
+  }
+  const std::size_t dense = dense_tile_bytes(m.type, m.cols);
+  if (masks) {
+    const std::size_t bytes = lines(longest_tile(Parts(m), m.rows) + kLine);
+    if (masks_pay(m.type == DType::kSparse8, bytes, dense)) return {SparseForm::kMasks, bytes};
+  }
+  return {SparseForm::kDense, dense};
 }
 
 std::vector<std::size_t> first_numbers(const SparseMatrix& m) {
@@ -233,7 +251,7 @@ void pack_sparse_tile(const SparseMatrix& m, std::size_t tile, std::size_t first
   const std::size_t begin = tile * kTileRows, rows = std::min(kTileRows, m.rows - begin);
   if (form == SparseForm::kMasks) {
     std::memset(to, 0, tile_bytes);
-    return pack_masks(from, begin, rows, first, to);
+    return pack_masks(from, begin, rows, first, to, tile_bytes);
   }
   const bool pairs = form == SparseForm::kPairs;
   const TileLayout at(pairs ? pairs_layout(m.type) : TileLayout(format_of(dense_of(m.type))));

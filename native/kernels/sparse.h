@@ -10,7 +10,7 @@
 //     pair u: which of its quad's columns a number stands in. Numbers of 8 bits: a line a pair of
 //     quads; of 4 bits, as Q4_0 has them: u in the low halves of line u or, from 2 on, in the high
 //     halves of line u - 2.
-//   All others, where the processor spreads bytes by a mask (VBMI2): tiles of masks.
+//   All others with enough zeros, where the processor spreads bytes by a mask (VBMI2): tiles of masks.
 //     A tile is a run of groups as long as their numbers are: [16 scales][8 masks of 64 bits, a quad
 //     each, bit 4 r + c for column c of row r][numbers, quad by quad, as Q4_0 and Q8_0 have them, the
 //     latter raised by 128]. Of 4 bits, quads 0 to 3 are in the low halves of the bytes, 4 to 7 in
@@ -44,11 +44,15 @@ struct SparseMatrix {
 
 enum class SparseForm { kDense, kPairs, kMasks };
 
-// How it lies in memory; of masks only if they can be multiplied, and where they are shorter than
-// dense tiles by enough to pay.
-SparseForm form_of(const SparseMatrix& m, bool masks);
-// Of each tile of masks, the longest one's, in whole lines.
-std::size_t masks_tile_bytes(const SparseMatrix& m);
+// How a sparse matrix lies in memory, in whole lines a tile. Of tiles of masks all are as long as the
+// longest.
+struct SparseLayout {
+  SparseForm form;
+  std::size_t tile_bytes;
+};
+
+// Masks only if they can be multiplied, and where they are shorter than dense tiles by enough to pay.
+SparseLayout layout_of(const SparseMatrix& m, bool masks);
 // The number of each tile's first number, and of all.
 std::vector<std::size_t> first_numbers(const SparseMatrix& m);
 // One tile whose first number is `first`: all of its bytes are written.

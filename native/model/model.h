@@ -17,7 +17,7 @@ struct Model {
       : config(std::move(c)),
         kernels(kernels_for(isa)),
         int8_activations(int8),
-        weights(config, kernels.has_masks()),
+        weights(config, int8 && kernels.has_masks()),
         layout(config, cache) {
     for (const LayerConfig& layer : config.layers) rotation_of.push_back(find_rotation(layer));
   }

@@ -52,7 +52,7 @@ struct Layer {
 
 class Weights {
  public:
-  // `masks`: whether tiles of masks can be multiplied (Kernels::has_masks).
+  // `masks`: whether tiles of masks will be multiplied as they lie (Kernels::has_masks, int8).
   Weights(const ModelConfig& config, bool masks);
   Weights(const Weights&) = delete;  // slots_ points into this object
   Weights& operator=(const Weights&) = delete;

@@ -144,10 +144,11 @@ def test_columns_that_saw_nothing_are_rounded_as_if_alone() -> None:
     x[:, 40:50] = 0
     gram = gram_of(x)
     made = round_matrix("w", weight, gram, DType.Q4_0, Outcome())
-    squares = gram.mean_square.numpy().astype(np.float32)
-    codes = codes_of(encode(weight.numpy(), DType.Q4_0, squares))
-    np.testing.assert_array_equal(codes_of(made)[:, 40:50], codes[:, 40:50])
-    assert (codes_of(made) != codes).any()
+    steps = weight.numpy() / grid_of(made).scale + 8
+    away = np.abs(codes_of(made) - steps.clip(0, 15))
+    # The last word is the scales', which move by little.
+    assert away[:, 40:50].max() < 0.55
+    assert away.max() > 0.75
 
 
 def test_zeros_of_a_pruned_matrix_stay_and_the_rest_makes_up_for_them() -> None:

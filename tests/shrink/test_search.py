@@ -19,7 +19,7 @@ from miudo.formats import open_model
 from miudo.formats.blocks import to_f32
 from miudo.formats.zeros import declared
 from miudo.shrink.budget import Budget, Prefer
-from miudo.shrink.candidates import Order
+from miudo.shrink.candidates import LEARN, Order
 from miudo.shrink.jobs import ShrinkJob
 from miudo.shrink.plan import plan_shrink
 from miudo.shrink.search import run_shrink
@@ -187,18 +187,22 @@ def test_zeros_are_found_in_the_teacher_alone(job: Make, monkeypatch: pytest.Mon
     lines: list[str] = []
     watcher = Silent()
     monkeypatch.setattr(watcher, "note", lines.append)
-    methods = ("nearest", "depth", "sparse")
-    plan = plan_shrink(job(order=Order.CUT_SPARSIFY_LEARN_ROUND, methods=methods), watcher)
+    plan = plan_shrink(job(methods=("nearest", "depth", "sparse")), watcher)
     cuts = [line for line in lines if line.startswith("cut: ")]
     assert any(line.startswith("cut: sparse") for line in cuts)
     assert any(line.startswith("cut: depth") for line in cuts)
     assert not any("_sparse" in line for line in cuts)
-    both = [g for g in plan.forecast.guesses if "_sparse" in g.candidate.name]
-    assert both
     assert len(set(cuts)) == len(cuts)
-    for guess in both:
-        assert guess.parameters < plan.baseline.teacher.row.parameters
-        assert guess.loss > plan.baseline.loss
+    losses = {}
+    for guess in plan.forecast.guesses:
+        steps = tuple(s.label() for s in guess.candidate.trunk if s.method != LEARN)
+        losses[steps, guess.candidate.rounding] = guess.loss
+    both = [(steps, rounding) for steps, rounding in losses if len(steps) == 2]
+    assert both
+    for (cut, zeros), rounding in both:
+        added = losses[(zeros,), rounding] - losses[(), rounding]
+        wanted = pytest.approx(losses[(cut,), rounding] + added)
+        assert losses[(cut, zeros), rounding] == wanted
 
 
 def test_a_slow_method_rounds_the_best_alone(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """GPTQ: columns rounded one after the other, each one's error made up for by those to come.
 
 For: the most quality at the same bytes and type without training; blocks of GGUF as they are.
-Scales are fixed by an importance-weighted search beforehand, and fitted to the codes afterwards.
+Scales are fixed by an importance-weighted search beforehand; afterwards they are fitted to the
+codes, and the codes gone over again (`descend`), in turns.
 Not for: training the rounding (`miudo.compress.quantize.learned`).
 Read next: `miudo.compress.hessian`, the arithmetic; `miudo.compress.quantize.plan`, the order.
 
@@ -15,11 +16,13 @@ from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from miudo.compress.hessian import DAMPING, compensate, invert, output_error
 from miudo.compress.method import Report, in_range
+from miudo.compress.quantize.descent import descend
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
@@ -35,10 +38,13 @@ from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError
 from miudo.formats.block_codec import ByteArray
 from miudo.formats.blocks import CODECS, encode, to_f32
-from miudo.formats.grid import Grid, grid_of, with_codes
+from miudo.formats.grid import Grid, codes_of, grid_of, with_codes
 from miudo.tensors import DType, StoredTensor, Weights
 
 __all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "refit", "round_matrix"]
+
+_TURNS, _FEW = 4, 1e-3
+"""So often scales and codes are fitted to each other, or until that share of codes moves."""
 
 
 def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray:
@@ -49,20 +55,24 @@ def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray
     its mask, and what is left makes up for what the pruned columns do not carry.
     """
     codes = np.zeros(tuple(weight.shape), dtype=np.uint8)
-    kept = (weight == 0)[:, order].numpy()
-    zero = int(np.argmin(np.abs(grid.levels)))
-    held = kept & (grid.offset == 0)[:, order.numpy()] & (grid.levels[zero] == 0)
+    held, zero = _held_zeros(weight, grid)
 
     def fix(j: int, columns: Tensor) -> Tensor:
         at = int(order[j])
         column = grid[:, at : at + 1]  # O 1
         chosen = column.nearest(columns[:, :1].numpy().astype(np.float32))[:, 0]
-        chosen[held[:, j]] = zero
+        chosen[held[:, at]] = zero
         codes[:, at] = chosen
         return torch.from_numpy(column.values(chosen[:, None])[:, 0]).double()
 
     compensate(weight.double()[:, order], factor, fix)
     return codes
+
+
+def _held_zeros(weight: Tensor, grid: Grid) -> tuple[npt.NDArray[np.bool_], int]:
+    """Returns which exact zeros of weight [O, I] the grid can keep, and the code of zero."""
+    zero = int(np.argmin(np.abs(grid.levels)))
+    return (weight == 0).numpy() & (grid.offset == 0) & (grid.levels[zero] == 0), zero
 
 
 def refit(weight: Tensor, stored: StoredTensor, hessian: Tensor) -> StoredTensor:
@@ -96,6 +106,20 @@ def refit(weight: Tensor, stored: StoredTensor, hessian: Tensor) -> StoredTensor
         blocks[kind] = held.reshape(-1).astype(np.float16)
         parts[kind] = unit * np.repeat(held, stored.dtype.block, axis=1)
     return StoredTensor(stored.dtype, stored.shape, blocks.view(np.uint8))
+
+
+def _improved(weight: Tensor, stored: StoredTensor, hessian: Tensor) -> StoredTensor:
+    """Returns `stored` with scales and codes fitted to each other in turns."""
+    wanted, h = weight.double().numpy(), hessian.numpy()
+    found = refit(weight, stored, hessian)
+    for _ in range(_TURNS):
+        grid = grid_of(found)
+        held = _held_zeros(weight, grid)[0]
+        codes, changed = descend(wanted, grid, codes_of(found), h, held=held)
+        found = refit(weight, with_codes(found, codes), hessian)
+        if changed < _FEW * codes.size:
+            break
+    return found
 
 
 @dataclass
@@ -148,7 +172,7 @@ def round_matrix(
     codes = gptq(weight, grid_of(plain), inverse.factor, order)
     damped = gram.outer.clone()
     damped.diagonal().add_(inverse.damping * damped.diagonal().mean())
-    found = refit(weight, with_codes(plain, codes), damped)
+    found = _improved(weight, with_codes(plain, codes), damped)
     errors = [
         output_error(weight, torch.from_numpy(to_f32(made)), gram.outer) for made in (plain, found)
     ]
