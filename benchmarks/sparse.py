@@ -36,7 +36,7 @@ from miudo.protocol import SeqWork, Want
 from miudo.report import Table, text_table
 from miudo.tensors import DType, Role, StoredTensor, Weights, tensor_table
 
-PATTERNS = ("2:4", "50%", "60%", "70%")
+PATTERNS = ("2:4", "40%", "50%", "60%", "70%", "80%")
 TYPES = {DType.Q4_0: DType.SPARSE4, DType.Q8_0: DType.SPARSE8}
 SHORT_VOCABULARY = 64  # so that next to nothing but blocks is read
 HEADERS = (
@@ -74,7 +74,8 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; "
         f"{options.layers} layers, {'whole' if options.whole else 'matrices alone'}, "
-        f"{options.pairs} pairs of {options.tokens} tokens, threads {options.threads}, "
+        f"{options.pairs} pairs of {options.tokens} x {options.prompt} ids, "
+        f"threads {options.threads}, "
         f"{options.clock} clock"
     )
     print(text_table(Table(HEADERS, rows, text_columns=frozenset({0, 1, 6}))))
@@ -93,7 +94,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--whole", action="store_true", help="Real vocabulary, head in Q8_0.")
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=8, help="steps of each side of a pair")
+    parser.add_argument("--prompt", type=int, default=1, help="ids of a step; 1: new tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     return parser.parse_args()
@@ -111,7 +113,8 @@ def measured(
     engines = [NativeEngine(model, threads=options.threads) for model in (dense, sparse)]
     held = [engine.weight_bytes for engine in engines]
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    ratios = interval(ratios_of(engines, clock, options.pairs, options.tokens))
+    shape = (options.pairs + 1, options.tokens, options.prompt)
+    ratios = interval(ratios_of(engines, clock, shape))
     return [
         pattern,
         str(dtype),
@@ -127,19 +130,23 @@ def measured(
 
 
 def ratios_of(
-    engines: list[NativeEngine], clock: Callable[[], float], pairs: int, tokens: int
+    engines: list[NativeEngine], clock: Callable[[], float], shape: tuple[int, int, int]
 ) -> list[float]:
-    """Dense seconds over sparse ones, pair by pair; raises if logits differ in a bit."""
-    held = [engine.open() for engine in engines]
-    ids = np.random.default_rng(1).integers(0, engines[0].config.vocab_size, (pairs + 1, tokens))
+    """Dense seconds over sparse ones, pair by pair; raises if logits differ in a bit.
+
+    `shape` is of pairs, one more to warm up, steps and ids of a step.
+    """
+    ids = np.random.default_rng(1).integers(0, engines[0].config.vocab_size, shape)
     ratios = []
-    for pair in range(pairs + 1):
+    for pair in range(len(ids)):
         took, logits = [0.0, 0.0], [b"", b""]
         for side in (0, 1) if pair % 2 else (1, 0):
+            held = engines[side].open()
             start = clock()
-            for token in ids[pair].tolist():
-                (out,) = engines[side].step([SeqWork(held[side], [token], Want.LAST_LOGITS)])
+            for step in ids[pair].tolist():
+                (out,) = engines[side].step([SeqWork(held, step, Want.LAST_LOGITS)])
             took[side] = clock() - start
+            engines[side].close(held)
             logits[side] = b"" if out.logits is None else out.logits.tobytes()
         if logits[0] != logits[1]:
             raise SystemExit("the sparse model's logits are not the dense one's")
