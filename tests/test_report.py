@@ -1,3 +1,4 @@
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -91,6 +92,19 @@ def test_a_plot_takes_the_colour_of_its_page_and_repeats_itself() -> None:
     assert first.startswith("<svg")
     assert "currentColor" in first
     assert "#010203" not in first
+
+
+def test_labels_of_one_place_do_not_cover_each_other_and_wide_heights_are_logarithmic() -> None:
+    from miudo.report import Point, scatter_plot
+
+    near = [Point(1.0, 40.0 + i / 10, "a", label=f"mark {i}") for i in range(4)]
+    places = re.compile(r'y="([\d.]+)"[^>]*>mark')
+    for points, wide in ((near, False), ([*near, Point(2.0, 2000.0, "b")], True)):
+        drawn = scatter_plot(points, x="size", y="perplexity")
+        heights = sorted(map(float, places.findall(drawn)))
+        assert len(heights) == 4
+        assert all(b - a >= 8.0 for a, b in itertools.pairwise(heights))
+        assert (">1k<" in drawn) is wide
 
 
 @pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml")])

@@ -133,7 +133,10 @@ def line_plot(lines: Sequence[Line], *, x: str, y: str, doubling: bool = False) 
 def scatter_plot(
     points: Sequence[Point], *, x: str, y: str, joined: Sequence[tuple[float, float]] = ()
 ) -> str:
-    """Returns marks as inline SVG with axis labels `x` and `y`; `joined` is a line through some."""
+    """Returns marks as inline SVG with axis labels `x` and `y`; `joined` is a line through some.
+
+    Where the greatest is more than ten times the least, the upright axis is logarithmic.
+    """
     figure = _figure([], x, y)
     axes = figure.axes[0]
     if joined:
@@ -147,15 +150,10 @@ def scatter_plot(
     for point in points:
         if point.ring:
             axes.scatter([point.x], [point.y], s=120, facecolors="none", edgecolors=_INK)
-        if point.label:
-            axes.annotate(
-                point.label,
-                (point.x, point.y),
-                xytext=(6, 5),
-                textcoords="offset points",
-                fontsize="x-small",
-                color=_INK,
-            )
+    heights = [point.y for point in points]
+    if heights and 0.0 < 10.0 * min(heights) < max(heights):
+        _logarithmic(axes)
+    _label(figure, [point for point in points if point.label])
     if points:
         axes.legend(frameon=False, labelcolor=_INK, fontsize="small")
     return svg_plot(figure)
@@ -232,6 +230,37 @@ def _figure(lines: Sequence[Line], x: str, y: str) -> Any:
     if lines:
         axes.legend(frameon=False, labelcolor=_INK, fontsize="small")
     return figure
+
+
+def _logarithmic(axes: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(_thousands)
+
+
+def _label(figure: Any, points: Sequence[Point]) -> None:
+    """Writes each point's label beside it, above those that are there already."""
+    axes = figure.axes[0]
+    figure.draw_without_rendering()  # limits, and so places, are known from here on
+    to_points = 72.0 / figure.dpi
+    taken: list[tuple[float, float]] = []
+    for point in points:
+        across, up = (float(v) * to_points for v in axes.transData.transform((point.x, point.y)))
+        raised = 5.0
+        while any(abs(across - a) < 70.0 and abs(up + raised - b) < 9.0 for a, b in taken):
+            raised += 3.0
+        taken.append((across, up + raised))
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            xytext=(6, raised),
+            textcoords="offset points",
+            fontsize="x-small",
+            color=_INK,
+        )
 
 
 def _double(axes: Any, marks: Sequence[float]) -> None:

@@ -1,6 +1,10 @@
 """Limits, the front and rank correlation, against small implementations of their own."""
 
+import dataclasses
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
@@ -11,6 +15,8 @@ from miudo.cli.planning import _ORDERS, parse_share
 from miudo.errors import ConfigError, UsageError
 from miudo.shrink.budget import Budget, Figures, Prefer, enough_for, pareto_front, spearman
 from miudo.shrink.candidates import Order
+from miudo.shrink.jobs import ShrinkJob, ShrinkSettings
+from miudo.shrink.result import outcome_of
 
 number = st.integers(1, 6).map(float)
 points = st.lists(st.builds(Figures, number, number, number), min_size=1, max_size=12)
@@ -141,3 +147,22 @@ def test_the_size_that_is_advised_is_enough(size: int) -> None:
 
 def test_the_command_line_names_every_order() -> None:
     assert ("search", *(order.value for order in Order)) == _ORDERS
+
+
+def test_where_speed_decides_the_best_of_those_as_fast_is_chosen(tmp_path: Path) -> None:
+    found = {  # tokens/s, perplexity
+        "fastest": (1000.0, 0.25),
+        "as fast": (930.0, 0.08),
+        "slow": (600.0, 0.01),
+        "as fast, too large": (990.0, 0.0),
+    }
+    rows: list[Any] = []
+    for name, (speed, increase) in found.items():
+        figures = Figures(9 if "large" in name else 1, speed, increase)
+        measured = SimpleNamespace(figures=dict.fromkeys([None], figures).__getitem__)
+        rows.append(SimpleNamespace(name=name, measured=measured))
+    budget = Budget(max_size_bytes=3, max_ppl_increase=0.3)
+    for prefer, wanted in ((Prefer.SPEED, "as fast"), (Prefer.QUALITY, "slow")):
+        settings = dataclasses.replace(ShrinkSettings(), prefer=prefer)
+        job = ShrinkJob(tmp_path, ("text",), tmp_path / "out", budget, settings=settings)
+        assert outcome_of(rows, job, cast("Any", None)).chosen == wanted

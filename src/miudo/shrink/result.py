@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from miudo.errors import CheckFailedError
 from miudo.records import Record
-from miudo.shrink.budget import Budget, Figures, Shortfall, enough_for, pareto_front
+from miudo.shrink.budget import Budget, Figures, Prefer, Shortfall, enough_for, pareto_front
 from miudo.shrink.forecast import Forecast
 from miudo.shrink.ground import Baseline
 from miudo.shrink.jobs import ShrinkJob, ShrinkSettings
@@ -24,6 +24,9 @@ from miudo.shrink.measure import Measured
 from miudo.shrink.scoring import Scored
 
 __all__ = ["Outcome", "Row", "ShrinkResult", "file_rows", "outcome_of"]
+
+_AS_FAST = 0.9
+"""Of the greatest speed: files of one size and type differed by that on a machine in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +191,26 @@ class ShrinkResult:
 
 
 def outcome_of(rows: Sequence[Row], job: ShrinkJob, teacher: Measured) -> Outcome:
-    """Returns which of the candidates' `rows` is chosen. Raises CheckFailedError for none."""
+    """Returns which of the candidates' `rows` is chosen. Raises CheckFailedError for none.
+
+    Where speed decides, files nearly as fast as the fastest count as fast: the best of them is.
+    """
     if not rows:
         raise CheckFailedError("no candidate was measured", remedy="Give more --minutes")
 
     def figures(row: Row) -> Figures:
         return row.measured.figures(teacher)
 
-    best = min(rows, key=lambda row: job.budget.rank(figures(row), job.settings.prefer))
+    def rank(row: Row) -> tuple[float, float]:
+        return job.budget.rank(figures(row), job.settings.prefer)
+
+    best = min(rows, key=rank)
+    if job.settings.prefer is Prefer.SPEED:
+        enough = _AS_FAST * figures(best).tokens_per_s
+        fast = [
+            r for r in rows if rank(r)[0] == rank(best)[0] and figures(r).tokens_per_s >= enough
+        ]
+        best = min(fast, key=lambda row: figures(row).ppl_increase)
     front = tuple(row.name for row in pareto_front(rows, figures))
     return Outcome(best.name, front, job.budget.shortfalls(figures(best)))
 
