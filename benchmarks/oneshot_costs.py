@@ -42,6 +42,8 @@ def main() -> None:
     print(f"parent in float32 {parent:.0f} MB, one layer's statistics {layer:.0f} MB")
     rows = []
     for name, command in commands(given):
+        if given.only and name not in given.only:
+            continue
         wall, cpu, peak = cost(command, given.threads)
         row = (f"{wall:.1f}", f"{cpu:.1f}", f"{peak:.0f}", f"{bound:.0f}", f"{peak - parent:.0f}")
         rows.append((name, *row))
@@ -55,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="a data folder of its tokenizer")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", default="Q4_K")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="as the table names them")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 
