@@ -75,6 +75,20 @@ def test_the_second_order_model_says_what_an_error_costs(tiny: Make, batches: li
     assert values[-1] > 5 * values[0]
 
 
+def test_of_many_rows_some_are_taken_from_end_to_end(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("miudo.compress.quantize.tables._ENOUGH", 12)
+    monkeypatch.setattr("miudo.compress.quantize.tables._PER_DIMENSION", 0)
+    rows = torch.arange(12)[:, None].expand(12, 6)  # row i says i throughout
+    seen: list[int] = []
+    decoder = tiny("llama")
+    decoder.embed.register_forward_hook(lambda *call: seen.append(int(call[1][0].flatten()[0])))
+    gram = table_gram(decoder, [rows[:5], rows[5:]])
+    assert seen == [0, 6]
+    assert gram.tokens == 12
+
+
 def test_a_table_that_nothing_depends_on_is_refused(tiny: Make, batches: list[Tensor]) -> None:
     decoder = tiny("llama-untied")
     assert decoder.head is not None
