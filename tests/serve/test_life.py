@@ -86,7 +86,16 @@ def until(server: Server, **wanted: float) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture
+def hangups_heard() -> Iterator[None]:
+    """Under nohup, which tests may run under, programs are begun with hangups ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.row("H23")
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_idle_server_ends_at_once_and_well(how: signal.Signals) -> None:
     with served() as server:
