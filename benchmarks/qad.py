@@ -45,6 +45,7 @@ from miudo.train.progress import Lines
 from miudo.train.settings import FitSettings
 
 TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q3_K", "Q2_K", "TQ2_0")
+BEGINNINGS = ("trained", "gptq+trained")
 ROWS = 8
 
 
@@ -80,6 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--types", nargs="*", default=list(TYPES), choices=TYPES)
     parser.add_argument("--tables", help="type of token table and head; default: as the rest")
     parser.add_argument("--shares", nargs="*", type=float, default=[0.01, 0.03])
+    parser.add_argument("--beginnings", nargs="*", default=list(BEGINNINGS), choices=BEGINNINGS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--parent-tokens", type=int, help="default: what its record says")
     parser.add_argument("--lr", type=float, default=ROUNDED_FIT["lr"])
@@ -124,7 +126,7 @@ def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
         }
         for seed in options.seeds
         for share in sorted(options.shares)
-        for method in ("trained", "gptq+trained")
+        for method in options.beginnings
         for dtype in options.types
     ]
     return plain + trained

@@ -24,6 +24,8 @@ __all__ = ["DAMPING", "Fix", "Inverse", "compensate", "invert", "output_error"]
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the diagonal, as GPTQ and SparseGPT have it."""
 _MOST_DAMPING = 1e3
+_ROWS = 1024
+"""Rows whose errors are summed together: a token table in float64 is larger than a layer."""
 
 Fix = Callable[[int, Tensor], Tensor]
 """Given a column's place j and the columns [O, from j to its block's end] as they are by now,
@@ -91,26 +93,30 @@ def compensate(weight: Tensor, factor: Tensor, fix: Fix, *, block: int = 128) ->
     are GPTQ's, 2023). `block` changes speed and what `fix` may look ahead to, not the arithmetic.
     Works in float64 and returns the weight's own type.
     """
-    work = weight.detach().to(torch.float64, copy=True)
-    columns = work.shape[1]
+    # Transposed, a column's numbers lie side by side.
+    work = weight.detach().T.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+    columns = len(work)
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        part = work[:, start:end]  # O b
+        part = work[start:end]  # b O
         upper = factor[start:end, start:end]
         errors = torch.empty_like(part)
         for k in range(end - start):
-            column = fix(start + k, part[:, k:])  # O
-            errors[:, k] = (part[:, k] - column) / upper[k, k]
-            part[:, k + 1 :] -= errors[:, k, None] * upper[k, k + 1 :]
-            part[:, k] = column
-        work[:, end:] -= errors @ factor[start:end, end:]
-    return work.to(weight.dtype)
+            column = fix(start + k, part[k:].T)  # O
+            errors[k] = (part[k] - column) / upper[k, k]
+            part[k + 1 :].addcmul_(upper[k, k + 1 :, None], errors[k], value=-1)
+            part[k] = column
+        work[end:] -= factor[start:end, end:].T @ errors
+    return work.T.to(weight.dtype, memory_format=torch.contiguous_format)
 
 
 def output_error(before: Tensor, after: Tensor, outer: Tensor) -> float:
     """Returns trace(D H D^T), D = before - after [O, I]: the squared error summed over tokens."""
-    change = before.detach().double() - after.detach().double()
-    return float(((change @ outer) * change).sum())
+    error = 0.0
+    for old, new in zip(*(torch.split(w.detach(), _ROWS) for w in (before, after)), strict=True):
+        change = old.double() - new.double()
+        error += float(((change @ outer) * change).sum())
+    return error
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor | None:

@@ -71,7 +71,7 @@ class PruneJob:
     fit: FitSettings | None = None
     loss: DistillSettings = field(default_factory=DistillSettings)
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
-    calibration_tokens: int = 65_536
+    calibration_tokens: int = 32_768
     calibration_length: int = 256
     repair: float | None = None
     keep_zeros: bool | None = None
@@ -97,7 +97,7 @@ class QuantizeJob:
     max_bytes: int | None = None
     sparse: bool = False
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
-    calibration_tokens: int = 65_536
+    calibration_tokens: int = 32_768
     calibration_length: int = 256
 
 

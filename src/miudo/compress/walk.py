@@ -11,6 +11,7 @@ Shapes: B batch, T positions, D d_model, I the inputs of a matrix.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,8 @@ class Station:
     """One stop of a walk: a block, or at the end the head.
 
     `weights` are the decoder's own parameters [out, I], by canonical name: a change in place
-    holds. `inputs` are the tensors [B, T, D] that come in, changed blocks before it included.
+    holds. `inputs` are the tensors [B, T, D] that come in, changed blocks before it included;
+    when the walk goes on, the next stop's take their place.
     """
 
     name: str
@@ -123,27 +125,29 @@ class Station:
 
 
 @torch.no_grad()
-def walk(decoder: Decoder, batches: Iterable[Tensor]) -> Iterator[Station]:
+def walk(decoder: Decoder, batches: Iterable[Tensor], *, apart: bool = False) -> Iterator[Station]:
     """Yields `decoder`'s blocks in order, then its head, on ids [B, T].
 
-    When the walk goes on, the block as it was left makes the next one's inputs. Raises
-    DataError if there was no token.
+    When the walk goes on, the block as it was left makes the next one's inputs. With `apart` each
+    block is a copy that lives so long: the decoder keeps its own, and there are never two of all.
+    Raises DataError if there was no token.
     """
     given = list(batches)
     check_seen("calibration", sum(ids.numel() for ids in given))
-    calls = _calls(decoder, given)
-    inputs = [call[0][0] for call in calls]
-    for i, block in enumerate(decoder.layers):
-        rest = [call[i][1:] for call in calls]
+    inputs, rests = _calls(decoder, given)
+    for i, layer in enumerate(decoder.layers):
+        block = copy.deepcopy(layer) if apart else layer
         weights = {
             f"layers.{i}.{name}.weight": module.weight
             for name, module in block.named_modules()
             if isinstance(module, nn.Linear)
         }
-        station = Station(f"layers.{i}", block, weights, inputs, rest, _block_grams)
+        station = Station(f"layers.{i}", block, weights, inputs, rests[i], _block_grams)
         yield station
-        inputs = station.outputs()
-    inputs = [decoder.norm(x) for x in inputs]
+        for at, x in enumerate(inputs):  # one by one: never two streams of all tokens
+            inputs[at] = station.run(x, at)
+    for at, x in enumerate(inputs):
+        inputs[at] = decoder.norm(x)
     name, head = ("embed.weight", decoder.embed.weight)
     if decoder.head is not None:
         name, head = ("head.weight", decoder.head.weight)
@@ -159,24 +163,33 @@ class _Head(nn.Module):
         return self._logits(x)
 
 
-def _calls(decoder: Decoder, batches: list[Tensor]) -> list[list[tuple[Any, ...]]]:
-    """Every batch's arguments to every block: positions and rotations hang on T alone."""
-    calls: list[list[tuple[Any, ...]]] = []
-    first = decoder.layers[0]
+class _Call(nn.Module):
+    """In the place of a block: keeps what it is called with, and computes nothing."""
 
-    def see(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        # Only the first block's stream is kept: the others' is made anew on the way.
-        calls[-1].append(arguments if module is first else (None, *arguments[1:]))
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, ...]] = []
+        self.stream: list[Tensor] = []
 
-    handles = [block.register_forward_pre_hook(see) for block in decoder.layers]
-    try:
-        for ids in batches:
-            calls.append([])
-            decoder(ids)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        self.stream.append(x)
+        self.seen.append(rest)
+        return x
+
+
+def _calls(
+    decoder: Decoder, batches: list[Tensor]
+) -> tuple[list[Tensor], list[list[tuple[Any, ...]]]]:
+    """What the first block is given [B, T, D], and each block's other arguments, a batch each.
+
+    Those are positions and rotations: they hang on T alone, not on what blocks compute.
+    """
+    calls = [_Call() for _ in decoder.layers]
+    shell = copy.copy(decoder)
+    shell._modules = {**decoder._modules, "layers": nn.ModuleList(calls)}
+    for ids in batches:
+        shell(ids)
+    return calls[0].stream, [call.seen for call in calls]
 
 
 class _SeenAll(Exception):  # noqa: N818 - no error: the rest of a block is not wanted

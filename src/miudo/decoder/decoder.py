@@ -10,7 +10,7 @@ Shapes: B batch, T positions, D d_model, V vocab_size. Parameters carry the name
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import numpy as np
@@ -80,10 +80,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.session = config.with_context(context)
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed = _table(config.vocab_size, config.d_model)
         self.embed_norm = norm(config) if config.embed_norm else nn.Identity()
         learned = config.position is Position.LEARNED
-        self.position = nn.Embedding(config.max_positions, config.d_model) if learned else None
+        self.position = _table(config.max_positions, config.d_model) if learned else None
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = norm(config)
         tied = config.tie_embeddings
@@ -181,15 +181,16 @@ class Decoder(nn.Module):
             parameter.requires_grad_(True)
         return decoder
 
+    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
+        """Yields names and F32 tensors in the tensor table's order, each copied as it comes."""
+        parameters = dict(self.named_parameters())
+        for spec in tensor_table(self.config):
+            value = parameters[spec.name].detach().to("cpu", torch.float32, copy=True)
+            yield spec.name, StoredTensor.from_f32(value.numpy())
+
     def to_weights(self) -> dict[str, StoredTensor]:
         """Returns the parameters as F32 tensors in the tensor table's order, copied."""
-        parameters = dict(self.named_parameters())
-        return {
-            spec.name: StoredTensor.from_f32(
-                parameters[spec.name].detach().to("cpu", torch.float32, copy=True).numpy()
-            )
-            for spec in tensor_table(self.config)
-        }
+        return dict(self.tensors())
 
     def rotating(self, end: int, *, cached: bool) -> ModelConfig:
         """Returns the config that rotates `end` positions. Raises RequestError beyond the most."""
@@ -200,3 +201,12 @@ class Decoder(nn.Module):
                 f"{end} positions, the model has {config.max_positions}", remedy="Shorten the text"
             )
         return config
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    # nn.Embedding would draw on the meta device too, by torch._dynamo: seconds of importing it.
+    values = torch.empty(rows, width)
+    if not values.is_meta:
+        nn.init.normal_(values)
+    table: nn.Embedding = nn.Embedding.from_pretrained(values, freeze=False)  # type: ignore[no-untyped-call]
+    return table

@@ -204,7 +204,9 @@ def fit_offset(x: FloatArray, weight: FloatArray, levels: Levels) -> tuple[Float
     high = x.max(axis=1)
     low = np.minimum(x.min(axis=1), np.float32(0))
     scale = (high - low) / np.float32(top)
-    best = _error(x, weight, _grid(x, low, high, top, top), scale, low)
+    # Least squares leave of the squares' sum what they account for: no error is summed up anew.
+    plain = _error(x, weight, _grid(x, low, high, top, top), scale, low)
+    best = _dot(weight * x, x) - plain
     for tried in range(_TRIES):
         # Each grid starts from the best offset so far.
         q = _grid(x, low, high, top - 1 + _STRETCH * tried, top)
@@ -216,9 +218,9 @@ def fit_offset(x: FloatArray, weight: FloatArray, levels: Levels) -> tuple[Float
         through_zero = sum_qx * reciprocal(sum_qq)
         new_scale = np.where(above, through_zero, (sum_w * sum_qx - sum_x * sum_q) * inverse)
         new_low = np.where(above, np.float32(0), new_low)
-        error = _error(x, weight, q, new_scale, new_low)
-        better = (inverse > 0) & (error < best)
-        best = np.where(better, error, best)
+        gained = new_scale * sum_qx + new_low * sum_x
+        better = (inverse > 0) & (gained > best)
+        best = np.where(better, gained, best)
         scale, low = np.where(better, new_scale, scale), np.where(better, new_low, low)
     return np.maximum(scale, np.float32(0)), -low
 
@@ -226,8 +228,10 @@ def fit_offset(x: FloatArray, weight: FloatArray, levels: Levels) -> tuple[Float
 def _grid(x: FloatArray, low: FloatArray, high: FloatArray, steps: float, top: float) -> FloatArray:
     """Returns the whole numbers [m, w], 0 to `top`, of a grid with `steps` from low to high."""
     per_step = reciprocal((high - low) / np.float32(steps))
-    raised: FloatArray = np.rint((x - low[:, None]) * per_step[:, None])
-    return raised.clip(0, top)
+    raised: FloatArray = x - low[:, None]
+    raised *= per_step[:, None]
+    np.rint(raised, out=raised)
+    return raised.clip(0, top, out=raised)
 
 
 def fit_scale(x: FloatArray, weight: FloatArray, levels: Levels) -> FloatArray:

@@ -52,7 +52,7 @@ WRITABLE = (
 _CHUNK = 1 << 16
 # Of the mean: an input that calibration never saw may still come.
 _LEAST_IMPORTANCE = 1e-4
-_CHUNKS_A_THREAD = 8  # fewer are done before a thread is there
+_CHUNKS_A_THREAD = 2  # fewer are done before a thread is there
 
 
 def to_f32(tensor: StoredTensor) -> FloatArray:

@@ -26,25 +26,45 @@ __all__ = ["Grid", "codes_of", "grid_of", "with_codes"]
 class Grid:
     """What each value may be: levels[code] * scale + offset, bit for bit as a reader has it.
 
-    `levels` [k] are whole numbers; `scale` and `offset` have the tensor's shape. A scale may be
-    negative or 0. Take columns with `grid[..., a:b]`.
+    `levels` [k] are whole numbers; `scale`, `offset` and `inverse`, 1 / scale, have the tensor's
+    shape. A scale may be negative or 0, its inverse is 0 then. Take columns with `grid[..., a:b]`.
     """
 
     levels: FloatArray
     scale: FloatArray
     offset: FloatArray
+    inverse: FloatArray
+    ordered: bool
+    """Whether every level is the one before it and 1."""
 
-    def __getitem__(self, at: EllipsisType | slice | tuple[EllipsisType | slice, ...]) -> Grid:
+    @classmethod
+    def of(cls, levels: FloatArray, scale: FloatArray, offset: FloatArray) -> Grid:
+        """Returns the grid of these numbers."""
+        ordered = bool((np.diff(levels) == 1).all())
+        return cls(levels, scale, offset, reciprocal(scale), ordered)
+
+    def __getitem__(
+        self, at: int | EllipsisType | slice | tuple[EllipsisType | slice, ...]
+    ) -> Grid:
         """Returns the grid of a part of the tensor, as NumPy indexes it."""
-        return Grid(self.levels, self.scale[at], self.offset[at])
+        scale, offset, inverse = self.scale[at], self.offset[at], self.inverse[at]
+        return Grid(self.levels, scale, offset, inverse, self.ordered)
+
+    def transposed(self) -> Grid:
+        """Returns the grid of the tensor with its columns as rows, each in one piece of memory."""
+        scale, offset, inverse = (
+            np.ascontiguousarray(part.T) for part in (self.scale, self.offset, self.inverse)
+        )
+        return Grid(self.levels, scale, offset, inverse, self.ordered)
 
     def nearest(self, values: FloatArray) -> ByteArray:
         """Returns the codes of the nearest values of the grid, of the grid's shape."""
-        steps = (values - self.offset) * reciprocal(self.scale)
+        steps = (values - self.offset) * self.inverse
         found: ByteArray
-        if (np.diff(self.levels) == 1).all():
-            places = np.rint(steps) - self.levels[0]
-            found = places.clip(0, len(self.levels) - 1).astype(np.uint8)
+        if self.ordered:
+            steps = np.rint(steps, out=steps)
+            steps -= self.levels[0]
+            found = steps.clip(0, len(self.levels) - 1, out=steps).astype(np.uint8)
         else:
             order = np.argsort(self.levels, kind="stable")
             ordered = self.levels[order]
@@ -64,8 +84,8 @@ def grid_of(tensor: StoredTensor) -> Grid:
     width = tensor.dtype.block // scales.shape[1]
     scale = np.repeat(scales, width, axis=1).reshape(tensor.shape)
     if offsets is None:
-        return Grid(codec.levels, scale, np.zeros_like(scale))
-    return Grid(codec.levels, scale, np.repeat(offsets, width, axis=1).reshape(tensor.shape))
+        return Grid.of(codec.levels, scale, np.zeros_like(scale))
+    return Grid.of(codec.levels, scale, np.repeat(offsets, width, axis=1).reshape(tensor.shape))
 
 
 def codes_of(tensor: StoredTensor) -> ByteArray:

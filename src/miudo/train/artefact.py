@@ -15,6 +15,7 @@ from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, TokenizerError
 from miudo.formats import ModelFile, open_model
+from miudo.formats.derived import DerivedTensor, drop_pages
 from miudo.formats.export import weights_sha256
 from miudo.records import Artefact, Record
 from miudo.text.tokenizer import TextTokenizer
@@ -51,6 +52,9 @@ def open_decoder(path: Path, role: str) -> Opened:
     """Returns the model at `path`, a folder or a GGUF file. Raises what `open_model` raises."""
     file = open_model(path)
     decoder = Decoder.from_weights(file.config, file.weights)
+    for tensor in file.weights.values():
+        if not isinstance(tensor, DerivedTensor):  # which has let its sources go
+            drop_pages(tensor.data)
     return Opened(file, decoder, folder_artefact(path, role))
 
 

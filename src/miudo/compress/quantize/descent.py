@@ -1,7 +1,7 @@
 """Rounded columns gone over again: each to the value that is best while all others are as they are.
 
 For: what GPTQ leaves, which fixes a column before it knows what becomes of the later ones.
-Not for: scales (`miudo.compress.quantize.gptq.refit`).
+Not for: scales (`miudo.compress.quantize.refit`).
 Read next: `miudo.compress.quantize.gptq`.
 
 Shapes: O outputs and I inputs of a matrix; the Hessian of its squared error is sum x x^T [I, I].
@@ -17,8 +17,8 @@ from miudo.formats.grid import Grid
 
 __all__ = ["descend"]
 
-_BLOCK = 128
-"""Columns whose changes reach all others at once: changes speed, not the arithmetic."""
+_BLOCK = 32
+"""Columns whose changes reach all later ones at once: changes speed, not the arithmetic."""
 
 
 def descend(
@@ -35,29 +35,29 @@ def descend(
     value nearest to the vertex, so that no pass makes the error greater (cyclic coordinate
     descent; Behdin et al. 2023, QuantEase). Where `held` is true, codes stay.
     """
-    codes = codes.copy()
-    values = grid.values(codes).astype(np.float64)  # O I
-    pulled = (weight - values) @ hessian  # O I
-    changed = 0
-    for start in range(0, codes.shape[1], _BLOCK):
-        at = slice(start, min(start + _BLOCK, codes.shape[1]))
-        moved = np.zeros((len(codes), at.stop - start))
-        part = pulled[:, at].copy()
-        for k, j in enumerate(range(start, at.stop)):
-            if hessian[j, j] <= 0:
+    # Transposed, a column's numbers lie side by side.
+    grid, found, free = grid.transposed(), codes.T.copy(), ~held.T
+    values = grid.values(found)  # I O
+    pulled = hessian @ (weight.T - values)  # I O
+    columns, changed = len(found), 0
+    for start in range(0, columns, _BLOCK):
+        end = min(start + _BLOCK, columns)
+        moved = np.zeros((end - start, found.shape[1]))
+        for k, j in enumerate(range(start, end)):
+            bend = hessian[j, j]
+            if bend <= 0:
                 continue
-            column = grid[:, j : j + 1]  # O 1
-            vertex = values[:, j] + part[:, k] / hessian[j, j]
-            chosen = column.nearest(vertex[:, None].astype(np.float32))[:, 0]
-            chosen = np.where(held[:, j], codes[:, j], chosen)
-            step = column.values(chosen[:, None])[:, 0] - values[:, j]
+            column = grid[j]  # O
+            chosen = column.nearest((values[j] + pulled[j] / bend).astype(np.float32))
+            step = column.values(chosen) - values[j].astype(np.float64)
             # Rounding to float32 may pick the farther of two values that are as good as equal.
-            step[step * (2 * part[:, k] - step * hessian[j, j]) <= 0] = 0.0
-            better = step != 0.0
-            changed += int(better.sum())
-            codes[better, j] = chosen[better]
-            moved[:, k] = step
-            values[:, j] += step
-            part -= step[:, None] * hessian[j, at]
-        pulled -= moved @ hessian[at]
-    return codes, changed
+            better = (step * (2 * pulled[j] - step * bend) > 0) & free[j]
+            if not better.any():
+                continue
+            step[~better] = 0.0
+            changed += int(np.count_nonzero(better))
+            np.copyto(found[j], chosen, where=better)
+            moved[k] = step
+            pulled[j + 1 : end] -= hessian[j + 1 : end, j, None] * step
+        pulled[end:] -= hessian[end:, start:end] @ moved
+    return found.T.copy(), changed

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from miudo.compress.hessian import DAMPING, compensate, invert, output_error
+from miudo.compress.hessian import DAMPING, Inverse, compensate, invert, output_error
 from miudo.compress.method import Report, in_range
 from miudo.compress.quantize.descent import descend
 from miudo.compress.quantize.plan import (
@@ -33,18 +33,23 @@ from miudo.compress.quantize.plan import (
     importance,
     round_in_order,
 )
+from miudo.compress.quantize.refit import refit
 from miudo.compress.walk import Gram
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError
 from miudo.formats.block_codec import ByteArray
-from miudo.formats.blocks import CODECS, encode, to_f32
+from miudo.formats.blocks import encode, to_f32
 from miudo.formats.grid import Grid, codes_of, grid_of, with_codes
 from miudo.tensors import DType, StoredTensor, Weights
 
-__all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "refit", "round_matrix"]
+__all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "round_matrix"]
 
 _TURNS, _FEW = 4, 1e-3
 """So often scales and codes are fitted to each other, or until that share of codes moves."""
+_BLOCK = 32
+"""Columns whose errors reach all later ones at once: changes speed, not the arithmetic."""
+_ROWS = 1024
+"""Rows done together: enough for NumPy to be quick, and few enough to take little memory."""
 
 
 def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray:
@@ -54,19 +59,20 @@ def gptq(weight: Tensor, grid: Grid, factor: Tensor, order: Tensor) -> ByteArray
     (Frantar et al. 2023). Exact zeros stay zeros where the grid has one: a pruned matrix keeps
     its mask, and what is left makes up for what the pruned columns do not carry.
     """
-    codes = np.zeros(tuple(weight.shape), dtype=np.uint8)
     held, zero = _held_zeros(weight, grid)
+    columns, held = grid.transposed(), held.T.copy()
+    codes = np.zeros(held.shape, dtype=np.uint8)  # I O
 
-    def fix(j: int, columns: Tensor) -> Tensor:
+    def fix(j: int, ahead: Tensor) -> Tensor:
         at = int(order[j])
-        column = grid[:, at : at + 1]  # O 1
-        chosen = column.nearest(columns[:, :1].numpy().astype(np.float32))[:, 0]
-        chosen[held[:, at]] = zero
-        codes[:, at] = chosen
-        return torch.from_numpy(column.values(chosen[:, None])[:, 0]).double()
+        column = columns[at]  # O
+        chosen = column.nearest(ahead[:, 0].numpy().astype(np.float32))
+        chosen[held[at]] = zero
+        codes[at] = chosen
+        return torch.from_numpy(column.values(chosen)).double()
 
-    compensate(weight.double()[:, order], factor, fix)
-    return codes
+    compensate(weight.double()[:, order], factor, fix, block=_BLOCK)
+    return codes.T.copy()
 
 
 def _held_zeros(weight: Tensor, grid: Grid) -> tuple[npt.NDArray[np.bool_], int]:
@@ -75,51 +81,32 @@ def _held_zeros(weight: Tensor, grid: Grid) -> tuple[npt.NDArray[np.bool_], int]
     return (weight == 0).numpy() & (grid.offset == 0) & (grid.levels[zero] == 0), zero
 
 
-def refit(weight: Tensor, stored: StoredTensor, hessian: Tensor) -> StoredTensor:
-    """Returns `stored` with the blocks' own scales and offsets where the codes want them.
-
-    The error trace((W - Q) H (W - Q)^T), H `hessian` [I, I], is a parabola in each float16
-    number of a block while all else is held: each is moved to the vertex, block after block,
-    and only if what float16 makes of it errs less. Scales of scales stay.
-    """
-    blocks = stored.data.view(CODECS[stored.dtype].fields).copy()
-    rows, columns = stored.shape
-    grid = grid_of(stored)
-    values = to_f32(stored)
-    parts = {"d": values - grid.offset, "m": grid.offset}
-    left = (weight.double() - torch.from_numpy(values).double()).numpy()  # O I
-    h = hessian.numpy()
-    pulled = left @ h  # O I
-    for kind in [name for name in ("d", "m", "d") if name in (blocks.dtype.names or ())]:
-        held = blocks[kind].reshape(rows, -1).astype(np.float64)
-        per_unit = np.repeat(held, stored.dtype.block, axis=1)
-        unit = np.divide(parts[kind], per_unit, out=np.zeros(per_unit.shape), where=per_unit != 0)
-        for b in range(columns // stored.dtype.block):
-            at = slice(b * stored.dtype.block, (b + 1) * stored.dtype.block)
-            slope = (unit[:, at] * pulled[:, at]).sum(axis=1)
-            bend = ((unit[:, at] @ h[at, at]) * unit[:, at]).sum(axis=1)
-            best = held[:, b] + np.divide(slope, bend, out=np.zeros(rows), where=bend > 0)
-            moved = best.astype(np.float16).astype(np.float64) - held[:, b]
-            moved[~(2 * moved * slope > moved**2 * bend)] = 0.0
-            held[:, b] += moved
-            pulled -= (moved[:, None] * unit[:, at]) @ h[at]
-        blocks[kind] = held.reshape(-1).astype(np.float16)
-        parts[kind] = unit * np.repeat(held, stored.dtype.block, axis=1)
-    return StoredTensor(stored.dtype, stored.shape, blocks.view(np.uint8))
-
-
-def _improved(weight: Tensor, stored: StoredTensor, hessian: Tensor) -> StoredTensor:
-    """Returns `stored` with scales and codes fitted to each other in turns."""
+def _rounded(
+    weight: Tensor, plain: StoredTensor, inverse: Inverse, order: Tensor, hessian: Tensor
+) -> StoredTensor:
+    """Returns weight [O, I] by GPTQ on the grid of `plain`, then scales and codes in turns."""
+    codes = gptq(weight, grid_of(plain), inverse.factor, order)
     wanted, h = weight.double().numpy(), hessian.numpy()
-    found = refit(weight, stored, hessian)
+    found = refit(wanted, with_codes(plain, codes), h)
     for _ in range(_TURNS):
         grid = grid_of(found)
         held = _held_zeros(weight, grid)[0]
         codes, changed = descend(wanted, grid, codes_of(found), h, held=held)
-        found = refit(weight, with_codes(found, codes), hessian)
+        found = refit(wanted, with_codes(found, codes), h)
         if changed < _FEW * codes.size:
             break
     return found
+
+
+def _by_rows(
+    weight: Tensor, plain: StoredTensor, inverse: Inverse, order: Tensor, hessian: Tensor
+) -> StoredTensor:
+    """Returns what `_rounded` does, some rows at a time: no row hangs on another."""
+    made = [
+        _rounded(weight[at], plain.rows(at), inverse, order, hessian).data
+        for at in (slice(i, i + _ROWS) for i in range(0, len(weight), _ROWS))
+    ]
+    return StoredTensor(plain.dtype, plain.shape, np.concatenate(made))
 
 
 @dataclass
@@ -169,10 +156,9 @@ def round_matrix(
     if not act_order:
         order = torch.arange(len(diagonal))
     inverse = invert(gram.outer[order][:, order], damping=damping, where=name)
-    codes = gptq(weight, grid_of(plain), inverse.factor, order)
     damped = gram.outer.clone()
     damped.diagonal().add_(inverse.damping * damped.diagonal().mean())
-    found = _improved(weight, with_codes(plain, codes), damped)
+    found = _by_rows(weight, plain, inverse, order, damped)
     errors = [
         output_error(weight, torch.from_numpy(to_f32(made)), gram.outer) for made in (plain, found)
     ]

@@ -86,6 +86,6 @@ class ImportanceRounding:
         plan = Plan.of(decoder, self.dtype, self.tables)
         stored = {
             name: encode(to_f32(tensor), plan.dtypes[name], weighed.get(name))
-            for name, tensor in decoder.to_weights().items()
+            for name, tensor in decoder.tensors()
         }
         return stored, plan.report(self, decoder, "rounded to nearest, by importance")

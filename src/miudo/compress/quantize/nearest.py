@@ -62,7 +62,6 @@ class NearestRounding:
         check_finite(decoder)
         plan = Plan.of(decoder, self.dtype, self.tables)
         stored = {
-            name: encode(to_f32(tensor), plan.dtypes[name])
-            for name, tensor in decoder.to_weights().items()
+            name: encode(to_f32(tensor), plan.dtypes[name]) for name, tensor in decoder.tensors()
         }
         return stored, plan.report(self, decoder, "rounded to nearest")

@@ -76,12 +76,11 @@ class Plan:
         """
         dtypes: dict[str, DType] = {}
         others = []
-        weights = decoder.to_weights()
-        for spec in tensor_table(decoder.config):
+        for spec, (_, tensor) in zip(tensor_table(decoder.config), decoder.tensors(), strict=True):
             asked = wanted if isinstance(wanted, DType) else wanted.get(spec.name, DType.F32)
             if tables is not None and spec.role in (Role.EMBED, Role.HEAD):
                 asked = tables
-            dtypes[spec.name], why = stored_dtype(spec, weights[spec.name], asked)
+            dtypes[spec.name], why = stored_dtype(spec, tensor, asked)
             if why:
                 others.append((spec.name, dtypes[spec.name], why))
         return cls(dtypes, type_notes(others))
@@ -207,7 +206,7 @@ def round_in_order(
     that is about to be rounded (its float function must stay). What has no inputs, norms and
     positions, is stored as the plan says.
     """
-    work = copy.deepcopy(decoder)
+    work = _own_tables(decoder)
     stored: dict[str, StoredTensor] = {}
 
     def settle(name: str, weight: Tensor, gram: Gram) -> None:
@@ -224,15 +223,26 @@ def round_in_order(
         settle_plain("embed.weight", work.embed.weight)
     if work.position is not None:
         settle_plain("position.weight", work.position.weight)
-    for station in walk(work, batches):
+    for station in walk(work, batches, apart=True):
         before(station)
         for group in station.groups():
             left = [name for name in group if name not in stored]
             grams = station.grams(left)
             for name in left:
                 settle(name, station.weights[name], grams[name])
-    values = work.to_weights()
-    for name, dtype in plan.dtypes.items():
+        for name, value in station.module.named_parameters(prefix=station.name):
+            if name not in stored:
+                settle_plain(name, value)
+    for name, value in work.named_parameters():
         if name not in stored:
-            stored[name] = encode(to_f32(values[name]), dtype)
+            settle_plain(name, value)
     return {name: stored[name] for name in plan.dtypes}
+
+
+def _own_tables(decoder: Decoder) -> Decoder:
+    """Returns a decoder of the same blocks, whose table, positions and head are copies."""
+    work = copy.copy(decoder)
+    work._modules = dict(decoder._modules)
+    work.embed, work.position = copy.deepcopy(decoder.embed), copy.deepcopy(decoder.position)
+    work.head = copy.deepcopy(decoder.head)
+    return work

@@ -26,14 +26,14 @@ from miudo.errors import CheckFailedError
 
 __all__ = ["table_gram"]
 
-_ENOUGH, _PER_DIMENSION = 32_768, 32
+_ENOUGH, _PER_DIMENSION = 16_384, 32
 """Tokens that give a Gram of D x D: a backward pass of each is most of a calibration's time."""
 
 
 def table_gram(decoder: Decoder, batches: Sequence[Tensor], seed: int = 0) -> Gram:
     """Returns the Gram of `decoder`'s token table over ids [B, T]; `seed` draws the ids.
 
-    Of many rows every second, third, ... is taken: 32,768 tokens do, or 32 D. Raises
+    Of many rows every second, third, ... is taken: 16,384 tokens do, or 32 D. Raises
     CheckFailedError if nothing depends on the table.
     """
     size = decoder.config.d_model
@@ -72,10 +72,11 @@ def _uses(
             log_p = decoder.logits(hidden).log_softmax(-1)  # T V
             p = log_p.detach().exp()
             drawn = torch.multinomial(p, 1, generator=generator)  # T 1
+            spread = 1 - p.square_().sum(-1)
             (gradient,) = torch.autograd.grad(log_p.gather(-1, drawn).sum(), embedded)
     finally:
         handle.remove()
-    return gradient[0], hidden.detach(), 1 - p.square().sum(-1)
+    return gradient[0], hidden.detach(), spread
 
 
 def _kept(out: Tensor, embedded: list[Tensor]) -> Tensor:
