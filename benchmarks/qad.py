@@ -33,6 +33,7 @@ from miudo.compress.distill.terms import DistillSettings, ResponseTerm, TextTerm
 from miudo.compress.prune.recover import calibration_batches
 from miudo.compress.quantize.gptq import Outcome, round_matrix
 from miudo.compress.quantize.plan import round_in_order, rounded_decoder
+from miudo.compress.quantize.propagation import STRENGTH
 from miudo.compress.quantize.trained import ROUNDED_FIT, ROUNDED_LOSS, RoundedStudent
 from miudo.data.packed import DataSet
 from miudo.decoder.decoder import Decoder
@@ -173,6 +174,7 @@ def by_gptq(
         tuple(batches),
         rounded.plan,
         lambda name, weight, gram, kind: round_matrix(name, weight, gram, kind, outcome),
+        propagation=STRENGTH,
     )
 
 

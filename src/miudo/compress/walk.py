@@ -24,7 +24,7 @@ from miudo.compress.method import check_seen
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError
 
-__all__ = ["Gram", "Station", "walk"]
+__all__ = ["Gram", "Station", "check_saw", "walk"]
 
 
 @dataclass
@@ -110,18 +110,44 @@ class Station:
         """
         wanted = [name for name in self.weights if names is None or name in names]
         found = self._grams(self, wanted)
-        tokens = sum(x.shape[0] * x.shape[1] for x in self.inputs)
         for name in wanted:
-            gram = found.get(name)
-            trace = 0.0 if gram is None else float(gram.outer.trace())
-            if gram is None or gram.tokens != tokens or not 0.0 < trace < float("inf"):
-                seen = 0 if gram is None else gram.tokens
-                raise CheckFailedError(
-                    f"calibration saw {seen} of {tokens} tokens, their squares sum to {trace}",
-                    where=name,
-                    remedy="Check that the model is trained and the text is its kind of text",
-                )
+            check_saw(name, found.get(name), self.tokens)
         return found
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens come in."""
+        return sum(x.shape[0] * x.shape[1] for x in self.inputs)
+
+    @torch.no_grad()
+    def given(self, name: str, index: int) -> Tensor:
+        """Returns what the matrix `name` is given [B, T, I] in the place of batch `index`.
+
+        Nothing is computed that comes after it.
+        """
+        if self.name == "head":
+            return self.inputs[index]
+        seen: list[Tensor] = []
+
+        def see(_: str, x: Tensor) -> None:
+            seen.append(x)
+            raise _SeenAll
+
+        with _seeing(self, (name,), see), contextlib.suppress(_SeenAll):
+            self.run(self.inputs[index], index)
+        return seen[0]
+
+
+def check_saw(name: str, gram: Gram | None, tokens: int) -> None:
+    """Raises CheckFailedError for a matrix that was never called, missed tokens, or saw zeros."""
+    trace = 0.0 if gram is None else float(gram.outer.trace())
+    if gram is None or gram.tokens != tokens or not 0.0 < trace < float("inf"):
+        seen = 0 if gram is None else gram.tokens
+        raise CheckFailedError(
+            f"calibration saw {seen} of {tokens} tokens, their squares sum to {trace}",
+            where=name,
+            remedy="Check that the model is trained and the text is its kind of text",
+        )
 
 
 @torch.no_grad()

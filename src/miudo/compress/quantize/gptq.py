@@ -33,6 +33,7 @@ from miudo.compress.quantize.plan import (
     importance,
     round_in_order,
 )
+from miudo.compress.quantize.propagation import STRENGTH
 from miudo.compress.quantize.refit import refit
 from miudo.compress.walk import Gram
 from miudo.decoder.decoder import Decoder
@@ -205,7 +206,8 @@ class GPTQ(Sequential):
 
     `damping` is the share of the mean diagonal added to the Hessian's; `act_order` takes the
     columns with the largest inputs first. `tables` is the type of token table and head, where it
-    is another. Raises ConfigError for a type without a rounding rule or a value out of range.
+    is another. `propagation` is how much of its inputs' error a matrix makes up for. Raises
+    ConfigError for a type without a rounding rule or a value out of range.
     """
 
     name: ClassVar[str] = "gptq"
@@ -214,10 +216,12 @@ class GPTQ(Sequential):
     damping: float = DAMPING
     act_order: bool = True
     tables: DType | None = None
+    propagation: float = STRENGTH
 
     def __post_init__(self) -> None:
         check_type(self.dtype, self.tables)
         in_range("damping", self.damping, 1e-6, 10.0)
+        in_range("propagation", self.propagation, 0.0, 1.0)
         if type(self.act_order) is not bool:
             raise ConfigError(f"act_order is {self.act_order!r}", remedy="Give true or false")
 
@@ -232,5 +236,5 @@ class GPTQ(Sequential):
         plan, outcome = Plan.of(decoder, self.dtype, self.tables), Outcome()
 
         rule = Rounding.GPTQ.rule(outcome, damping=self.damping, act_order=self.act_order)
-        stored = round_in_order(decoder, batches, plan, rule)
+        stored = round_in_order(decoder, batches, plan, rule, propagation=self.propagation)
         return stored, plan.report(self, decoder, "rounded by GPTQ", outcome.notes())

@@ -33,6 +33,7 @@ from miudo.compress.quantize.plan import (
     put,
     round_in_order,
 )
+from miudo.compress.quantize.propagation import STRENGTH
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
 from miudo.formats.blocks import encode
@@ -149,7 +150,9 @@ class MixedTypes(Sequential):
         taken = cheapest_harm(choices, self.max_bytes)
         outcome = Outcome()
         plan = Plan.of(decoder, {name: choice.dtype for name, choice in taken.items()})
-        stored = round_in_order(decoder, batches, plan, self.rounding.rule(outcome))
+        strength = STRENGTH if self.rounding is Rounding.GPTQ else 0.0
+        rule = self.rounding.rule(outcome)
+        stored = round_in_order(decoder, batches, plan, rule, propagation=strength)
         notes = (*_held(taken), *outcome.notes())
         return stored, plan.report(self, decoder, f"type by harm, {self.rounding}", notes)
 

@@ -10,8 +10,9 @@ Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 from __future__ import annotations
 
 import copy
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, TypeVar
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from miudo.compress.method import Method, Report, check_finite, check_seen, describe
+from miudo.compress.quantize.propagation import corrected, moments
 from miudo.compress.quantize.tables import table_gram
 from miudo.compress.walk import Gram, Station, walk
 from miudo.decoder.decoder import Decoder
@@ -198,19 +200,23 @@ def round_in_order(
     plan: Plan,
     rule: Rule,
     before: Callable[[Station], None] = lambda _: None,
+    *,
+    propagation: float = 0.0,
 ) -> dict[str, StoredTensor]:
     """Returns the file's tensors: each matrix rounded by `rule` on the inputs that it will get.
 
     Those are made by what was rounded before it, in the same block too. The token table comes
     first, since everything is made from it (`tables.table_gram`). `before` may change a block
-    that is about to be rounded (its float function must stay). What has no inputs, norms and
-    positions, is stored as the plan says.
+    that is about to be rounded (its float function must stay), where there is no `propagation`:
+    with it a matrix makes up for what was rounded before it (`propagation.corrected`). What has
+    no inputs, norms and positions, is stored as the plan says.
     """
     work = _own_tables(decoder)
     stored: dict[str, StoredTensor] = {}
 
-    def settle(name: str, weight: Tensor, gram: Gram) -> None:
-        stored[name] = rule(name, weight.detach(), gram, plan.dtypes[name])
+    def settle(name: str, weight: Tensor, gram: Gram, wanted: Tensor | None = None) -> None:
+        aim = weight.detach() if wanted is None else wanted
+        stored[name] = rule(name, aim, gram, plan.dtypes[name])
         put(weight, stored[name])
 
     def settle_plain(name: str, weight: Tensor) -> None:
@@ -223,13 +229,22 @@ def round_in_order(
         settle_plain("embed.weight", work.embed.weight)
     if work.position is not None:
         settle_plain("position.weight", work.position.weight)
-    for station in walk(work, batches, apart=True):
+    whole: Iterator[Station | None] = itertools.repeat(None)
+    if propagation:
+        whole = walk(decoder, batches)
+    for station, aim in zip(walk(work, batches, apart=True), whole, strict=False):
         before(station)
         for group in station.groups():
             left = [name for name in group if name not in stored]
-            grams = station.grams(left)
-            for name in left:
-                settle(name, station.weights[name], grams[name])
+            if aim is None:
+                for name, gram in station.grams(left).items():
+                    settle(name, station.weights[name], gram)
+            elif left:
+                gram, cross = moments(station, aim, left[0])
+                for name in left:
+                    weight = station.weights[name].detach()
+                    better = corrected(name, weight, gram, cross, propagation)
+                    settle(name, station.weights[name], gram, better)
         for name, value in station.module.named_parameters(prefix=station.name):
             if name not in stored:
                 settle_plain(name, value)
