@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from miudo.compress.quantize.gptq import GPTQ
-from miudo.compress.quantize.propagation import corrected, moments
+from miudo.compress.quantize.propagation import corrected, correction, moments
 from miudo.compress.walk import Gram, walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
+from miudo.tensors import DType
 
 Make = Callable[[str], Decoder]
 
@@ -35,21 +36,51 @@ def test_the_correction_is_the_ridge_regression_of_what_is_missing() -> None:
     rows = np.vstack([given.double().numpy(), np.sqrt(ridge) * np.eye(24)])
     missing = ((meant - given) @ weight.T).double().numpy()
     wanted = np.linalg.lstsq(rows, np.vstack([missing, np.zeros((24, 6))]))[0].T
+    change = correction("w", gram, cross)
+    assert change is not None
     for strength in (0.5, 1.0):
-        found = corrected("w", weight, gram, cross, strength) - weight
+        found = corrected(weight, change, gram, cross, strength) - weight
         np.testing.assert_allclose(found.numpy(), strength * wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_inputs_without_an_error_change_nothing() -> None:
     weight, _, given, gram, _ = problem()
     same = (given.T @ given).double()
-    torch.testing.assert_close(corrected("w", weight, gram, same, 1.0), weight)
+    change = correction("w", gram, same)
+    assert change is not None
+    torch.testing.assert_close(corrected(weight, change, gram, same, 1.0), weight)
 
 
-def test_a_pruned_matrix_keeps_its_zeros() -> None:
+def test_too_few_tokens_say_nothing() -> None:
+    _, _, _, gram, cross = problem()
+    gram.tokens = 47
+    assert correction("w", gram, cross) is None
+    gram.tokens = 48
+    assert correction("w", gram, cross) is not None
+
+
+@pytest.mark.parametrize("sparsity", [0.02, 0.5, 0.9])
+def test_zeros_stay_and_no_row_is_worse_for_it(sparsity: float) -> None:
+    weight, meant, given, gram, cross = problem()
+    draw = torch.Generator().manual_seed(4)
+    weight[torch.rand(weight.shape, generator=draw) < sparsity] = 0
+    change = correction("w", gram, cross)
+    assert change is not None
+    made = corrected(weight, change, gram, cross, 0.5)
+    assert ((made == 0) == (weight == 0)).all()
+    aim = meant @ weight.T
+    errors = [(aim - given @ w.T).double().square().sum(0) for w in (weight, made)]
+    assert (errors[1] <= errors[0]).all()
+    assert errors[1].sum() < 0.95 * errors[0].sum()
+
+
+def test_rows_done_in_parts_are_those_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, _, _, gram, cross = problem()
-    weight[:, ::2] = 0
-    assert corrected("w", weight, gram, cross, 1.0) is weight
+    change = correction("w", gram, cross)
+    assert change is not None
+    whole = corrected(weight, change, gram, cross, 0.5)
+    monkeypatch.setattr("miudo.compress.quantize.propagation._ROWS", 4)
+    torch.testing.assert_close(corrected(weight, change, gram, cross, 0.5), whole)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "neox", "gemma"])
@@ -94,6 +125,20 @@ def test_a_model_rounded_so_is_nearer_on_text_that_no_matrix_saw(kind: str, tiny
             return float((made(unseen) - decoder(unseen)).square().mean())
 
     assert error(0.5) < error(0.0)
+
+
+def test_what_stays_a_float_stays_as_it_is(tiny: Make, batches: list[Tensor]) -> None:
+    decoder = tiny("llama-untied")
+    stored, _ = GPTQ(tables=DType.F32).store(decoder, tuple(batches * 4))
+    head = decoder.to_weights()["head.weight"]
+    np.testing.assert_array_equal(stored["head.weight"].data, head.data)
+
+
+def test_the_models_parameters_are_not_written(tiny: Make, batches: list[Tensor]) -> None:
+    decoder = tiny("llama-untied")
+    before = {name: p._version for name, p in decoder.named_parameters()}
+    GPTQ().store(decoder, tuple(batches))
+    assert {name: p._version for name, p in decoder.named_parameters()} == before
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), True])

@@ -157,13 +157,14 @@ def test_the_verb_takes_method_type_and_settings(work: Path, tmp_path: Path) -> 
     command = [
         "quantize", str(work / "model"), "--out", str(out), "--dtype", "Q5_0", "--method", "gptq",
         "--data", str(work / "data"), "--set", "damping=0.1", "--set", "calibration_tokens=64",
-        "--set", "calibration_length=16", "--set", "tables=Q8_0", "--rotate", "1", "--json",
+        "--set", "calibration_length=16", "--set", "tables=Q8_0", "--set", "propagation=0.25",
+        "--rotate", "1", "--json",
     ]  # fmt: skip
     done = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert done.exit_code == 0
     value = json.loads(done.stdout)
     own = {"dtype": "Q5_0", "damping": 0.1, "act_order": True, "tables": "Q8_0"}
-    assert value["settings"] == own
+    assert value["settings"] == own | {"propagation": 0.25}
     stored = open_model(out).weights
     assert stored["embed.weight"].dtype is stored["head.weight"].dtype is DType.Q8_0
     assert stored["layers.1.mlp.down.weight"].dtype is DType.Q5_0

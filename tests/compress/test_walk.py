@@ -96,3 +96,28 @@ def test_a_dead_matrix_is_named(tiny: Make, batches: list[Tensor]) -> None:
     next(stations).grams()
     with pytest.raises(CheckFailedError, match=r"layers\.1\.attn\.o\.weight"):
         next(stations).grams()
+
+
+def test_a_walk_apart_leaves_the_decoder_and_goes_on_with_what_was_changed(
+    tiny: Make, batches: list[Tensor]
+) -> None:
+    decoder, changed = tiny("llama"), tiny("llama")
+    with torch.no_grad():
+        changed.layers[0].mlp.down.weight.mul_(2)
+    before = {name: p.detach().clone() for name, p in decoder.named_parameters()}
+    wanted = walk(changed, batches)
+    for station, other in zip(walk(decoder, batches, apart=True), wanted, strict=True):
+        for x, y in zip(station.inputs, other.inputs, strict=True):
+            torch.testing.assert_close(x, y)
+        if station.name == "layers.0":
+            with torch.no_grad():
+                station.weights["layers.0.mlp.down.weight"].mul_(2)
+    for name, parameter in decoder.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_what_a_matrix_is_given_is_what_its_gram_sums_up(tiny: Make, batches: list[Tensor]) -> None:
+    for station in walk(tiny("llama-untied"), batches):
+        for name, gram in station.grams().items():
+            rows = torch.cat([station.given(name, i).flatten(0, 1) for i in range(len(batches))])
+            torch.testing.assert_close(gram.outer, (rows.T @ rows).double(), rtol=1e-4, atol=1e-4)

@@ -56,6 +56,25 @@ def test_a_scale_is_about_as_good_as_the_best_of_a_fine_ladder(
     assert ours < allowed * best
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-3, 1e-2, 0.1, 1.0])
+def test_values_that_are_nearly_alike_get_no_scale_from_noise(apart: float) -> None:
+    """Their codes are nearly alike too: sums of them hardly tell scale and offset apart."""
+    x = 1 + np.float32(apart) * noise(2000, 32)
+    weight = np.exp(2 * noise(2000, 32, seed=3))
+    levels = Levels(steps_from(0, 4))
+
+    def errs(scale: Floats, offset: Floats) -> npt.NDArray[np.float64]:
+        step, below = (part[:, None].astype(np.float64) for part in (scale, offset))
+        q = np.rint((x + below) / np.where(step > 0, step, 1)).clip(0, 3)
+        return np.asarray((weight * (step * q - below - x) ** 2).sum(axis=1))
+
+    high, low = x.max(axis=1), np.minimum(x.min(axis=1), 0)
+    plain = errs((high - low) / np.float32(3), -low)
+    size = (weight * x**2).sum(axis=1)
+    found = errs(*fit_offset(x, weight, levels))
+    assert (found <= 1.01 * plain + 1e-6 * size).all()
+
+
 def test_a_scale_and_offset_are_about_as_good_as_the_best_of_a_net() -> None:
     parts, weight = noise(6, 16) + 0.5, uneven(96).reshape(6, 16)
     levels = steps_from(0, 4)

@@ -124,7 +124,7 @@ def _method(
             f"--max-size and {wrong} do not go together",
             remedy="With --max-size types are chosen, rounded by importance or gptq",
         )
-    check_keys(extra, ("types", "rounding"))
+    check_keys(extra, ("types", "rounding", "propagation"))
     rounding = {} if name is None else {"rounding": name}
     chosen: Quantizer = make_settings(METHODS["mixed"], {**extra, **rounding}, where="mixed")
     return chosen

@@ -50,9 +50,10 @@ class Gram:
 class Station:
     """One stop of a walk: a block, or at the end the head.
 
-    `weights` are the decoder's own parameters [out, I], by canonical name: a change in place
-    holds. `inputs` are the tensors [B, T, D] that come in, changed blocks before it included;
-    when the walk goes on, the next stop's take their place.
+    `weights` are the module's own parameters [out, I], by canonical name: a change in place
+    holds, for the decoder too unless the walk is `apart`. `inputs` are the tensors [B, T, D] that
+    come in, changed blocks before it included; when the walk goes on, the next stop's take their
+    place.
     """
 
     name: str
@@ -155,7 +156,7 @@ def walk(decoder: Decoder, batches: Iterable[Tensor], *, apart: bool = False) ->
     """Yields `decoder`'s blocks in order, then its head, on ids [B, T].
 
     When the walk goes on, the block as it was left makes the next one's inputs. With `apart` each
-    block is a copy that lives so long: the decoder keeps its own, and there are never two of all.
+    block is a copy that is let go then: the decoder keeps its own, and there are never two of all.
     Raises DataError if there was no token.
     """
     given = list(batches)

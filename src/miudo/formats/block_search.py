@@ -24,6 +24,8 @@ __all__ = ["Levels", "Parts", "fit_offset", "fit_scale", "search_blocks", "weigh
 _TRIES = 21
 # A grid's step is tried from a little finer than the range asks for to a little coarser.
 _STRETCH = 0.1
+# Less than this of a determinant's terms is what float32 makes of nothing.
+_APART = np.float32(1e-5)
 # Rounds of: the block's scales by least squares, then steps by the error they leave. The second
 # takes a thousandth off the error, the third less (docs/log.md).
 _ROUNDS = 1
@@ -212,7 +214,9 @@ def fit_offset(x: FloatArray, weight: FloatArray, levels: Levels) -> tuple[Float
         q = _grid(x, low, high, top - 1 + _STRETCH * tried, top)
         weighted = weight * q
         sum_q, sum_qq, sum_qx = weighted.sum(axis=1), _dot(weighted, q), _dot(weighted, x)
-        inverse = reciprocal(sum_w * sum_qq - sum_q * sum_q)
+        both = sum_w * sum_qq - sum_q * sum_q
+        # Codes that are all alike say nothing of two numbers: noise would solve for them.
+        inverse = np.where(both > _APART * sum_w * sum_qq, reciprocal(both), np.float32(0))
         new_low = (sum_qq * sum_x - sum_q * sum_qx) * inverse
         above = new_low > 0
         through_zero = sum_qx * reciprocal(sum_qq)

@@ -27,7 +27,8 @@ class Grid:
     """What each value may be: levels[code] * scale + offset, bit for bit as a reader has it.
 
     `levels` [k] are whole numbers; `scale`, `offset` and `inverse`, 1 / scale, have the tensor's
-    shape. A scale may be negative or 0, its inverse is 0 then. Take columns with `grid[..., a:b]`.
+    shape. A scale may be negative or 0, its inverse is 0 then. `of` makes one; take columns with
+    `grid[..., a:b]`.
     """
 
     levels: FloatArray

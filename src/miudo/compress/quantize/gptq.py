@@ -102,7 +102,7 @@ def _rounded(
 def _by_rows(
     weight: Tensor, plain: StoredTensor, inverse: Inverse, order: Tensor, hessian: Tensor
 ) -> StoredTensor:
-    """Returns what `_rounded` does, some rows at a time: no row hangs on another."""
+    """Returns what `_rounded` does, some rows at a time: none hangs on another."""
     made = [
         _rounded(weight[at], plain.rows(at), inverse, order, hessian).data
         for at in (slice(i, i + _ROWS) for i in range(0, len(weight), _ROWS))

@@ -114,8 +114,8 @@ def measure_harm(
 class MixedTypes(Sequential):
     """Stores each tensor in one of `types` so that all weights take at most `max_bytes`.
 
-    What is chosen is rounded by `rounding`. Raises ConfigError for a type without a rounding
-    rule or a value out of range.
+    What is chosen is rounded by `rounding`, after `propagation` as for GPTQ. Raises ConfigError
+    for a type without a rounding rule or a value out of range.
     """
 
     name: ClassVar[str] = "mixed"
@@ -123,8 +123,10 @@ class MixedTypes(Sequential):
     max_bytes: int = 1 << 40
     types: tuple[str, ...] = _TYPES
     rounding: Rounding = Rounding.GPTQ
+    propagation: float = STRENGTH
 
     def __post_init__(self) -> None:
+        in_range("propagation", self.propagation, 0.0, 1.0)
         in_range("max_bytes", self.max_bytes, 1, 1 << 60, whole=True)
         check_enum("rounding", self.rounding, Rounding)
         if type(self.types) is not tuple or not self.types:
@@ -150,9 +152,8 @@ class MixedTypes(Sequential):
         taken = cheapest_harm(choices, self.max_bytes)
         outcome = Outcome()
         plan = Plan.of(decoder, {name: choice.dtype for name, choice in taken.items()})
-        strength = STRENGTH if self.rounding is Rounding.GPTQ else 0.0
         rule = self.rounding.rule(outcome)
-        stored = round_in_order(decoder, batches, plan, rule, propagation=strength)
+        stored = round_in_order(decoder, batches, plan, rule, propagation=self.propagation)
         notes = (*_held(taken), *outcome.notes())
         return stored, plan.report(self, decoder, f"type by harm, {self.rounding}", notes)
 

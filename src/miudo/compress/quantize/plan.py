@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from miudo.compress.method import Method, Report, check_finite, check_seen, describe
-from miudo.compress.quantize.propagation import corrected, moments
+from miudo.compress.quantize.propagation import corrected, correction, moments
 from miudo.compress.quantize.tables import table_gram
 from miudo.compress.walk import Gram, Station, walk
 from miudo.decoder.decoder import Decoder
@@ -239,18 +239,23 @@ def round_in_order(
             if aim is None:
                 for name, gram in station.grams(left).items():
                     settle(name, station.weights[name], gram)
-            elif left:
-                gram, cross = moments(station, aim, left[0])
-                for name in left:
-                    weight = station.weights[name].detach()
-                    better = corrected(name, weight, gram, cross, propagation)
-                    settle(name, station.weights[name], gram, better)
+                continue
+            coarse = [name for name in left if plan.dtypes[name].block > 1]
+            if coarse:  # what stays a float is to stay as it is
+                gram, cross = moments(station, aim, coarse[0])
+                change = correction(coarse[0], gram, cross)
+                for name in coarse:
+                    weight = station.weights[name]
+                    aims = None
+                    if change is not None:
+                        aims = corrected(weight.detach(), change, gram, cross, propagation)
+                    settle(name, weight, gram, aims)
         for name, value in station.module.named_parameters(prefix=station.name):
             if name not in stored:
                 settle_plain(name, value)
     for name, value in work.named_parameters():
-        if name not in stored:
-            settle_plain(name, value)
+        if name not in stored:  # the decoder's own norms: nothing is put
+            stored[name] = encode(value.detach().numpy(), plan.dtypes[name])
     return {name: stored[name] for name in plan.dtypes}
 
 

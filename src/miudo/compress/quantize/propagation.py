@@ -8,7 +8,7 @@ Read next: `miudo.compress.quantize.plan`, which walks both models at once.
 With x what the whole model gives a matrix W and z what the rounded one does, W (x - z) is missing.
 Of that a z-linear part can be had back: W + s W (C - H) H^-1 with C = sum x z^T, H = sum z z^T
 (Arai and Ichikawa 2025, Quantization Error Propagation). The strength s is below 1 since both
-sums are those of the calibration's text.
+sums are those of the calibration's text; H is damped by `hessian.DAMPING`.
 
 Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 """
@@ -20,13 +20,16 @@ from torch import Tensor
 
 from miudo.compress.hessian import DAMPING, invert
 from miudo.compress.walk import Gram, Station, check_saw
+from miudo.errors import CheckFailedError
 
-__all__ = ["STRENGTH", "corrected", "moments"]
+__all__ = ["STRENGTH", "corrected", "correction", "moments"]
 
 STRENGTH = 0.5
 """The paper's, and the best of 0, 0.5 and 1 here (docs/log.md)."""
-_PRUNED = 0.01
-"""Share of zeros from which a matrix counts as pruned: its zeros are to stay."""
+_LEAST = 2
+"""Tokens an input: a fit to fewer is one to chance, and does harm (docs/log.md)."""
+_ROWS = 1024
+"""Rows done together: a head in float64 is larger than a layer."""
 
 
 @torch.no_grad()
@@ -43,16 +46,42 @@ def moments(rounded: Station, whole: Station, name: str) -> tuple[Gram, Tensor]:
         gram.add(given)
         cross += (meant.T @ given).double()
     check_saw(name, gram, rounded.tokens)
+    if not bool(torch.isfinite(cross).all()):
+        raise CheckFailedError(
+            "the whole model's inputs hold NaN or infinity",
+            where=name,
+            remedy="Check that the model is trained and the text is its kind of text",
+        )
     return gram, cross
 
 
-def corrected(name: str, weight: Tensor, gram: Gram, cross: Tensor, strength: float) -> Tensor:
-    """Returns weight [O, I] changed to make up for its inputs' error; a pruned one as it is.
+@torch.no_grad()
+def correction(name: str, gram: Gram, cross: Tensor) -> Tensor | None:
+    """Returns (C - H) H^-1 [I, I] in float64, the same for every matrix of one input.
 
-    Raises CheckFailedError, naming the matrix, as `hessian.invert` does.
+    None where there are too few tokens to tell. Raises CheckFailedError, naming the matrix, as
+    `hessian.invert` does.
     """
-    if float((weight == 0).float().mean()) > _PRUNED:
-        return weight
+    if gram.tokens < _LEAST * len(cross):
+        return None
     factor = invert(gram.outer, damping=DAMPING, where=name).factor
-    missing = weight.double() @ (cross - gram.outer)
-    return (weight + strength * (missing @ factor.T @ factor)).to(weight.dtype)
+    return (cross - gram.outer) @ factor.T @ factor
+
+
+@torch.no_grad()
+def corrected(weight: Tensor, change: Tensor, gram: Gram, cross: Tensor, strength: float) -> Tensor:
+    """Returns weight [O, I] changed by `strength` of W `change`, but for its exact zeros.
+
+    Where zeros are held the rest of a row does not fit as it is: it goes by the same strength
+    along what is left of the change, to where that is best for the row, or not at all.
+    """
+    parts = []
+    for some in torch.split(weight, _ROWS):
+        rows = some.double()
+        step = (strength * rows @ change).masked_fill(rows == 0, 0.0)
+        if bool((rows == 0).any()):
+            wanted = ((rows @ (cross - gram.outer)) * step).sum(1)
+            spent = ((step @ gram.outer) * step).sum(1).clamp_min(1e-300)
+            step *= (strength * wanted / spent).clamp(0.0, 1.0)[:, None]
+        parts.append((rows + step).to(weight.dtype))
+    return torch.cat(parts)
