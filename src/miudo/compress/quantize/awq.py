@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from miudo.compress.hessian import output_error
 from miudo.compress.method import Report, in_range
 from miudo.compress.quantize.gptq import Outcome, Rounding
+from miudo.compress.quantize.order import round_in_order
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
@@ -31,7 +32,6 @@ from miudo.compress.quantize.plan import (
     check_enum,
     check_type,
     importance,
-    round_in_order,
     squared_error,
 )
 from miudo.compress.walk import Gram, Station

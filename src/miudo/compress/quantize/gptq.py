@@ -4,7 +4,7 @@ For: the most quality at the same bytes and type without training; blocks of GGU
 Scales are fixed by an importance-weighted search beforehand; afterwards they are fitted to the
 codes, and the codes gone over again (`descend`), in turns.
 Not for: training the rounding (`miudo.compress.quantize.learned`).
-Read next: `miudo.compress.hessian`, the arithmetic; `miudo.compress.quantize.plan`, the order.
+Read next: `miudo.compress.hessian`, the arithmetic; `miudo.compress.quantize.order`, the order.
 
 Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 """
@@ -23,15 +23,14 @@ from torch import Tensor
 from miudo.compress.hessian import DAMPING, Inverse, compensate, invert, output_error
 from miudo.compress.method import Report, in_range
 from miudo.compress.quantize.descent import descend
+from miudo.compress.quantize.order import Rule, round_in_order
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
-    Rule,
     Sequential,
     check_calibrated,
     check_type,
     importance,
-    round_in_order,
 )
 from miudo.compress.quantize.propagation import STRENGTH
 from miudo.compress.quantize.refit import refit

@@ -4,7 +4,7 @@ For: a little more than GPTQ where a minute a block may be spent; SignRound (Che
 as AutoRound runs it, onto the grids of GGUF's block types.
 Not for: learning scales (they stay those of the importance-weighted search), or the weights
 (quantisation-aware training does).
-Read next: `miudo.compress.quantize.plan`, then `miudo.formats.grid`.
+Read next: `miudo.compress.quantize.order`, then `miudo.formats.grid`.
 
 Shapes: B batch, T positions, D d_model, O outputs and I inputs of a matrix.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from miudo.compress.method import Report, in_range
 from miudo.compress.quantize.gptq import Outcome, round_matrix
+from miudo.compress.quantize.order import round_in_order
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
@@ -28,7 +29,6 @@ from miudo.compress.quantize.plan import (
     check_calibrated,
     check_type,
     importance,
-    round_in_order,
     squared_error,
 )
 from miudo.compress.walk import Gram, Station, walk

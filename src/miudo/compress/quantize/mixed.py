@@ -23,6 +23,7 @@ from torch import Tensor
 from miudo.compress.method import Report, in_range
 from miudo.compress.quantize.gptq import Outcome, Rounding
 from miudo.compress.quantize.importance import ImportanceRounding
+from miudo.compress.quantize.order import round_in_order
 from miudo.compress.quantize.plan import (
     Calibration,
     Plan,
@@ -31,7 +32,6 @@ from miudo.compress.quantize.plan import (
     check_enum,
     check_type,
     put,
-    round_in_order,
 )
 from miudo.compress.quantize.propagation import STRENGTH
 from miudo.decoder.decoder import Decoder

@@ -1,18 +1,17 @@
-"""What rounding methods have in common: which tensor gets which type, and block after block.
+"""What rounding methods have in common: which tensor gets which type, and their checks.
 
-For: one plan of types and one order of work, so that a method only says how a matrix is rounded.
-Not for: the rounding (`nearest`, `gptq`, `learned`), or choosing types by a budget (`mixed`).
-Read next: `miudo.compress.quantize.nearest`, which needs no order; then `gptq`.
+For: one plan of types for all methods.
+Not for: the order of work (`order`), the rounding (`nearest`, `gptq`, `learned`), or choosing
+types by a budget (`mixed`).
+Read next: `miudo.compress.quantize.nearest`, which needs no order; then `order`.
 
 Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, TypeVar
@@ -22,20 +21,17 @@ import torch
 from torch import Tensor
 
 from miudo.compress.method import Method, Report, check_finite, check_seen, describe
-from miudo.compress.quantize.propagation import corrected, correction, moments
-from miudo.compress.quantize.tables import table_gram
-from miudo.compress.walk import Gram, Station, walk
+from miudo.compress.walk import Gram, Station
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError
 from miudo.formats.block_codec import FloatArray
-from miudo.formats.blocks import WRITABLE, encode, to_f32
+from miudo.formats.blocks import WRITABLE, to_f32
 from miudo.formats.precision import stored_dtype, type_notes
 from miudo.tensors import DType, Role, StoredTensor, Weights, tensor_table
 
 __all__ = [
     "Calibration",
     "Plan",
-    "Rule",
     "Sequential",
     "calibrated",
     "check_calibrated",
@@ -43,7 +39,6 @@ __all__ = [
     "check_type",
     "importance",
     "put",
-    "round_in_order",
     "rounded_decoder",
     "squared_error",
 ]
@@ -53,9 +48,6 @@ _KNOWN = tuple(dtype for dtype in WRITABLE if dtype is not DType.F32)
 Statistics = TypeVar("Statistics")
 Calibration = tuple[Tensor, ...]
 """Ids [B, T]: methods that go block by block need the text itself."""
-
-Rule = Callable[[str, Tensor, Gram, DType], StoredTensor]
-"""Given a matrix's name, its weight [O, I], its inputs and its type, returns it rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,77 +184,3 @@ def squared_error(
 def put(weight: Tensor, stored: StoredTensor) -> None:
     """Gives `weight` the values of `stored`, in place."""
     weight.copy_(torch.from_numpy(to_f32(stored)))
-
-
-def round_in_order(
-    decoder: Decoder,
-    batches: Calibration,
-    plan: Plan,
-    rule: Rule,
-    before: Callable[[Station], None] = lambda _: None,
-    *,
-    propagation: float = 0.0,
-) -> dict[str, StoredTensor]:
-    """Returns the file's tensors: each matrix rounded by `rule` on the inputs that it will get.
-
-    Those are made by what was rounded before it, in the same block too. The token table comes
-    first, since everything is made from it (`tables.table_gram`). `before` may change a block
-    that is about to be rounded (its float function must stay), where there is no `propagation`:
-    with it a matrix makes up for what was rounded before it (`propagation.corrected`). What has
-    no inputs, norms and positions, is stored as the plan says.
-    """
-    work = _own_tables(decoder)
-    stored: dict[str, StoredTensor] = {}
-
-    def settle(name: str, weight: Tensor, gram: Gram, wanted: Tensor | None = None) -> None:
-        aim = weight.detach() if wanted is None else wanted
-        stored[name] = rule(name, aim, gram, plan.dtypes[name])
-        put(weight, stored[name])
-
-    def settle_plain(name: str, weight: Tensor) -> None:
-        stored[name] = encode(weight.detach().numpy(), plan.dtypes[name])
-        put(weight, stored[name])
-
-    if plan.dtypes["embed.weight"].block > 1:
-        settle("embed.weight", work.embed.weight, table_gram(decoder, batches))
-    else:  # its curvature takes longer than all the rest, and would not be asked for
-        settle_plain("embed.weight", work.embed.weight)
-    if work.position is not None:
-        settle_plain("position.weight", work.position.weight)
-    whole: Iterator[Station | None] = itertools.repeat(None)
-    if propagation:
-        whole = walk(decoder, batches)
-    for station, aim in zip(walk(work, batches, apart=True), whole, strict=False):
-        before(station)
-        for group in station.groups():
-            left = [name for name in group if name not in stored]
-            if aim is None:
-                for name, gram in station.grams(left).items():
-                    settle(name, station.weights[name], gram)
-                continue
-            coarse = [name for name in left if plan.dtypes[name].block > 1]
-            if coarse:  # what stays a float is to stay as it is
-                gram, cross = moments(station, aim, coarse[0])
-                change = correction(coarse[0], gram, cross)
-                for name in coarse:
-                    weight = station.weights[name]
-                    aims = None
-                    if change is not None:
-                        aims = corrected(weight.detach(), change, gram, cross, propagation)
-                    settle(name, weight, gram, aims)
-        for name, value in station.module.named_parameters(prefix=station.name):
-            if name not in stored:
-                settle_plain(name, value)
-    for name, value in work.named_parameters():
-        if name not in stored:  # the decoder's own norms: nothing is put
-            stored[name] = encode(value.detach().numpy(), plan.dtypes[name])
-    return {name: stored[name] for name in plan.dtypes}
-
-
-def _own_tables(decoder: Decoder) -> Decoder:
-    """Returns a decoder of the same blocks, whose table, positions and head are copies."""
-    work = copy.copy(decoder)
-    work._modules = dict(decoder._modules)
-    work.embed, work.position = copy.deepcopy(decoder.embed), copy.deepcopy(decoder.position)
-    work.head = copy.deepcopy(decoder.head)
-    return work

@@ -3,7 +3,7 @@
 For: methods that go block by block: without it each matrix keeps its own outputs on inputs that
 are off already, and errors add up from layer to layer.
 Not for: the error of the matrix's own rounding (`miudo.compress.quantize.gptq`).
-Read next: `miudo.compress.quantize.plan`, which walks both models at once.
+Read next: `miudo.compress.quantize.order`, which walks both models at once.
 
 With x what the whole model gives a matrix W and z what the rounded one does, W (x - z) is missing.
 Of that a z-linear part can be had back: W + s W (C - H) H^-1 with C = sum x z^T, H = sum z z^T

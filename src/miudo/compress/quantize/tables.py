@@ -2,7 +2,7 @@
 
 For: a Gram for a table that has no inputs of its own, or two uses at once.
 Not for: matrices, whose inputs say it (`miudo.compress.walk`).
-Read next: `miudo.compress.quantize.plan`.
+Read next: `miudo.compress.quantize.order`.
 
 An error e of a row changes the output's distribution by KL e^T F e / 2, to second order. As a
 head a row is multiplied by the hidden state h: summed over the rows F is (1 - sum_v p_v^2) h h^T
