@@ -1,3 +1,4 @@
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from miudo.meter import (
     busy_s,
     energy_basis,
     energy_between,
+    give_back,
     peak_memory,
     read_counters,
     resident_bytes,
@@ -108,3 +110,18 @@ def test_an_energys_basis_has_no_seconds_in_it() -> None:
 def test_resident_memory_is_at_most_the_peak() -> None:
     now = resident_bytes()
     assert now is None or 1e6 < now <= peak_memory().value
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc")
+def test_memory_freed_among_what_is_kept_is_given_back() -> None:
+    size = 64 * 1024  # too small for a map of its own
+    blocks = [bytes([i % 255 + 1]) * size for i in range(2000)]
+    kept = blocks[::20]
+    del blocks
+    before = resident_bytes()
+    give_back()
+    after = resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert before - after > 0.5 * 1900 * size
+    assert kept[1] == bytes([21]) * size

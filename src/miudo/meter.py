@@ -8,6 +8,7 @@ Read next: `miudo.records.Measurement`, `miudo.evaluate.bench`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -27,6 +28,7 @@ __all__ = [
     "busy_s",
     "energy_basis",
     "energy_between",
+    "give_back",
     "peak_memory",
     "read_counters",
     "resident_bytes",
@@ -182,3 +184,14 @@ def energy_between(before: _Counters, after: _Counters, *, cpu_s: float, watts: 
         (start, span), (end, _) = before[name], after[name]
         total += end - start if end >= start else end - start + span
     return Energy(total * 1e-6, f"counter: powercap {', '.join(shared)}, whole machine", False)
+
+
+def give_back() -> None:
+    """Gives memory that is free inside this process back to the system, where glibc can.
+
+    What is freed among what is kept stays the process's own otherwise: hundreds of megabytes
+    where large tensors of many sizes come and go.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

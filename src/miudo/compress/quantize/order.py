@@ -21,6 +21,7 @@ from miudo.compress.quantize.tables import table_gram
 from miudo.compress.walk import Gram, Station, walk
 from miudo.decoder.decoder import Decoder
 from miudo.formats.blocks import encode
+from miudo.meter import give_back
 from miudo.tensors import DType, StoredTensor
 
 __all__ = ["Rule", "round_in_order"]
@@ -70,6 +71,7 @@ def round_in_order(
     for station, aim in zip(walk(work, batches, apart=True), whole, strict=False):
         before(station)
         for group in station.groups():
+            give_back()
             left = [name for name in group if name not in stored]
             if aim is None:
                 for name, gram in station.grams(left).items():
