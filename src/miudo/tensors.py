@@ -147,11 +147,6 @@ class StoredTensor:
         flat = np.ascontiguousarray(array, dtype="<f4")
         return cls(DType.F32, array.shape, flat.reshape(-1).view(np.uint8))
 
-    def rows(self, at: slice) -> StoredTensor:
-        """Returns some rows [n, I] of a dense matrix [O, I], sharing memory."""
-        data = self.data.reshape(self.shape[0], -1)[at]
-        return StoredTensor(self.dtype, (len(data), *self.shape[1:]), data.reshape(-1))
-
 
 Weights = Mapping[str, StoredTensor]
 """Canonical name to tensor: separate q, k, v, gate, up, down in `[out, in]` order."""

@@ -22,6 +22,7 @@ from miudo.config import Block as Placing
 from miudo.config import ModelConfig, Parallel, Position
 from miudo.decoder.attention import Attention, Capture, softcap
 from miudo.decoder.cache import KVCache
+from miudo.decoder.embedding import table
 from miudo.decoder.feedforward import FeedForward
 from miudo.decoder.latent import LatentAttention
 from miudo.decoder.masks import segment_positions
@@ -80,10 +81,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.session = config.with_context(context)
-        self.embed = _table(config.vocab_size, config.d_model)
+        self.embed = table(config.vocab_size, config.d_model)
         self.embed_norm = norm(config) if config.embed_norm else nn.Identity()
         learned = config.position is Position.LEARNED
-        self.position = _table(config.max_positions, config.d_model) if learned else None
+        self.position = table(config.max_positions, config.d_model) if learned else None
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = norm(config)
         tied = config.tie_embeddings
@@ -177,16 +178,14 @@ class Decoder(nn.Module):
             decoder = cls(config, context=context)
         state = {name: torch.from_numpy(np.array(to_f32(t))) for name, t in weights.items()}
         decoder.load_state_dict(state, assign=True)
-        for parameter in decoder.parameters():
-            parameter.requires_grad_(True)
-        return decoder
+        return decoder.requires_grad_(True)
 
     def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
         """Yields names and F32 tensors in the tensor table's order, each copied as it comes."""
         parameters = dict(self.named_parameters())
-        for spec in tensor_table(self.config):
-            value = parameters[spec.name].detach().to("cpu", torch.float32, copy=True)
-            yield spec.name, StoredTensor.from_f32(value.numpy())
+        for name in (spec.name for spec in tensor_table(self.config)):
+            value = parameters[name].detach().to("cpu", torch.float32, copy=True)
+            yield name, StoredTensor.from_f32(value.numpy())
 
     def to_weights(self) -> dict[str, StoredTensor]:
         """Returns the parameters as F32 tensors in the tensor table's order, copied."""
@@ -201,12 +200,3 @@ class Decoder(nn.Module):
                 f"{end} positions, the model has {config.max_positions}", remedy="Shorten the text"
             )
         return config
-
-
-def _table(rows: int, width: int) -> nn.Embedding:
-    # nn.Embedding would draw on the meta device too, by torch._dynamo: seconds of importing it.
-    values = torch.empty(rows, width)
-    if not values.is_meta:
-        nn.init.normal_(values)
-    table: nn.Embedding = nn.Embedding.from_pretrained(values, freeze=False)  # type: ignore[no-untyped-call]
-    return table

@@ -103,10 +103,16 @@ def _by_rows(
 ) -> StoredTensor:
     """Returns what `_rounded` does, some rows at a time: none hangs on another."""
     made = [
-        _rounded(weight[at], plain.rows(at), inverse, order, hessian).data
+        _rounded(weight[at], _some(plain, at), inverse, order, hessian).data
         for at in (slice(i, i + _ROWS) for i in range(0, len(weight), _ROWS))
     ]
     return StoredTensor(plain.dtype, plain.shape, np.concatenate(made))
+
+
+def _some(stored: StoredTensor, at: slice) -> StoredTensor:
+    """Returns some rows [n, I] of a matrix [O, I], sharing memory."""
+    data = stored.data.reshape(stored.shape[0], -1)[at]
+    return StoredTensor(stored.dtype, (len(data), *stored.shape[1:]), data.reshape(-1))
 
 
 @dataclass

@@ -20,10 +20,10 @@ from miudo.tensors import StoredTensor
 
 __all__ = ["refit"]
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 
-def refit(weight: Floats, stored: StoredTensor, hessian: Floats) -> StoredTensor:
+def refit(weight: _Floats, stored: StoredTensor, hessian: _Floats) -> StoredTensor:
     """Returns `stored` with the blocks' own scales and offsets where the codes want them.
 
     The error trace((W - Q) H (W - Q)^T) is a parabola in each float16 number of a block while
@@ -60,8 +60,8 @@ def refit(weight: Floats, stored: StoredTensor, hessian: Floats) -> StoredTensor
     return StoredTensor(stored.dtype, stored.shape, blocks.view(np.uint8))
 
 
-def _unit(part: FloatArray, held: Floats) -> Floats:
+def _unit(part: FloatArray, held: _Floats) -> _Floats:
     """Returns what of a block [O, w] a number `held` [O] is multiplied with, 0 where it is 0."""
     per = np.broadcast_to(held[:, None], part.shape)
-    unit: Floats = np.divide(part, per, out=np.zeros(part.shape), where=per != 0)
+    unit: _Floats = np.divide(part, per, out=np.zeros(part.shape), where=per != 0)
     return unit
