@@ -16,7 +16,7 @@ __all__ = ["table"]
 def table(rows: int, width: int) -> nn.Embedding:
     """Returns a table [rows, width] drawn as `nn.Embedding` draws it, empty on the meta device.
 
-    That would draw there too, by torch._dynamo: seconds of importing it, and 110 MB.
+    That would draw there too, by torch._dynamo: seconds of importing it, and 80 MB.
     """
     values = torch.empty(rows, width)
     if not values.is_meta:
