@@ -207,5 +207,6 @@ def _compiled_chunk(comparison: Comparison, dynamic: bool) -> ChunkFunction:
 def _cross_entropy(s: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Minus the log-probability of each target [n], and the gradient p_S - 1 at it [n, V]."""
     at = targets[:, None]  # n 1
-    hits = s.gather(1, at)  # n 1
-    return -hits[:, 0], s.exp().scatter_add_(1, at, torch.full_like(hits, -1.0))
+    # No scatter: beside a softmax at another temperature PyTorch's compiler leaves it out.
+    hit = at == torch.arange(s.shape[1], device=s.device)  # n V
+    return -s.gather(1, at)[:, 0], s.exp() - hit.to(s.dtype)
