@@ -33,9 +33,7 @@ from miudo.compress.distill.terms import DistillSettings, ResponseTerm, TextTerm
 from miudo.compress.prune.recover import calibration_batches
 from miudo.compress.quantize.gptq import Outcome, round_matrix
 from miudo.compress.quantize.order import round_in_order
-from miudo.compress.quantize.plan import (
-    rounded_decoder,
-)
+from miudo.compress.quantize.plan import rounded_decoder
 from miudo.compress.quantize.propagation import STRENGTH
 from miudo.compress.quantize.trained import ROUNDED_FIT, ROUNDED_LOSS, RoundedStudent
 from miudo.data.packed import DataSet

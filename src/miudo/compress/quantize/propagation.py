@@ -27,7 +27,7 @@ __all__ = ["STRENGTH", "corrected", "correction", "moments"]
 STRENGTH = 0.5
 """The paper's, and the best of 0, 0.5 and 1 here (docs/log.md)."""
 _LEAST = 2
-"""Tokens an input: a fit to fewer is one to chance, and does harm (docs/log.md)."""
+"""Tokens an input: a fit to fewer is one to chance, and may do harm (docs/log.md)."""
 _ROWS = 1024
 """Rows done together: a head in float64 is larger than a layer."""
 
