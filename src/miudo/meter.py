@@ -41,6 +41,8 @@ _POWERCAP = Path("/sys/class/powercap")
 _STATUS = Path("/proc/self/status")
 _STAT = Path("/proc/stat")
 _TOLD_S = 0.2
+_M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
+"""malloc.h's number for it, and bytes from which memory is given back as soon as it is freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +192,9 @@ def give_back() -> None:
     """Gives memory that is free inside this process back to the system, where glibc can.
 
     What is freed among what is kept stays the process's own otherwise: hundreds of megabytes
-    where large tensors of many sizes come and go.
+    where large tensors of many sizes come and go. From the first call on, those go at once.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        libc.malloc_trim(0)

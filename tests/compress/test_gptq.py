@@ -15,7 +15,8 @@ from miudo.compress.quantize.gptq import GPTQ, Outcome, gptq, round_matrix
 from miudo.compress.quantize.importance import ImportanceRounding
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.refit import refit
-from miudo.compress.walk import Gram, walk
+from miudo.compress.station import Gram
+from miudo.compress.walk import walk
 from miudo.config import ModelConfig
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError

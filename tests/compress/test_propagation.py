@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from miudo.compress.quantize.gptq import GPTQ
-from miudo.compress.quantize.propagation import corrected, correction, moments
-from miudo.compress.walk import Gram, walk
+from miudo.compress.quantize.propagation import corrected, moments, solver
+from miudo.compress.station import Gram
+from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
 from miudo.tensors import DType
@@ -27,46 +28,46 @@ def problem(inputs: int = 24) -> tuple[Tensor, Tensor, Tensor, Gram, Tensor]:
     given = 0.9 * meant + 0.5 * torch.randn(400, inputs, generator=draw)
     gram = Gram(torch.zeros(inputs, inputs, dtype=torch.float64))
     gram.add(given)
-    return weight, meant, given, gram, (meant.T @ given).double()
+    return weight, meant, given, gram, ((meant - given).T @ given).double()
 
 
 def test_the_correction_is_the_ridge_regression_of_what_is_missing() -> None:
-    weight, meant, given, gram, cross = problem()
+    weight, meant, given, gram, missing = problem()
     ridge = 0.01 * float(gram.outer.diagonal().mean())
     rows = np.vstack([given.double().numpy(), np.sqrt(ridge) * np.eye(24)])
-    missing = ((meant - given) @ weight.T).double().numpy()
-    wanted = np.linalg.lstsq(rows, np.vstack([missing, np.zeros((24, 6))]))[0].T
-    change = correction("w", gram, cross)
-    assert change is not None
+    gone = ((meant - given) @ weight.T).double().numpy()
+    wanted = np.linalg.lstsq(rows, np.vstack([gone, np.zeros((24, 6))]))[0].T
+    factor = solver("w", gram)
+    assert factor is not None
     for strength in (0.5, 1.0):
-        found = corrected(weight, change, gram, cross, strength) - weight
+        found = corrected(weight, factor, gram, missing, strength) - weight
         np.testing.assert_allclose(found.numpy(), strength * wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_inputs_without_an_error_change_nothing() -> None:
-    weight, _, given, gram, _ = problem()
-    same = (given.T @ given).double()
-    change = correction("w", gram, same)
-    assert change is not None
-    torch.testing.assert_close(corrected(weight, change, gram, same, 1.0), weight)
+    weight, _, _, gram, _ = problem()
+    none = torch.zeros_like(gram.outer)
+    factor = solver("w", gram)
+    assert factor is not None
+    torch.testing.assert_close(corrected(weight, factor, gram, none, 1.0), weight)
 
 
 def test_too_few_tokens_say_nothing() -> None:
-    _, _, _, gram, cross = problem()
+    _, _, _, gram, _ = problem()
     gram.tokens = 47
-    assert correction("w", gram, cross) is None
+    assert solver("w", gram) is None
     gram.tokens = 48
-    assert correction("w", gram, cross) is not None
+    assert solver("w", gram) is not None
 
 
 @pytest.mark.parametrize("sparsity", [0.02, 0.5, 0.9])
 def test_zeros_stay_and_no_row_is_worse_for_it(sparsity: float) -> None:
-    weight, meant, given, gram, cross = problem()
+    weight, meant, given, gram, missing = problem()
     draw = torch.Generator().manual_seed(4)
     weight[torch.rand(weight.shape, generator=draw) < sparsity] = 0
-    change = correction("w", gram, cross)
-    assert change is not None
-    made = corrected(weight, change, gram, cross, 0.5)
+    factor = solver("w", gram)
+    assert factor is not None
+    made = corrected(weight, factor, gram, missing, 0.5)
     assert ((made == 0) == (weight == 0)).all()
     aim = meant @ weight.T
     errors = [(aim - given @ w.T).double().square().sum(0) for w in (weight, made)]
@@ -75,12 +76,12 @@ def test_zeros_stay_and_no_row_is_worse_for_it(sparsity: float) -> None:
 
 
 def test_rows_done_in_parts_are_those_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, _, _, gram, cross = problem()
-    change = correction("w", gram, cross)
-    assert change is not None
-    whole = corrected(weight, change, gram, cross, 0.5)
+    weight, _, _, gram, missing = problem()
+    factor = solver("w", gram)
+    assert factor is not None
+    whole = corrected(weight, factor, gram, missing, 0.5)
     monkeypatch.setattr("miudo.compress.quantize.propagation._ROWS", 4)
-    torch.testing.assert_close(corrected(weight, change, gram, cross, 0.5), whole)
+    torch.testing.assert_close(corrected(weight, factor, gram, missing, 0.5), whole)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "neox", "gemma"])
@@ -105,9 +106,9 @@ def test_moments_are_those_of_what_both_models_give_a_matrix(
     aims, stops = walk(whole, batches), walk(other, batches)
     for aim, stop in zip(aims, stops, strict=True):
         if stop.name == "layers.1":
-            gram, cross = moments(stop, aim, "layers.1.mlp.down.weight")
+            gram, missing = moments(stop, aim, "layers.1.mlp.down.weight")
             torch.testing.assert_close(gram.outer, z.T @ z, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(cross, x.T @ z, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(missing, (x - z).T @ z, rtol=1e-4, atol=1e-4)
             assert (x - z).norm() > 0.01 * x.norm()
             return
     pytest.fail("the walk has no layer 1")

@@ -17,7 +17,8 @@ from miudo.compress.prune.pattern import Pattern
 from miudo.compress.prune.scores import magnitude, wanda
 from miudo.compress.prune.sparse import SparseMethod, SparsePruning
 from miudo.compress.prune.sparsegpt import sparsegpt
-from miudo.compress.walk import Gram, walk
+from miudo.compress.station import Gram
+from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError
 

@@ -3,7 +3,7 @@
 For: SparseGPT and GPTQ, which fix a column (to zero, to a grid) and let the columns that are
 not fixed yet make up for it; the error that a changed matrix makes on its inputs.
 Not for: what a column is fixed to (`miudo.compress.prune.sparsegpt`, `miudo.compress.quantize`).
-Read next: `miudo.compress.walk`, which sums the inputs up.
+Read next: `miudo.compress.station`, which sums the inputs up.
 
 Shapes: O outputs, I inputs of a matrix; the Hessian of its squared error is sum x x^T [I, I].
 """
@@ -24,7 +24,9 @@ __all__ = ["DAMPING", "Fix", "Inverse", "compensate", "invert", "output_error"]
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the diagonal, as GPTQ and SparseGPT have it."""
 _MOST_DAMPING = 1e3
-_ROWS = 1024
+_COLUMNS = 256
+"""Columns of an inverse found together: a square at once would be a layer's once more."""
+_ROWS = 256
 """Rows whose errors are summed together: a token table in float64 is larger than a layer."""
 
 Fix = Callable[[int, Tensor], Tensor]
@@ -53,9 +55,12 @@ class Inverse:
         return f"damping {self.asked:g} left the Hessian singular, {self.damping:g} was taken"
 
 
-def invert(outer: Tensor, *, damping: float = DAMPING, where: str) -> Inverse:
+def invert(
+    outer: Tensor, *, damping: float = DAMPING, where: str, order: Tensor | None = None
+) -> Inverse:
     """Returns the inverse of sum x x^T, `outer` [I, I], factored; `where` names the matrix.
 
+    The factor's rows and columns are the inputs in `order` [I], or as they are.
     Where it stays singular, damping is raised tenfold until it is not, and the result says so.
     Inputs that were always zero need no rule of their own: nothing couples them to others, so
     that their columns are fixed as if alone. Raises CheckFailedError for NaN, infinity, no
@@ -64,7 +69,8 @@ def invert(outer: Tensor, *, damping: float = DAMPING, where: str) -> Inverse:
     hessian = outer.double()
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
-    if not bool(torch.isfinite(hessian).all()) or not 0.0 < mean < math.inf:
+    places = torch.arange(len(hessian), device=hessian.device) if order is None else order
+    if not math.isfinite(hessian.sum()) or not 0.0 < mean < math.inf:
         raise CheckFailedError(
             f"its inputs' squares have the mean {mean}, or hold NaN or infinity",
             where=where,
@@ -72,9 +78,7 @@ def invert(outer: Tensor, *, damping: float = DAMPING, where: str) -> Inverse:
         )
     taken = damping
     while taken <= _MOST_DAMPING:
-        damped = hessian.clone()
-        damped.diagonal().add_(taken * mean)
-        factor = _inverse_factor(damped)
+        factor = _inverse_factor(hessian, taken * mean, places)
         if factor is not None:
             return Inverse(factor, taken, damping, int((diagonal == 0).sum()))
         taken *= 10.0
@@ -119,15 +123,25 @@ def output_error(before: Tensor, after: Tensor, outer: Tensor) -> float:
     return error
 
 
-def _inverse_factor(hessian: Tensor) -> Tensor | None:
-    """The upper U with H^-1 = U^T U, None where H is not positive definite.
+def _inverse_factor(hessian: Tensor, added: float, order: Tensor) -> Tensor | None:
+    """The upper U with (H + `added`)^-1 = U^T U, None where that is not positive definite.
 
     Of the reversed H the Cholesky factor, reversed back, is an upper V with H = V V^T, so U is
     V^-1: one triangular solve, where inverting H first would square its condition.
     """
-    lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+    last = order.flip(0)
+    # Each square takes the place of the one before.
+    work = hessian.index_select(0, last).index_select(1, last)
+    work.diagonal().add_(added)
+    work, failed = torch.linalg.cholesky_ex(work)
     if int(failed):
         return None
-    one = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    factor = torch.linalg.solve_triangular(lower.flip(0, 1), one, upper=True)
-    return factor if bool(torch.isfinite(factor).all()) else None
+    work = work.flip(0, 1)
+    factor = torch.zeros_like(work)
+    for start in range(0, len(work), _COLUMNS):
+        # Upper: what is below these columns' own rows is zero.
+        end = min(start + _COLUMNS, len(work))
+        one = work.new_zeros(end, end - start)
+        one[start:].fill_diagonal_(1.0)
+        factor[:end, start:end] = torch.linalg.solve_triangular(work[:end, :end], one, upper=True)
+    return factor if math.isfinite(factor.sum()) else None

@@ -87,6 +87,7 @@ class QuantizeJob:
 
     With `rotation_seed` the model is rotated first. `max_bytes` is the file's largest size, for
     `MixedTypes` alone. `sparse` stores pruned matrices without zeros: a file for miudo alone.
+    `calibration_tokens` None: as many as the model's width asks for.
     """
 
     model: Path
@@ -97,7 +98,7 @@ class QuantizeJob:
     max_bytes: int | None = None
     sparse: bool = False
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
-    calibration_tokens: int = 32_768
+    calibration_tokens: int | None = None
     calibration_length: int = 256
 
 

@@ -21,6 +21,7 @@ from miudo.compress.quantize.mixed import MixedTypes
 from miudo.compress.quantize.nearest import NearestRounding
 from miudo.compress.quantize.rotate import rotate
 from miudo.compress.quantize.sparse import without_zeros
+from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE
 from miudo.errors import CheckFailedError, ConfigError, UsageError
 from miudo.files import refuse_inputs, sha256_file
@@ -37,6 +38,8 @@ __all__ = ["run_quantize"]
 
 # The record in the file names what was chosen: so many bytes more or less than in a trial file.
 _RECORD_BYTES = 4096
+_LEAST, _AN_INPUT = 16_384, 16
+"""Tokens of a calibration: fewer an input leave GPTQ and what it propagates to chance."""
 
 
 def run_quantize(job: QuantizeJob, progress: Progress | None = None) -> Shrunk:
@@ -120,12 +123,19 @@ def _calibration(
         pack = dataclasses.replace(job.prepare.pack, held_out=0.0)
         settings = dataclasses.replace(job.prepare, pack=pack)
         data = text_data(job.inputs, opened, Path(folder) / "data", settings, progress)
-        batches = calibration_batches(
-            data.open_split("train"), tokens=job.calibration_tokens, length=length
-        )
+        tokens = job.calibration_tokens
+        if tokens is None:
+            tokens = _enough(opened.file.config)
+        batches = calibration_batches(data.open_split("train"), tokens=tokens, length=length)
         artefact = Artefact("data", data.folder.name, sha256_file(data.folder / MANIFEST_FILE))
         record = Record.read(data.folder)
     return batches, (artefact,), () if record is None else (record,)
+
+
+def _enough(config: ModelConfig) -> int:
+    """Returns tokens that tell the inputs of the widest matrix apart."""
+    widths = (max(layer.d_ff, layer.n_heads * layer.head_dim) for layer in config.layers)
+    return max(_LEAST, _AN_INPUT * max(widths))
 
 
 def _check_dense(opened: Opened) -> None:

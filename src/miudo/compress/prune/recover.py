@@ -35,7 +35,7 @@ from miudo.train.stepper import Tokens
 
 __all__ = ["Pruner", "Recovered", "Recovery", "calibration_batches", "prune_and_recover"]
 
-_ROWS = 8
+_ROWS = 2
 
 
 @runtime_checkable

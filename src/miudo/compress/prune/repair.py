@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from miudo.compress.method import check_finite
-from miudo.compress.walk import Station, walk
+from miudo.compress.station import Station
+from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from miudo.compress.prune.pattern import Pattern
-from miudo.compress.walk import Gram
+from miudo.compress.station import Gram
 
 __all__ = ["magnitude", "wanda"]
 

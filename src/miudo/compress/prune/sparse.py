@@ -26,7 +26,8 @@ from miudo.compress.prune.pattern import Pattern
 from miudo.compress.prune.repair import Origin
 from miudo.compress.prune.scores import magnitude, wanda
 from miudo.compress.prune.sparsegpt import sparsegpt
-from miudo.compress.walk import Gram, Station, walk
+from miudo.compress.station import Gram, Station
+from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, DataError
 

@@ -34,7 +34,7 @@ from miudo.compress.quantize.plan import (
     importance,
     squared_error,
 )
-from miudo.compress.walk import Gram, Station
+from miudo.compress.station import Gram, Station
 from miudo.config import LayerConfig, Mlp, ModelConfig, Parallel
 from miudo.decoder.decoder import Decoder
 from miudo.formats.blocks import encode, to_f32

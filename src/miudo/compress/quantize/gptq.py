@@ -11,6 +11,8 @@ Shapes: B batch, T positions, O outputs and I inputs of a matrix.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
@@ -34,12 +36,13 @@ from miudo.compress.quantize.plan import (
 )
 from miudo.compress.quantize.propagation import STRENGTH
 from miudo.compress.quantize.refit import refit
-from miudo.compress.walk import Gram
+from miudo.compress.station import Gram
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError
 from miudo.formats.block_codec import ByteArray
 from miudo.formats.blocks import encode, to_f32
 from miudo.formats.grid import Grid, codes_of, grid_of, with_codes
+from miudo.meter import give_back
 from miudo.tensors import DType, StoredTensor, Weights
 
 __all__ = ["GPTQ", "Outcome", "Rounding", "gptq", "round_matrix"]
@@ -48,7 +51,7 @@ _TURNS, _FEW = 4, 1e-3
 """So often scales and codes are fitted to each other, or until that share of codes moves."""
 _BLOCK = 32
 """Columns whose errors reach all later ones at once: changes speed, not the arithmetic."""
-_ROWS = 1024
+_ROWS = 256
 """Rows done together: enough for NumPy to be quick, and few enough to take little memory."""
 
 
@@ -81,11 +84,10 @@ def _held_zeros(weight: Tensor, grid: Grid) -> tuple[npt.NDArray[np.bool_], int]
     return (weight == 0).numpy() & (grid.offset == 0) & (grid.levels[zero] == 0), zero
 
 
-def _rounded(
-    weight: Tensor, plain: StoredTensor, inverse: Inverse, order: Tensor, hessian: Tensor
+def _settled(
+    weight: Tensor, plain: StoredTensor, codes: ByteArray, hessian: Tensor
 ) -> StoredTensor:
-    """Returns weight [O, I] by GPTQ on the grid of `plain`, then scales and codes in turns."""
-    codes = gptq(weight, grid_of(plain), inverse.factor, order)
+    """Returns weight [O, I] with scales and codes [O, I] fitted to each other in turns."""
     wanted, h = weight.double().numpy(), hessian.numpy()
     found = refit(wanted, with_codes(plain, codes), h)
     for _ in range(_TURNS):
@@ -98,15 +100,35 @@ def _rounded(
     return found
 
 
-def _by_rows(
-    weight: Tensor, plain: StoredTensor, inverse: Inverse, order: Tensor, hessian: Tensor
+def _solved(
+    weight: Tensor, plain: StoredTensor, gram: Gram, inverse: Inverse, order: Tensor
 ) -> StoredTensor:
-    """Returns what `_rounded` does, some rows at a time: none hangs on another."""
-    made = [
-        _rounded(weight[at], _some(plain, at), inverse, order, hessian).data
-        for at in (slice(i, i + _ROWS) for i in range(0, len(weight), _ROWS))
-    ]
+    """Returns weight [O, I] by GPTQ on the grid of `plain`, then scales and codes in turns.
+
+    Some rows at a time: none hangs on another.
+    """
+    places = [slice(i, i + _ROWS) for i in range(0, len(weight), _ROWS)]
+    codes = [gptq(weight[at], grid_of(_some(plain, at)), inverse.factor, order) for at in places]
+    added = inverse.damping * float(gram.outer.diagonal().mean())
+    del inverse
+    made = []
+    with _damped(gram.outer, added) as hessian:
+        for at, chosen in zip(places, codes, strict=True):
+            give_back()
+            made.append(_settled(weight[at], _some(plain, at), chosen, hessian).data)
     return StoredTensor(plain.dtype, plain.shape, np.concatenate(made))
+
+
+@contextlib.contextmanager
+def _damped(outer: Tensor, added: float) -> Iterator[Tensor]:
+    """While it holds, `outer` has `added` on its diagonal: a second square would be a layer's."""
+    diagonal = outer.diagonal()
+    kept = diagonal.clone()
+    diagonal.add_(added)
+    try:
+        yield outer
+    finally:
+        diagonal.copy_(kept)
 
 
 def _some(stored: StoredTensor, at: slice) -> StoredTensor:
@@ -161,10 +183,9 @@ def round_matrix(
     order = torch.argsort(diagonal, descending=True, stable=True)
     if not act_order:
         order = torch.arange(len(diagonal))
-    inverse = invert(gram.outer[order][:, order], damping=damping, where=name)
-    damped = gram.outer.clone()
-    damped.diagonal().add_(inverse.damping * damped.diagonal().mean())
-    found = _by_rows(weight, plain, inverse, order, damped)
+    inverse = invert(gram.outer, damping=damping, where=name, order=order)
+    note = inverse.note
+    found = _solved(weight, plain, gram, inverse, order)
     errors = [
         output_error(weight, torch.from_numpy(to_f32(made)), gram.outer) for made in (plain, found)
     ]
@@ -177,8 +198,8 @@ def round_matrix(
     outcome.matrices += 1
     outcome.before += errors[0] / gram.tokens
     outcome.after += min(errors) / gram.tokens
-    if inverse.note is not None:
-        outcome.damped.append(f"{name}: {inverse.note}")
+    if note is not None:
+        outcome.damped.append(f"{name}: {note}")
     if errors[1] < errors[0]:
         return found
     outcome.kept.append(name)

@@ -31,7 +31,8 @@ from miudo.compress.quantize.plan import (
     importance,
     squared_error,
 )
-from miudo.compress.walk import Gram, Station, walk
+from miudo.compress.station import Gram, Station
+from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError
 from miudo.formats.block_codec import ByteArray

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
 from miudo.compress.quantize.plan import Calibration, Plan, put
-from miudo.compress.quantize.propagation import corrected, correction, moments
+from miudo.compress.quantize.propagation import corrected, moments, solver
 from miudo.compress.quantize.tables import table_gram
-from miudo.compress.walk import Gram, Station, walk
+from miudo.compress.station import Gram, Station
+from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.formats.blocks import encode
 from miudo.meter import give_back
@@ -50,9 +51,9 @@ def round_in_order(
     work = _own_tables(decoder)
     stored: dict[str, StoredTensor] = {}
 
-    def settle(name: str, weight: Tensor, gram: Gram, wanted: Tensor | None = None) -> None:
-        aim = weight.detach() if wanted is None else wanted
-        stored[name] = rule(name, aim, gram, plan.dtypes[name])
+    def settle(name: str, weight: Tensor, gram: Gram, wanted: Tensor) -> None:
+        give_back()
+        stored[name] = rule(name, wanted, gram, plan.dtypes[name])
         put(weight, stored[name])
 
     def settle_plain(name: str, weight: Tensor) -> None:
@@ -60,7 +61,8 @@ def round_in_order(
         put(weight, stored[name])
 
     if plan.dtypes["embed.weight"].block > 1:
-        settle("embed.weight", work.embed.weight, table_gram(decoder, batches))
+        table = work.embed.weight
+        settle("embed.weight", table, table_gram(decoder, batches), table.detach())
     else:  # its curvature takes longer than all the rest, and would not be asked for
         settle_plain("embed.weight", work.embed.weight)
     if work.position is not None:
@@ -71,22 +73,21 @@ def round_in_order(
     for station, aim in zip(walk(work, batches, apart=True), whole, strict=False):
         before(station)
         for group in station.groups():
-            give_back()
+            if group[0].startswith(f"{station.name}.mlp."):
+                for stop in (station, aim) if aim is not None else (station,):
+                    stop.keep_attention()
             left = [name for name in group if name not in stored]
             if aim is None:
                 for name, gram in station.grams(left).items():
-                    settle(name, station.weights[name], gram)
+                    settle(name, station.weights[name], gram, station.weights[name].detach())
                 continue
             coarse = [name for name in left if plan.dtypes[name].block > 1]
             if coarse:  # what stays a float is to stay as it is
-                gram, cross = moments(station, aim, coarse[0])
-                change = correction(coarse[0], gram, cross)
-                for name in coarse:
-                    weight = station.weights[name]
-                    aims = None
-                    if change is not None:
-                        aims = corrected(weight.detach(), change, gram, cross, propagation)
-                    settle(name, weight, gram, aims)
+                weights = {name: station.weights[name] for name in coarse}
+                gram, aims = _aims(weights, station, aim, propagation)
+                for name, wanted in aims.items():
+                    settle(name, weights[name], gram, wanted)
+                del weights, gram, aims  # before the next ones are found
         for name, value in station.module.named_parameters(prefix=station.name):
             if name not in stored:
                 settle_plain(name, value)
@@ -94,6 +95,23 @@ def round_in_order(
         if name not in stored:  # the decoder's own norms: nothing is put
             stored[name] = encode(value.detach().numpy(), plan.dtypes[name])
     return {name: stored[name] for name in plan.dtypes}
+
+
+def _aims(
+    weights: Mapping[str, Tensor], station: Station, aim: Station, strength: float
+) -> tuple[Gram, dict[str, Tensor]]:
+    """Returns the Gram of matrices that share their inputs, and what each is to be instead."""
+    first = next(iter(weights))
+    give_back()
+    gram, missing = moments(station, aim, first)
+    give_back()
+    factor = solver(first, gram)
+    if factor is None:
+        return gram, {name: weight.detach() for name, weight in weights.items()}
+    return gram, {
+        name: corrected(weight.detach(), factor, gram, missing, strength)
+        for name, weight in weights.items()
+    }
 
 
 def _own_tables(decoder: Decoder) -> Decoder:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from miudo.compress.method import Method, Report, check_finite, check_seen, describe
-from miudo.compress.walk import Gram, Station
+from miudo.compress.station import Gram, Station
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError
 from miudo.formats.block_codec import FloatArray
