@@ -41,7 +41,7 @@ _POWERCAP = Path("/sys/class/powercap")
 _STATUS = Path("/proc/self/status")
 _STAT = Path("/proc/stat")
 _TOLD_S = 0.2
-_M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
+_M_MMAP_THRESHOLD, _LARGE = -3, 4 << 20
 """malloc.h's number for it, and bytes from which memory is given back as soon as it is freed."""
 
 
