@@ -154,6 +154,16 @@ def test_columns_that_saw_nothing_are_rounded_as_if_alone() -> None:
     assert away.max() > 0.75
 
 
+def test_rows_done_in_parts_are_those_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gram = weight_of(11, 256), gram_of(inputs(256, rows=1500))
+    before = gram.outer.clone()
+    whole = round_matrix("w", weight, gram, DType.Q4_K, Outcome())
+    assert torch.equal(gram.outer, before)  # damped for a while
+    monkeypatch.setattr("miudo.compress.quantize.gptq._ROWS", 4)
+    parts = round_matrix("w", weight, gram, DType.Q4_K, Outcome())
+    np.testing.assert_array_equal(parts.data, whole.data)
+
+
 def test_zeros_of_a_pruned_matrix_stay_and_the_rest_makes_up_for_them() -> None:
     weight, gram = weight_of(16, 256), gram_of(inputs(256, rows=1500))
     pruned = weight.clone()

@@ -28,6 +28,16 @@ def test_the_factor_is_upper_and_gives_the_inverse() -> None:
     assert (found.damping, found.dead, found.note) == (0.01, 0, None)
 
 
+def test_columns_found_in_parts_and_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    outer, order = gram(12), torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr("miudo.compress.hessian._COLUMNS", 5)
+    found = invert(outer, damping=0.01, where="w", order=order)
+    damped = outer + 0.01 * outer.diagonal().mean() * torch.eye(12, dtype=torch.float64)
+    assert torch.equal(found.factor, found.factor.triu())
+    wanted = torch.linalg.inv(damped)[order][:, order]
+    torch.testing.assert_close(found.factor.T @ found.factor, wanted)
+
+
 @pytest.mark.parametrize("block", [1, 4, 5, 128])
 def test_free_columns_end_where_least_squares_has_them(block: int) -> None:
     # With the first columns set to zero and the others left as they come, what is left is the

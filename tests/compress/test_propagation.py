@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from miudo.compress.quantize.gptq import GPTQ
+from miudo.compress.quantize.gptq import GPTQ, Outcome, Rounding
+from miudo.compress.quantize.order import round_in_order
+from miudo.compress.quantize.plan import Plan, rounded_decoder
 from miudo.compress.quantize.propagation import corrected, moments, solver
 from miudo.compress.station import Gram
 from miudo.compress.walk import walk
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError
-from miudo.tensors import DType
+from miudo.tensors import DType, StoredTensor
 
 Make = Callable[[str], Decoder]
 
@@ -133,6 +135,29 @@ def test_what_stays_a_float_stays_as_it_is(tiny: Make, batches: list[Tensor]) ->
     stored, _ = GPTQ(tables=DType.F32).store(decoder, tuple(batches * 4))
     head = decoder.to_weights()["head.weight"]
     np.testing.assert_array_equal(stored["head.weight"].data, head.data)
+
+
+@pytest.mark.parametrize("propagation", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["llama-untied", "neox"])
+def test_the_head_is_given_what_the_file_gives_where_attention_stays_a_float(
+    kind: str, propagation: float, tiny: Make, batches: list[Tensor]
+) -> None:
+    decoder, seen = tiny(kind), list[Tensor]()
+    types = {name: DType.BF16 if ".attn." in name else DType.Q4_0 for name, _ in decoder.tensors()}
+    plain = Rounding.GPTQ.rule(Outcome())
+
+    def rule(name: str, weight: Tensor, gram: Gram, dtype: DType) -> StoredTensor:
+        if name == "head.weight":
+            seen.append(gram.outer)
+        return plain(name, weight, gram, dtype)
+
+    plan, given = Plan.of(decoder, types), tuple(batches * 4)
+    stored = round_in_order(decoder, given, plan, rule, propagation=propagation)
+    assert stored["layers.1.attn.q.weight"].dtype is DType.BF16
+    made = rounded_decoder(decoder, stored)
+    with torch.no_grad():
+        rows = torch.cat([made(ids).flatten(0, 1) for ids in given]).double()
+    torch.testing.assert_close(seen[0], rows.T @ rows, rtol=1e-5, atol=1e-4)
 
 
 def test_the_models_parameters_are_not_written(tiny: Make, batches: list[Tensor]) -> None:

@@ -102,7 +102,8 @@ def test_scaled_and_capped_logits_are_those_that_are_compared(
     ids: Tensor, rest: dict[str, float]
 ) -> None:
     teacher, student, twin = decoder(32, 1, **rest), decoder(16, 2, **rest), decoder(16, 2, **rest)
-    total, _ = loss_of([teacher], student, DistillSettings.of(), 4)(student, ids)
+    flat = DistillSettings.of(temperature=2.0, alpha=0.5)
+    total, _ = loss_of([teacher], student, flat, 4)(student, ids)
     expected, _, _ = reference(teacher, twin, ids, 2.0, 0.5)
     assert total.item() == pytest.approx(expected.item(), rel=SUM_ORDER)
     total.backward()
@@ -176,7 +177,8 @@ def test_padded_vocabularies_are_cut_to_the_shared_one(ids: Tensor) -> None:
         twin.load_state_dict({**student.state_dict(), "embed.weight": student.embed.weight[:VOCAB]})
     small = decoder(32, 1)
     small.load_state_dict({**teacher.state_dict(), "embed.weight": teacher.embed.weight[:VOCAB]})
-    settings = dataclasses.replace(DistillSettings.of(), shared_vocab=VOCAB)
+    flat = DistillSettings.of(temperature=2.0, alpha=0.5)
+    settings = dataclasses.replace(flat, shared_vocab=VOCAB)
     total, _ = loss_of([teacher], student, settings, 4)(student, ids)
     expected, _, _ = reference(small, twin, ids, 2.0, 0.5)
     assert total.item() == pytest.approx(expected.item(), rel=SUM_ORDER)

@@ -98,8 +98,35 @@ def test_a_table_that_nothing_depends_on_is_refused(tiny: Make, batches: list[Te
         table_gram(decoder, batches)
 
 
-def test_nothing_is_left_on_the_decoder(tiny: Make, batches: list[Tensor]) -> None:
+def test_nothing_is_left_on_the_decoder(
+    tiny: Make, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = tiny("llama")
     table_gram(decoder, batches)
-    assert all(value.grad is None for value in decoder.parameters())
+    untouched(decoder)
+    monkeypatch.setattr(decoder, "logits", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        table_gram(decoder, batches)
+    untouched(decoder)
+
+
+def untouched(decoder: Decoder) -> None:
+    assert all(value.grad is None and value.requires_grad for value in decoder.parameters())
+    assert not any("forward" in vars(block) for block in decoder.layers)
     assert not decoder.embed._forward_hooks
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-untied", "gpt2", "neox", "gemma"])
+def test_a_row_taken_in_parts_gives_the_same_gram(
+    kind: str, tiny: Make, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny(kind)
+
+    def sure(p: Tensor, *_: object, **__: object) -> Tensor:
+        return p.argmax(-1, keepdim=True)  # drawn ids hang on the parts
+
+    monkeypatch.setattr("torch.multinomial", sure)
+    whole = table_gram(decoder, batches)
+    monkeypatch.setattr("miudo.compress.quantize.tables._POSITIONS", 5)
+    parts = table_gram(decoder, batches)
+    assert (parts.outer - whole.outer).norm() < 1e-4 * whole.outer.norm()

@@ -245,9 +245,9 @@ def test_a_student_learns_as_from_the_teacher_itself(
     settings = FitSettings(steps=25, batch_size=3, length=LENGTH, save_every=0, lr=3e-3)
     near = CachedSettings(2.0, 1.0)
     losses: dict[str, Loss] = {"teacher": Dense(teacher, near)}
-    kinds: dict[str, TopCodes | DrawCodes] = {"top": TopCodes(12)}
+    kinds: dict[str, TopCodes | DrawCodes] = {"top": TopCodes(12, temperature=2.0)}
     kinds["draws"] = DrawCodes(40, temperature=2.0)
-    kinds["filled"] = TopCodes(8, draws=12)
+    kinds["filled"] = TopCodes(8, temperature=2.0, draws=12)
     for name, codes in kinds.items():
         cache = make_cache(tmp_path / name, plan_of(data, codes), teacher, data)
         losses[name] = CachedLoss(cache, near)

@@ -149,7 +149,7 @@ def test_a_folder_that_holds_a_run_is_refused(work: Path, tmp_path: Path) -> Non
 def test_resuming_with_another_loss_is_refused(work: Path, tmp_path: Path) -> None:
     job = distill_job(work, tmp_path / "out")
     run_distill(job)
-    other = replace(job, loss=DistillSettings.of(alpha=0.9))
+    other = replace(job, loss=DistillSettings.of(alpha=0.5))
     with pytest.raises(UsageError, match="other settings"):
         run_distill(other, resume=True)
 

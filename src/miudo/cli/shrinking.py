@@ -50,8 +50,12 @@ _LOSSES = (
 
 _LOSS_OPTIONS = (
     click.option("--loss", type=click.Choice(_LOSSES), help="How distributions are compared."),
-    click.option("--temperature", type=float, help="Of both distributions; default 2."),
-    click.option("--alpha", type=float, help="Weight of the teacher against the text; 0.5."),
+    click.option("--temperature", type=float, help="Of both distributions; default 1."),
+    click.option(
+        "--alpha",
+        type=float,
+        help="Weight of the teacher against the text; 0.9 (--cross: 0.5, --dtype: 1).",
+    ),
     click.option(
         "--features",
         type=click.Choice(("uniform", "last", "surviving")),
@@ -129,14 +133,11 @@ def distill(  # noqa: PLR0913 - one parameter an option
 
     if dtype is not None:
         extra = {**ROUNDED_FIT, **extra}
-        if "terms" not in extra:  # the teacher at temperature 1, and no text
-            temperature = 1.0 if temperature is None else temperature
-            alpha = 1.0 if alpha is None else alpha
+        if "terms" not in extra and alpha is None:  # the teacher alone, without text
+            alpha = 1.0
     flags: dict[str, Any] = {"loss": loss, "temperature": temperature}
     flags |= {"alpha": alpha, "features": features}
     way = chosen_way(extra, flags, cache=cache, on_policy=on_policy, cross=cross)
-    if cache is not None and temperature is None and "terms" not in extra:
-        flags["temperature"] = 1.0  # flattened, most of a distribution lies outside its top
     learned = _learned(extra, shared_vocab, **({} if cross else flags))
     settings, packing = run_settings(extra, length)
     require_data(data, packing)

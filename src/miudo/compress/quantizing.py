@@ -134,8 +134,8 @@ def _calibration(
 
 def _enough(config: ModelConfig) -> int:
     """Returns tokens that tell the inputs of the widest matrix apart."""
-    widths = (max(layer.d_ff, layer.n_heads * layer.head_dim) for layer in config.layers)
-    return max(_LEAST, _AN_INPUT * max(widths))
+    read = (max(layer.d_ff, layer.n_heads * layer.v_head_dim) for layer in config.layers)
+    return max(_LEAST, _AN_INPUT * max(config.d_model, *read))
 
 
 def _check_dense(opened: Opened) -> None:

@@ -100,9 +100,11 @@ class Station:
             raise _SeenAll
 
         handle = self.module.get_submodule("attn").register_forward_hook(see)
-        with contextlib.suppress(_SeenAll):
-            self.run(self.inputs[index], index)
-        handle.remove()
+        try:
+            with contextlib.suppress(_SeenAll):
+                self.run(self.inputs[index], index)
+        finally:
+            handle.remove()
         return seen[0]
 
     @torch.no_grad()

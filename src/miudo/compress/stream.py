@@ -22,6 +22,8 @@ from miudo.files import translated_disk_errors
 
 __all__ = ["Stream"]
 
+_REMEDY = "Free some space, or let TMPDIR name a folder with more"
+
 
 class Stream:
     """Tensors [B, T, D], as many as were given: read anew each time, replaced one by one.
@@ -32,7 +34,7 @@ class Stream:
 
     def __init__(self, batches: Iterable[Tensor]) -> None:
         self._folder = Path(tempfile.gettempdir())
-        with translated_disk_errors(self._folder, "Free some space, or set TMPDIR to a folder"):
+        with translated_disk_errors(self._folder, _REMEDY):
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - lives as long
         weakref.finalize(self, self._file.close)
         self._kinds: list[tuple[int, torch.Size, torch.dtype, torch.device]] = []
@@ -59,7 +61,7 @@ class Stream:
         at, shape, dtype, _ = self._kinds[index]
         if (x.shape, x.dtype) != (shape, dtype):
             raise ValueError(f"{x.dtype} {tuple(x.shape)} in the place of {dtype} {tuple(shape)}")
-        with translated_disk_errors(self._folder, "Free some space, or set TMPDIR to a folder"):
+        with translated_disk_errors(self._folder, _REMEDY):
             self._file.seek(at)
             self._file.write(_bytes(x.detach().cpu().contiguous()))
             self._file.flush()

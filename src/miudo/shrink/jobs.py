@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from miudo.compress.catalogue import METHODS
+from miudo.compress.distill.divergence import ALPHA, TEMPERATURE
 from miudo.compress.distill.terms import DistillSettings
 from miudo.compress.method import in_range
 from miudo.data.pipeline import PrepareSettings
@@ -56,8 +57,8 @@ class ShrinkSettings:
     length: int = 256
     lr: float = 1e-3
     muon_lr: float = 3e-3
-    temperature: float = 1.0
-    alpha: float = 0.9
+    temperature: float = TEMPERATURE
+    alpha: float = ALPHA
     trunks: int = 12
     measured: int = 10
     calibration_tokens: int = 8192

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from miudo.compress.distill.cached import TeacherCache
 from miudo.compress.distill.codes import Coarse, DrawCodes
+from miudo.compress.distill.divergence import ALPHA, TEMPERATURE
 from miudo.compress.method import in_range
 from miudo.decoder.decoder import Decoder
 from miudo.errors import ConfigError, DataError
@@ -51,8 +52,8 @@ class CachedSettings:
     Raises ConfigError for a value out of range.
     """
 
-    temperature: float = 2.0
-    alpha: float = 0.5
+    temperature: float = TEMPERATURE
+    alpha: float = ALPHA
 
     def __post_init__(self) -> None:
         in_range("temperature", self.temperature, 0.05, 100.0)

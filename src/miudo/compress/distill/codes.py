@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from miudo.compress.distill.divergence import TEMPERATURE
 from miudo.compress.method import in_range
 from miudo.errors import ConfigError
 
@@ -81,7 +82,7 @@ class TopCodes:
     kind: ClassVar[str] = "top"
 
     k: int = 16
-    temperature: float = 2.0
+    temperature: float = TEMPERATURE
     draws: int = 0
     seed: int = 0
 

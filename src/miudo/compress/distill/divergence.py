@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "ALPHA",
+    "TEMPERATURE",
     "Divergence",
     "divergence",
     "forward_kl",
@@ -30,6 +32,9 @@ __all__ = [
     "skew_reverse_kl",
     "total_variation",
 ]
+
+TEMPERATURE, ALPHA = 1.0, 0.9
+"""Where nothing is said: of both distributions, and the teacher's weight beside the text's."""
 
 
 class Divergence(StrEnum):

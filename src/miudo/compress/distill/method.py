@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from miudo.compress.distill.divergence import Divergence
+from miudo.compress.distill.divergence import ALPHA, TEMPERATURE, Divergence
 from miudo.compress.distill.lesson import Lesson, distill
 from miudo.compress.distill.student import scaled
 from miudo.compress.distill.terms import DistillSettings
@@ -104,8 +104,8 @@ class ResponseDistillation:
     steps: int = 1000
     batch_size: int = 16
     loss: Divergence = Divergence.FORWARD_KL
-    temperature: float = 2.0
-    alpha: float = 0.5
+    temperature: float = TEMPERATURE
+    alpha: float = ALPHA
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
-from miudo.compress.distill.divergence import Divergence
+from miudo.compress.distill.divergence import ALPHA, TEMPERATURE, Divergence
 from miudo.compress.method import in_range
 from miudo.compress.settings import settings_from_json, settings_to_json
 from miudo.errors import ConfigError
@@ -265,8 +265,8 @@ class DistillSettings:
         cls,
         loss: Divergence = Divergence.FORWARD_KL,
         *,
-        temperature: float = 2.0,
-        alpha: float = 0.5,
+        temperature: float = TEMPERATURE,
+        alpha: float = ALPHA,
         features: LayerMap | None = None,
         shared_vocab: int | None = None,
     ) -> Self:

@@ -72,6 +72,10 @@ def round_in_order(
         whole = walk(decoder, batches)
     for station, aim in zip(walk(work, batches, apart=True), whole, strict=False):
         before(station)
+        own = dict(station.module.named_parameters(prefix=station.name)) | {**station.weights}
+        for name, value in own.items():
+            if name not in stored and plan.dtypes[name].block == 1:  # no input says how
+                settle_plain(name, value)
         for group in station.groups():
             if group[0].startswith(f"{station.name}.mlp."):
                 for stop in (station, aim) if aim is not None else (station,):
@@ -81,16 +85,12 @@ def round_in_order(
                 for name, gram in station.grams(left).items():
                     settle(name, station.weights[name], gram, station.weights[name].detach())
                 continue
-            coarse = [name for name in left if plan.dtypes[name].block > 1]
-            if coarse:  # what stays a float is to stay as it is
-                weights = {name: station.weights[name] for name in coarse}
+            if left:
+                weights = {name: station.weights[name] for name in left}
                 gram, aims = _aims(weights, station, aim, propagation)
                 for name, wanted in aims.items():
                     settle(name, weights[name], gram, wanted)
                 del weights, gram, aims  # before the next ones are found
-        for name, value in station.module.named_parameters(prefix=station.name):
-            if name not in stored:
-                settle_plain(name, value)
     for name, value in work.named_parameters():
         if name not in stored:  # the decoder's own norms: nothing is put
             stored[name] = encode(value.detach().numpy(), plan.dtypes[name])
