@@ -64,7 +64,7 @@ GGML_TYPES = {
     DType.Q3_K: 11, DType.Q4_K: 12, DType.Q5_K: 13, DType.Q6_K: 14, DType.IQ4_NL: 20,
     DType.IQ4_XS: 23,
 }  # fmt: skip
-ROWS = 8
+ROWS = 2
 # Student's t, 97.5%, by the number of values.
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
