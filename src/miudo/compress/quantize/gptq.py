@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from miudo.compress.hessian import DAMPING, Inverse, compensate, invert, output_error
+from miudo.compress.hessian import DAMPING, compensate, invert, output_error
 from miudo.compress.method import Report, in_range
 from miudo.compress.quantize.descent import descend
 from miudo.compress.quantize.order import Rule, round_in_order
@@ -101,22 +101,23 @@ def _settled(
 
 
 def _solved(
-    weight: Tensor, plain: StoredTensor, gram: Gram, inverse: Inverse, order: Tensor
-) -> StoredTensor:
+    name: str, weight: Tensor, plain: StoredTensor, gram: Gram, order: Tensor, damping: float
+) -> tuple[StoredTensor, str | None]:
     """Returns weight [O, I] by GPTQ on the grid of `plain`, then scales and codes in turns.
 
-    Some rows at a time: none hangs on another.
+    Some rows at a time: none hangs on another. And the inverse's note.
     """
+    inverse = invert(gram.outer, damping=damping, where=name, order=order)
     places = [slice(i, i + _ROWS) for i in range(0, len(weight), _ROWS)]
     codes = [gptq(weight[at], grid_of(_some(plain, at)), inverse.factor, order) for at in places]
-    added = inverse.damping * float(gram.outer.diagonal().mean())
-    del inverse
+    added, note = inverse.damping * float(gram.outer.diagonal().mean()), inverse.note
+    del inverse  # a square that is not needed any more
     made = []
     with _damped(gram.outer, added) as hessian:
         for at, chosen in zip(places, codes, strict=True):
             give_back()
             made.append(_settled(weight[at], _some(plain, at), chosen, hessian).data)
-    return StoredTensor(plain.dtype, plain.shape, np.concatenate(made))
+    return StoredTensor(plain.dtype, plain.shape, np.concatenate(made)), note
 
 
 @contextlib.contextmanager
@@ -183,9 +184,7 @@ def round_matrix(
     order = torch.argsort(diagonal, descending=True, stable=True)
     if not act_order:
         order = torch.arange(len(diagonal))
-    inverse = invert(gram.outer, damping=damping, where=name, order=order)
-    note = inverse.note
-    found = _solved(weight, plain, gram, inverse, order)
+    found, note = _solved(name, weight, plain, gram, order, damping)
     errors = [
         output_error(weight, torch.from_numpy(to_f32(made)), gram.outer) for made in (plain, found)
     ]
