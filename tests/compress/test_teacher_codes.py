@@ -67,11 +67,11 @@ def test_what_is_read_is_what_was_said(temperature: float, sharp: float) -> None
 
 def test_another_temperature_cannot_be_formed() -> None:
     with pytest.raises(ConfigError, match=r"3\.0, the cache holds 1\.0 and 2\.0"):
-        TopCodes().check(3.0)
+        TopCodes(temperature=2.0).check(3.0)
     with pytest.raises(ConfigError, match=r"1\.0, the cache holds 2\.0"):
-        TopCodes(draws=3).check(1.0)
+        TopCodes(temperature=2.0, draws=3).check(1.0)
     with pytest.raises(ConfigError, match="drawn at"):
-        DrawCodes().check(2.0)
+        DrawCodes(temperature=1.0).check(2.0)
     with pytest.raises(ConfigError, match="k is 40"):
         TopCodes(k=40).dtype(40)
 
@@ -79,7 +79,8 @@ def test_another_temperature_cannot_be_formed() -> None:
 def test_ids_that_cannot_be_are_no_trouble() -> None:
     z = logits(2)
     z[:, K + 3 :] = -math.inf
-    read = TopCodes(K).decode(TopCodes(K).encode(z, 0), VOCAB, 2.0)
+    codes = TopCodes(K, temperature=2.0)
+    read = codes.decode(codes.encode(z, 0), VOCAB, 2.0)
     assert torch.isfinite(read.logprobs).all()
     assert float(coarse_kl(z, read, 2.0).mean()) < 2e-3
 
