@@ -208,7 +208,7 @@ def test_zeros_are_found_in_the_teacher_alone(job: Make, monkeypatch: pytest.Mon
 def test_a_slow_method_rounds_the_best_alone(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miudo.shrink.damage._SLOW", 0.0)
     order = Order.CUT_ROUND
-    wanted = job(steps=None, minutes=20.0, order=order, methods=("nearest", "gptq"), measured=4)
+    wanted = job(steps=None, minutes=20.0, order=order, methods=("nearest", "gptq"), measured=6)
     plan = plan_shrink(wanted)
     late = {g.candidate.name for g in plan.forecast.guesses if g.late}
     assert late
