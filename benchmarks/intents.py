@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--task-data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--options", nargs="*", default=["--full"], help="of `miudo finetune`")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows of about eight messages")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--options", nargs="*", default=[], help="more of `miudo finetune --full`")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     data = TASKS["labels"].load(Source((options.task_data,)), TaskSettings())
@@ -51,14 +53,19 @@ def main() -> None:
 
 
 def finetuned(options: argparse.Namespace, data: Any) -> str:
-    """Fine-tunes on the texts that are not scored, once; returns the model's folder."""
+    """Fine-tunes on the texts that are not scored, once; returns the model's folder.
+
+    The label alone is learned: nine tenths of a line's loss would be the message's words.
+    """
     out = options.out / "run"
     if not (out / "model").exists():
         text = options.out / "train.jsonl"
-        lines = [f"{s.prompt} {s.choices[s.gold]}" for s in data.pool]
-        text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-        call("finetune", options.model, "--data", str(text), "--out", str(out),
-             "--epochs", str(options.epochs), *options.options)  # fmt: skip
+        pairs = [{"prompt": s.prompt, "answer": s.choices[s.gold]} for s in data.pool]
+        text.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        call("finetune", options.model, "--full", "--data", str(text), "--out", str(out),
+             "--chat-template", "plain", "--epochs", str(options.epochs),
+             "--batch-size", str(options.batch_size), "--set", f"lr={options.lr}",
+             *options.options)  # fmt: skip
     return str(out / "model")
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 LRS = (1e-3, 2e-3, 4e-3)
+"""For some six million parameters; smaller models want more."""
 
 
 def main() -> None:
@@ -36,8 +37,10 @@ def main() -> None:
         {"trainer": trainer, "recipe": recipe}[kind](options, *map(float, value.split(",")))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    tenths = {lr: run(options, f"trainer:0.1,{lr}") for lr in LRS}
+    tenths = {lr: run(options, f"trainer:0.1,{lr}") for lr in options.lrs}
     best = min(tenths, key=lambda lr: tenths[lr]["held_out_loss"])
+    if best in (min(tenths), max(tenths)):
+        print(f"{best:g} is the edge of --lrs: try beyond it", file=sys.stderr)
     peer = run(options, f"trainer:1,{best}")
     shares = {share: run(options, f"recipe:{share}") for share in options.shares}
     table(options, tenths, peer, shares)
@@ -51,6 +54,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="default: the recipe's")
     parser.add_argument("--preset", help="default: the recipe's")
     parser.add_argument("--shares", nargs="*", type=float, default=[0.7, 0.5])
+    parser.add_argument("--lrs", nargs=3, type=float, default=LRS, help="the Trainer's")
+    parser.add_argument("--schedule", default="linear", help="the Trainer's, to 0")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     values = tomllib.loads(options.recipe.read_text())
@@ -67,7 +72,15 @@ def run(options: argparse.Namespace, part: str) -> dict[str, Any]:
         print(f"{part} ...", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, *sys.argv, "--part", part], check=True)
     found: dict[str, Any] = json.loads(path.read_text())
+    if found["of"] != identity(options):
+        raise SystemExit(f"{path} is of {found['of']}: give another --out")
     return found
+
+
+def identity(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what all parts in one folder have in common."""
+    names = ("preset", "tokens", "schedule", "fit")
+    return {name: getattr(options, name) for name in names}
 
 
 def result_path(options: argparse.Namespace, part: str) -> Path:
@@ -95,6 +108,7 @@ def recipe(options: argparse.Namespace, share: float) -> None:
         job = TrainJob((str(options.data),), out, settings, shape=options.preset)
         made = train(job, Lines())
     found = {
+        "of": identity(options),
         "held_out_loss": made.fit.held_out_loss,
         "tokens": made.fit.tokens,
         "tokens_per_s": made.fit.tokens_per_s,
@@ -123,8 +137,8 @@ def trainer(options: argparse.Namespace, share: float, lr: float) -> None:
         def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
             for step in range(steps):
                 for row in tokens.batch(settings.seed, step, settings.batch_size, settings.length):
-                    ids = torch.from_numpy(row[:-1].astype("int64"))
-                    # The Trainer's loss shifts labels itself: one id fewer is learned a row.
+                    # One id more than a row: the Trainer's loss shifts labels itself.
+                    ids = torch.from_numpy(row.astype("int64"))
                     yield {"input_ids": ids, "labels": ids}
 
     out = options.out / f"trainer-{share}-{lr}"
@@ -133,7 +147,7 @@ def trainer(options: argparse.Namespace, share: float, lr: float) -> None:
         per_device_train_batch_size=settings.batch_size,
         max_steps=steps,
         learning_rate=lr,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=options.schedule,
         warmup_steps=max(1, int(settings.warmup * steps)),
         weight_decay=0.1,
         adam_beta2=0.95,
@@ -157,7 +171,12 @@ def trainer(options: argparse.Namespace, share: float, lr: float) -> None:
     decoder = Decoder.from_weights(found.config, found.weights).to(device)
     loss = held_out_loss(decoder, data.open_split("held_out"), settings)
     speed = done.metrics["train_steps_per_second"] * settings.step_tokens
-    result = {"held_out_loss": loss, "tokens": steps * settings.step_tokens, "tokens_per_s": speed}
+    result = {
+        "of": identity(options),
+        "held_out_loss": loss,
+        "tokens": steps * settings.step_tokens,
+        "tokens_per_s": speed,
+    }
     write_json(result_path(options, options.part), result)
 
 

@@ -43,6 +43,12 @@ def test_all_spellings_become_the_same_messages(tmp_path: Path) -> None:
     assert found[4].where.endswith("b.csv, line 2")
 
 
+def test_a_system_text_beside_a_pair_counts(tmp_path: Path) -> None:
+    record = {"prompt": "hi", "answer": "hello", "system": "be kind"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    assert read(str(tmp_path / "a.jsonl"))[0].messages[0] == Message("system", "be kind")
+
+
 def test_columns_have_the_names_that_settings_give(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq

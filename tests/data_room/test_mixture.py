@@ -181,3 +181,8 @@ def test_a_damaged_list_of_parts_is_refused(root: Path, tmp_path: Path, part: ob
     (made.folder / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="parts"):
         DataSet.open(made.folder)
+
+
+def test_an_epoch_of_a_mixture_counts_by_weights() -> None:
+    assert mixed(1.0, 1.0).epoch_rows(10) == 200
+    assert mixed(1.0, 3.0).epoch_rows(10) == 400

@@ -356,3 +356,20 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_settings_that_mean_nothing_are_refused(make: Any) -> None:
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "right"),
+    [
+        (["one", "two", "three"], 1, "two"),
+        ({"label": ["1", "2", "3"], "text": ["one", "two", "three"]}, 2, "two"),
+        ({"1": "one", "2": "two"}, 1, "one"),
+        ({"A": "one", "B": "two"}, 1, "two"),
+    ],
+)
+def test_a_number_is_a_label_where_labels_are_numbers(
+    tmp_path: Path, choices: object, answer: int, right: str
+) -> None:
+    lines(tmp_path / "arc_easy_dev.jsonl", QUESTION | {"choices": choices, "answer": answer})
+    sample = load("arc_easy", tmp_path).samples[0]
+    assert sample.choices[sample.gold] == right

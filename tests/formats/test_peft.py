@@ -115,6 +115,9 @@ def change(folder: Path, **values: Any) -> None:
         ({"r": 5}, "is 5, its tensors have 3"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', not a number"),
         ({"rank_pattern": {".*(a+)+": 3}}, "holds the expression"),
+        ({"alpha_pattern": {"layers.\\\\d.self_attn.q_proj": 64}}, "holds the expression"),
+        ({"alpha_pattern": {"q_pro.": 64}}, "holds the expression"),
+        ({"alpha_pattern": {"q.proj": 64}}, "holds the expression"),
         ({"alpha_pattern": [1]}, "alpha_pattern is no map"),
     ],
 )
@@ -132,6 +135,8 @@ def test_ranks_by_the_end_of_a_name(written: Path) -> None:
     assert parts["layers.0.attn.q.weight"].scale == 3.0
     assert parts["layers.1.attn.k.weight"].scale == 4.0
     assert parts["layers.1.attn.v.weight"].scale == 2.0
+    change(written, alpha_pattern={"of_another_model": 9})
+    assert read_peft(written, LLAMA).parts["layers.0.attn.q.weight"].scale == 2.0
 
 
 def test_another_model_is_refused(written: Path) -> None:

@@ -9,6 +9,7 @@ from miudo.errors import RequestError
 from miudo.protocol import Message
 from miudo.text.answers import Sample, answer_sample
 from miudo.text.chat import DEFAULT_TEMPLATE, ChatTemplate
+from miudo.text.templates import BUILT_IN
 from miudo.text.tokenizer import TextTokenizer, train_bpe
 
 CONFIG = ModelConfig.uniform(
@@ -103,3 +104,22 @@ def test_a_template_that_rewrites_is_refused_by_message(
 ) -> None:
     with pytest.raises(RequestError, match=r"messages\[2\]: the chat template writes a beginning"):
         answer_sample(tokenizer, ChatTemplate(template), TURNS, CONFIG)
+
+
+def test_a_token_over_the_border_is_told(tokenizer: TextTokenizer) -> None:
+    glued = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    talk = (Message("user", "hel"), Message("assistant", "lo"))
+    with pytest.raises(RequestError, match="share a token where they meet: 'hel' and 'lo'"):
+        answer_sample(tokenizer, glued, talk, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("hello ", "world"), ("hello", "world"), ("hello", " world")]
+)
+def test_prompts_and_answers_are_parted_by_one_space(
+    tokenizer: TextTokenizer, prompt: str, answer: str
+) -> None:
+    plain = ChatTemplate(BUILT_IN["plain"], variables={"eos_token": "<|end|>"})
+    talk = (Message("user", prompt), Message("assistant", answer))
+    sample = answer_sample(tokenizer, plain, talk, CONFIG)
+    assert learned(tokenizer, sample) == [" world<|end|>"]

@@ -43,6 +43,7 @@ WRITTEN = {
     "<|user|>\nV<|end|>\n<|assistant|>\n",
     "phi4-mini": "<|system|>S<|end|><|user|>U<|end|><|assistant|>A<|end|><|user|>V<|end|>"
     "<|assistant|>",
+    "plain": "S\nU A</s>V",
     "tulu": "<s><|system|>\nS\n<|user|>\nU\n<|assistant|>\nA</s>\n<|user|>\nV\n<|assistant|>\n",
     "vicuna": "S USER: U ASSISTANT: A</s>USER: V ASSISTANT:",
     "zephyr": "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n"

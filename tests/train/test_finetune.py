@@ -14,14 +14,22 @@ import torch
 
 from miudo.adapter import base_fingerprint
 from miudo.data.chats import ChatSettings
+from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.lora import LoraSettings, apply_adapter
-from miudo.errors import ConfigError, DataError, ModelFileError, TokenizerError, UsageError
+from miudo.errors import (
+    ConfigError,
+    DataError,
+    MissingError,
+    ModelFileError,
+    TokenizerError,
+    UsageError,
+)
 from miudo.formats import open_model
 from miudo.formats.peft import read_peft
 from miudo.records import Record
 from miudo.text.chat import DEFAULT_TEMPLATE
-from miudo.train.artefact import open_decoder
+from miudo.train.artefact import begun_as_used, open_decoder
 from miudo.train.estimate import estimate
 from miudo.train.finetune import defaults, finetune
 from miudo.train.lesson import FinetuneJob, chat_samples
@@ -170,6 +178,23 @@ def test_resuming_with_other_data_or_settings_is_refused(adapted: Path, tmp_path
             finetune(work, resume=True)
 
 
+def test_a_run_of_an_older_miudo_knows_fewer_settings(adapted: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapted / "out", tmp_path / "out")
+    path = tmp_path / "out" / "run.json"
+    begun = json.loads(path.read_text())
+    assert begun["settings"]["prepare"]["pack"].pop("begin_token", 1) is None
+    path.write_text(json.dumps(begun))
+    finetune(job(adapted / "c.jsonl", tmp_path / "out"), resume=True)
+
+
+def test_where_no_run_began_none_is_resumed(adapted: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapted / "out" / "adapter", tmp_path / "adapter")
+    before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(MissingError, match=r"holds no run. Start one without --resume"):
+        finetune(job(adapted / "c.jsonl", tmp_path), resume=True)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_ctrl_c_leaves_a_state_to_go_on_from(
     adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +258,36 @@ def test_epochs_become_steps_and_small_data_small_batches(tmp_path: Path) -> Non
     said.clear()
     finetune(job(data, tmp_path / "b", epochs=6.0, fit={"batch_size": 1, "length": 32}), notes)
     assert not any("are few" in text for text in said)
+
+
+def test_an_epoch_is_the_same_with_accumulation(tmp_path: Path) -> None:
+    data = chats(tmp_path / "c.jsonl", [(f"q{i} is?", f"a{i} is.") for i in range(12)])
+    fit, notes = {"batch_size": 1, "length": 32, "accumulate": 64}, Notes()
+    made = finetune(job(data, tmp_path / "a", epochs=2.0, fit=fit), notes)
+    rows = {m.name: m.value for m in made.record.measurements}["rows"]
+    assert made.fit.steps == 2
+    assert made.record.settings["fit"]["accumulate"] == rows
+    assert any(f"accumulate is {int(rows)}, not 64" in text for text in notes.said)
+
+
+def test_text_begins_as_the_model_is_used(tmp_path: Path) -> None:
+    opened = open_decoder(TINY, "model")
+    tokenizer, config = opened.tokenizer(), opened.file.config
+    name = next(n for n, i in tokenizer.special_ids.items() if i not in config.eos_ids)
+    other = dataclasses.replace(config, bos_id=tokenizer.special_ids[name])
+    plain = PrepareSettings(dedupe=None)
+    assert begun_as_used(plain, tokenizer, config) == plain
+    settings = begun_as_used(plain, tokenizer, other)
+    (tmp_path / "a.txt").write_text("One day.\n<|endoftext|>\nAnother day.\n")
+    data = prepare(
+        [str(tmp_path / "a.txt")], tmp_path / "d", tokenizer=tokenizer, settings=settings
+    )
+    ids = [data.open_split(part).ids(0, 99).tolist() for part in ("train", "held_out")]
+    for part in ids:
+        assert part[0] == other.bos_id
+        assert part.count(other.bos_id) == part.count(data.end_id) == 1
+    bare = prepare([str(tmp_path / "a.txt")], tmp_path / "b", tokenizer=tokenizer, settings=plain)
+    assert "begin_token" not in bare.manifest["settings"]
 
 
 def test_conversations_are_held_out_where_there_are_enough(tmp_path: Path) -> None:
@@ -321,6 +376,12 @@ def test_a_preview_shows_what_is_learned(tmp_path: Path) -> None:
     assert [t for t, learned in shown[0].spans if learned] == ["The sky is blue.<|end|>"]
     assert shown[0].where.endswith("c.jsonl, line 1")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_preview_says_which_special_tokens_were_typed(tmp_path: Path) -> None:
+    data = chats(tmp_path / "c.jsonl", [("Hi <|end|>", "Ho"), ("Hi", "Ho")])
+    shown = preview(job(data, tmp_path), 2)
+    assert [sample.typed for sample in shown] == [("<|end|>",), ()]
 
 
 def test_a_preview_goes_past_what_fits_no_row(tmp_path: Path) -> None:

@@ -62,6 +62,20 @@ def test_skipped_steps_resume_to_the_same_bits(small: Any, tmp_path: Path) -> No
     assert small.hashes(tmp_path / "a", 8) == small.hashes(tmp_path / "b", 8)
 
 
+@pytest.mark.parametrize("bad", [{6, 7}, set(range(8))])
+def test_a_run_whose_last_steps_were_skipped_has_a_record(
+    small: Any, tmp_path: Path, bad: set[int]
+) -> None:
+    settings = small.settings(log_every=6)
+    result = fit(
+        small.decoder(), small.tokens(), settings, tmp_path / "run", loss=BadAt(bad, "loss")
+    )
+    found = {m.name: m.value for m in result.measurements(settings)}
+    assert result.bad_steps == len(bad)
+    assert ("training_loss" in found) == (len(bad) == 2)
+    assert all(math.isfinite(value) for value in found.values())
+
+
 def test_too_many_bad_steps_in_a_row_stop_the_run(small: Any, tmp_path: Path) -> None:
     loss = BadAt(set(range(4, 100)), "loss")
     settings = small.settings(max_bad_steps=3)

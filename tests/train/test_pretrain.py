@@ -11,12 +11,25 @@ from typing import Any
 import pytest
 
 from miudo.config import ModelConfig, Position
-from miudo.data.pipeline import PrepareSettings
-from miudo.errors import CheckpointError, ConfigError, MissingError, TrainingError, UsageError
+from miudo.data.mixture import Source
+from miudo.data.pack import PackSettings
+from miudo.data.packed import DataSet
+from miudo.data.pipeline import PrepareSettings, prepare
+from miudo.data.sources import ReadSettings
+from miudo.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingError,
+    TrainingError,
+    UsageError,
+)
 from miudo.files import sha256_file
 from miudo.formats import open_model
 from miudo.presets import load_preset
 from miudo.records import Record
+from miudo.text.chat import DEFAULT_TEMPLATE
+from miudo.text.templates import BUILT_IN
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.pretrain import TrainJob, resume, train
 from miudo.train.progress import Silent
@@ -281,3 +294,47 @@ def test_the_record_says_how_much_text_was_seen(done: Path) -> None:
     assert found["tokens_per_parameter"] == 6 * 16 / found["parameters"]
     bare = found["parameters_without_embeddings"]
     assert found["tokens_per_parameter_without_embeddings"] == 6 * 16 / bare
+
+
+def chats(path: Path) -> Path:
+    records = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]}
+        for text in TEXTS
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_chats_are_learned_through_the_template_that_the_model_gets(tmp_path: Path) -> None:
+    source, plain = chats(tmp_path / "chats.jsonl"), BUILT_IN["plain"]
+    made = train(job(source, tmp_path / "plain", chat_template=plain))
+    assert open_model(made.folder).chat_template == plain
+    data = DataSet.open(tmp_path / "plain" / "data")
+    ids, special = data.open_split("train").ids(0, 200).tolist(), data.tokenizer().special_ids
+    assert special["<|user|>"] not in ids
+    made = train(job(source, tmp_path / "default"))
+    assert open_model(made.folder).chat_template == DEFAULT_TEMPLATE
+    data = DataSet.open(tmp_path / "default" / "data")
+    ids, special = data.open_split("train").ids(0, 200).tolist(), data.tokenizer().special_ids
+    assert special["<|user|>"] in ids
+    with pytest.raises(ConfigError, match="packed through another chat template"):
+        train(job(data.folder, tmp_path / "other", chat_template=plain))
+
+
+def test_a_run_does_not_go_on_over_other_weights_of_a_mixture(small: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(TEXTS))
+    sources = tuple(
+        Source(name, f"{name}.txt", "CC0-1.0", read=ReadSettings(split="line")) for name in "ab"
+    )
+    given = PrepareSettings(
+        vocab_size=300, dedupe=None, root=str(tmp_path), sources=sources,
+        pack=PackSettings(held_out=0.2),
+    )  # fmt: skip
+    prepare([], tmp_path / "data", settings=given)
+    train(job(tmp_path / "data", tmp_path / "out"))
+    small.forget_after(tmp_path / "out", 2)
+    heavier = (sources[0], dataclasses.replace(sources[1], weight=20.0))
+    prepare([], tmp_path / "data", settings=dataclasses.replace(given, sources=heavier))
+    with pytest.raises(DataError, match="is not the data that the run began with"):
+        resume(tmp_path / "out")

@@ -51,6 +51,13 @@ def test_from_a_table_to_one_model(data: Path, tmp_path: Path) -> None:
     again = values("finetune", TINY, "--data", data, "--out", out, "--resume", *options)
     assert again["fit"]["steps"] == made["fit"]["steps"]
     merged = values("merge", TINY, out / "adapter", "--out", tmp_path / "m", "--dtype", "BF16")
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    again = ("merge", TINY, out / "adapter", "--out", tmp_path / "m")
+    refused = invoke(*again)
+    assert refused.exit_code == 2
+    assert "is there already. Give another --out, or --force" in refused.stderr
+    assert (tmp_path / "m" / "notes.txt").read_text() == "mine"
+    assert invoke(*again, "--dtype", "BF16", "--force").exit_code == 0
     shown = values("show", merged["model"])
     assert shown["record"]["verb"] == "merge"
     assert [p["verb"] for p in shown["record"]["parents"]] == ["train", "finetune"]

@@ -82,7 +82,9 @@ def _talk(
     if text is None and as_json:
         raise UsageError("--json needs a prompt", remedy="Give --prompt or pipe one in")
     if text is not None and not text.strip() and manner != "complete":
-        raise UsageError("the prompt is empty", remedy="Give a prompt, or pipe one in")
+        raise UsageError(
+            "the prompt is empty", remedy="Give a prompt (one word by --prompt), or pipe one in"
+        )
     talk = _ready(manner, name, **flags)
     if system is not None and talk.template is None:
         raise UsageError(

@@ -180,6 +180,9 @@ def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
         if sample.spans:
             head = f"{sample.where}: {sample.tokens} tokens, {sample.learned} learned"
             lines.append(f"{head}\n{''.join(parts)}\n")
+            if sample.typed:
+                names = printable(", ".join(sample.typed))
+                lines.append(f"typed, and so taken as plain text: {names}\n")
         else:
             lines.append(f"{sample.where}: longer than a row, left out\n")
     mark = "in colour" if colour else "in brackets"
@@ -199,14 +202,24 @@ def _preview(job: FinetuneJob, count: int, *, as_json: bool) -> None:
     show_default=True,
     help="How numbers lie.",
 )
+@click.option("--force", is_flag=True, help="Replace the model that is at --out.")
 def merge(
-    model: str, *, adapter: Path, out: Path, keep_zeros: bool | None, dtype: str, as_json: bool
+    model: str,
+    *,
+    adapter: Path,
+    out: Path,
+    keep_zeros: bool | None,
+    dtype: str,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Add ADAPTER, a PEFT folder or GGUF file, into MODEL's weights; write a model's folder."""
     from miudo.tensors import DType
     from miudo.train.merge import merge_adapter
 
     path = model_path(model)
+    if out.exists() and not force:
+        raise UsageError("is there already", where=out, remedy="Give another --out, or --force")
     made = merge_adapter(path, adapter, out, keep_zeros=keep_zeros, dtype=DType(dtype))
     text = "\n".join([f"model  {made.path}", *(f"note   {note}" for note in made.notes)])
     emit({"schema": 1, "model": str(made.path), "notes": made.notes}, text, as_json=as_json)

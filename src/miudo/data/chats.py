@@ -36,8 +36,9 @@ _PART = "Name JSONL, CSV, TSV or Parquet files, or train on text alone"
 class ChatSettings:
     """`prompt`, `answer` and, if named, `system` are the columns of a table of pairs.
 
-    They are keys of JSONL records without messages too. `kind` says whether the data is chats
-    or running text; auto takes tables for pairs and looks at the first record of each JSONL.
+    They are keys of JSONL records without messages too; there a `system` counts unnamed. `kind`
+    says whether the data is chats or running text; auto takes tables for pairs and looks at the
+    first record of each JSONL.
     `held_out` is the share of conversations kept from training.
     """
 
@@ -174,7 +175,9 @@ def _messages(values: Mapping[str, Any], where: str, settings: ChatSettings) -> 
             where=where,
             remedy=_NAMES,
         )
-    return _pair(*(values[name] for name in settings.columns))
+    system = values.get("system") if settings.system is None else None
+    said = (system,) if isinstance(system, str) else ()
+    return _pair(*(values[name] for name in settings.columns), *said)
 
 
 def _renamed(value: Any) -> Any:

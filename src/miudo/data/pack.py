@@ -31,6 +31,7 @@ __all__ = ["Origin", "PackSettings", "hold_out", "kept_apart", "pack"]
 _END_TOKENS = (
     "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>",
 )  # fmt: skip
+_NO_BEGIN = ("begin_token", None)
 _BATCH_CHARS = 1 << 21
 _BATCH_DOCUMENTS = 1024
 
@@ -40,12 +41,14 @@ class PackSettings:
     """`held_out`: the share of documents kept from training; `end_token` follows each document.
 
     `end_token` None takes the tokenizer's own; `template` None the default chat template.
+    `begin_token` stands before each text that is no chat; None is none.
     """
 
     held_out: float = 0.02
     seed: int = 0
     end_token: str | None = None
     template: str | None = None
+    begin_token: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.held_out < 1.0:
@@ -76,6 +79,7 @@ class _Item:
     rank: float
     tokens: int
     text_bytes: int
+    chat: bool
 
 
 def hold_out(text: str, seed: int) -> float:
@@ -189,10 +193,12 @@ def pack(
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.fingerprint,
             "end_id": end_id,
-            "settings": asdict(settings),
+            # Without a begin no key of it: such a manifest's hash is what it always was.
+            "settings": {k: v for k, v in asdict(settings).items() if (k, v) != _NO_BEGIN},
             "synthetic": origin.synthetic,
             "sources": [asdict(s) for s in origin.sources],
             "splits": splits,
+            **({"chats": chats} if (chats := sum(item.chat for item in items)) else {}),
         }
         write_json(folder / MANIFEST_FILE, manifest)
         if origin.record is not None:
@@ -209,6 +215,17 @@ def _check_free(out: Path) -> None:
             where=out,
             remedy="Choose another folder with --out",
         )
+
+
+def _begin_ids(tokenizer: TextTokenizer, settings: PackSettings) -> list[int]:
+    if settings.begin_token is None:
+        return []
+    if settings.begin_token not in tokenizer.special_ids:
+        raise DataError(
+            f"the tokenizer has no begin token {settings.begin_token!r}",
+            remedy=f"Choose begin_token among {sorted(tokenizer.special_ids)[:20]}",
+        )
+    return [tokenizer.special_ids[settings.begin_token]]
 
 
 def _end_id(tokenizer: TextTokenizer, settings: PackSettings) -> int:
@@ -234,16 +251,19 @@ def _encoded(
     Each is encoded once and spooled, because which part it goes to may need all to be known.
     """
     end_id = _end_id(tokenizer, settings)
-    template = _template(tokenizer, settings)
+    begin, template = _begin_ids(tokenizer, settings), _template(tokenizer, settings)
     for batch in _batches(documents):
         for document, ids in zip(batch, _encode(batch, tokenizer, template), strict=True):
+            if not document.messages:  # a chat begins as its template says
+                ids = begin + ids
             # A chat template ends a turn with the same token: one is enough.
             if not ids or ids[-1] != end_id:
                 ids.append(end_id)
             rank = hold_out(document.text, settings.seed)
             if items and items[-1].part > document.part:  # a part is one run of ids in the file
                 raise DataError("documents of one source do not follow one another")
-            items.append(_Item(document.part, rank, len(ids), len(document.text.encode())))
+            size, chat = len(document.text.encode()), bool(document.messages)
+            items.append(_Item(document.part, rank, len(ids), size, chat))
             yield ids
 
 

@@ -22,6 +22,7 @@ from miudo.errors import ConfigError, DataError
 from miudo.files import open_regular, resolve_under, sha256_file
 from miudo.limits import LIMITS
 from miudo.philox import Orders, uniform
+from miudo.text.chat import DEFAULT_TEMPLATE
 from miudo.text.tokenizer import TextTokenizer
 
 __all__ = ["MANIFEST_FILE", "SCHEMA", "TOKENIZER_FILE", "DataSet", "PackedTokens"]
@@ -67,6 +68,13 @@ class DataSet:
     def parts(self, split: str = "train") -> tuple[Part, ...]:
         """Returns the runs of ids of the mixture's sources; one where there is no mixture."""
         return _parts(self.manifest["splits"][split])
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that its chats were written through; None where it has none."""
+        if not self.manifest.get("chats"):
+            return None
+        return str(self.manifest["settings"].get("template") or DEFAULT_TEMPLATE)
 
     def documents(self, split: str = "train") -> int:
         """Returns how many documents a part has."""
@@ -139,7 +147,7 @@ class PackedTokens:
         return len(self._ids)
 
     def n_blocks(self, length: int) -> int:
-        """Returns how many blocks of `length` an epoch has; each has one id more as target."""
+        """Returns how many blocks of `length` there are; each has one id more as target."""
         if length < 1:
             raise ConfigError(f"the block length is {length}", remedy="Give at least 1")
         return max(0, (self.n_tokens - 1) // length)
@@ -147,6 +155,10 @@ class PackedTokens:
     def ids(self, begin: int, end: int) -> _IdArray:
         """Returns the ids `begin:end` in their order, fewer where the data ends before."""
         return self._ids[begin:end].astype(np.int32)
+
+    def epoch_rows(self, length: int) -> int:
+        """Returns how many rows of `length` an epoch is: of a mixture, by the weights."""
+        return sum(part.rows(length) for part in self._parts)
 
     def block(self, index: int, length: int) -> _IdArray:
         """Returns block `index` as int32 [length + 1]: the last id is only a target."""

@@ -138,6 +138,10 @@ class PackedSamples:
         ids = sum(len(self._samples[i].ids) for row in self._rows for i in row)
         return ids / (len(self._rows) * (self._length + 1))
 
+    def epoch_rows(self, length: int) -> int:
+        """Returns `n_blocks`: an epoch is one pass."""
+        return self.n_blocks(length)
+
     def n_blocks(self, length: int) -> int:
         """Returns how many rows there are. Raises DataError for another length than packed."""
         if length != self._length:

@@ -90,5 +90,8 @@ def _need(columns: Sequence[str], names: Sequence[str], path: Path) -> None:
     for column in columns:
         if column not in names:
             raise DataError(
-                f"has no column {column!r}", where=path, remedy=f"Choose one of {list(names)[:20]}"
+                f"has no column {column!r}",
+                where=path,
+                remedy=f"Choose one of {list(names)[:20]} by --set: chat.prompt, chat.answer, "
+                "prepare.read.field, labels.text_field, labels.label_field",
             )

@@ -141,7 +141,11 @@ def read_gguf_adapter(path: Path, config: ModelConfig) -> Adapter:
         try:
             found = dict(split(places[name], StoredTensor.from_f32(to_f32(up)), parts))
         except ModelFileError as error:
-            raise ModelFileError(error.what, where=f"{path}: tensor {name}{_UP}") from error
+            raise ModelFileError(
+                error.what,
+                where=f"{path}: tensor {name}{_UP}",
+                remedy="Use it with its own base model",
+            ) from error
         ups |= found
         downs |= dict.fromkeys(found, np.array(to_f32(down)))
     straight = ups if family is None else paired(family, config, ups, inverse=True)

@@ -50,6 +50,7 @@ _PREFIX = "base_model.model."
 _NAME = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight")
 _BASE, _TOKENIZER = "base_fingerprint", "tokenizer_fingerprint"
 
+_PLAIN = re.compile(r"[\w.-]+")
 _READ = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"})
 # Read by nobody here: where it came from, which matrices (the tensors say it), how it was trained.
 _HARMLESS = frozenset({
@@ -365,7 +366,7 @@ def _pattern(
         plain = pattern.replace("\\", "").removeprefix("^")
         if module == plain or module.endswith(f".{plain}"):
             return value
-    odd = [p for p in patterns if re.search(r"[*+?()\[\]{}|$]", p.replace("\\.", "."))]
+    odd = [p for p in patterns if _may_fit(p.replace("\\.", ".").removeprefix("^"), module)]
     if odd:
         raise ModelFileError(
             f"{key} holds the expression {odd[0]!r:.60}",
@@ -373,6 +374,14 @@ def _pattern(
             remedy="Name each matrix in full",
         )
     return otherwise
+
+
+def _may_fit(pattern: str, module: str) -> bool:
+    """Whether a pattern that is not the module's name could be an expression that fits it."""
+    if not _PLAIN.fullmatch(pattern):
+        return True
+    parts = [re.escape(part) for part in pattern.split(".")]  # each dot is any sign to PEFT
+    return re.search(r"(^|\.)" + ".".join(parts) + "$", module) is not None
 
 
 def _common(values: Sequence[Any]) -> Any:

@@ -52,6 +52,7 @@ def answer_sample(
             encode_chat(tokenizer, template, messages[: i + 1], add_generation_prompt=False), config
         )
         if until[: len(prompt)] != prompt or whole[: len(until)] != until:
+            _refuse_border(template, messages, i)
             raise RequestError(
                 f"messages[{i}]: the chat template writes a beginning of the conversation "
                 "otherwise than the whole, so that its answers cannot be told apart",
@@ -61,3 +62,16 @@ def answer_sample(
         stop = ends[-1] + 1 if ends else len(until)
         counted[len(prompt) : stop] = [True] * (stop - len(prompt))
     return Sample(tuple(whole), tuple(counted))
+
+
+def _refuse_border(template: ChatTemplate, messages: Sequence[Message], i: int) -> None:
+    """Raises RequestError where the text is right and a token reaches over its border."""
+    prompt = template.render(messages[:i])
+    until = template.render(messages[: i + 1], add_generation_prompt=False)
+    if until.startswith(prompt):
+        raise RequestError(
+            f"messages[{i}]: prompt and answer share a token where they meet: "
+            f"{prompt[-12:]!r} and {until[len(prompt) :][:12]!r}",
+            remedy="Put a space or a line's end between them, or train through a template with a "
+            "mark there, say --chat-template default",
+        )

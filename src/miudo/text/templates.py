@@ -48,6 +48,20 @@ _VICUNA = (
 )
 
 
+# Prompt and answer with one space between, whoever wrote it: a word's own token begins with it.
+_PLAIN = (
+    "{% set end = namespace(text='') %}"
+    + _EACH
+    + "{% if message.role == 'assistant' %}"
+    + "{{ ' ' if end.text and not end.text.endswith('\n')"
+    + " and not message.content.startswith((' ', '\n')) }}"
+    + "{{ message.content }}{{ eos_token }}{% set end.text = '' %}"
+    + _ELSE
+    + "{{ '\n' if end.text }}{% set end.text = message.content.rstrip(' ') %}{{ end.text }}"
+    + f"{_FI}{_END}"
+)
+
+
 def _opened_by(default: str, close: str) -> str:
     """The system text, or a sentence of the format's own, and what closes it."""
     own = "{% if messages[0].role != 'system' %}" + default + close + _FI
@@ -114,6 +128,7 @@ BUILT_IN: Mapping[str, str] = {
     ),
     "phi3": _framed("<|{{ message.role }}|>\n", "<|end|>\n", "<|assistant|>\n"),
     "phi4-mini": _framed("<|{{ message.role }}|>", "<|end|>", "<|assistant|>"),
+    "plain": _PLAIN,
     "tulu": "{{ bos_token }}"
     + _EACH
     + "<|{{ message.role }}|>\n{{ message.content }}"

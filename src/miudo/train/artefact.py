@@ -7,9 +7,10 @@ Read next: `miudo.train.finetune`, `miudo.compress.verbs`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from miudo.config import ModelConfig
 from miudo.data.packed import MANIFEST_FILE, DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
@@ -21,7 +22,14 @@ from miudo.records import Artefact, Record
 from miudo.text.tokenizer import TextTokenizer
 from miudo.train.progress import Progress
 
-__all__ = ["Opened", "check_same_tokenizer", "folder_artefact", "open_decoder", "text_data"]
+__all__ = [
+    "Opened",
+    "begun_as_used",
+    "check_same_tokenizer",
+    "folder_artefact",
+    "open_decoder",
+    "text_data",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,19 @@ def check_same_tokenizer(teacher: Opened, other: TextTokenizer, where: Path) -> 
         )
 
 
+def begun_as_used(
+    settings: PrepareSettings, tokenizer: TextTokenizer, config: ModelConfig
+) -> PrepareSettings:
+    """Returns `settings` with the begin token of a model whose begin and end are two ids."""
+    if config.bos_id is None or config.bos_id in config.eos_ids:
+        return settings
+    if settings.pack.begin_token is not None:
+        return settings
+    names = {i: name for name, i in tokenizer.special_ids.items()}
+    pack = replace(settings.pack, begin_token=names.get(config.bos_id))
+    return replace(settings, pack=pack)
+
+
 def text_data(
     inputs: tuple[str, ...],
     model: Opened,
@@ -84,6 +105,7 @@ def text_data(
 ) -> DataSet:
     """Returns `inputs` as packed tokens of the model's tokenizer.
 
+    Where the model begins otherwise than it ends, each text begins so: it is used that way.
     `inputs` are texts, which are packed into `folder`, or one data folder. With `resume` what
     was packed into `folder` before is taken: `check_order` tells if it is of other text.
     Raises ConfigError if it was packed with another tokenizer, and what `prepare` raises.
@@ -95,4 +117,5 @@ def text_data(
             check_same_tokenizer(model, data.tokenizer(), found)
             return data
     tokenizer = model.tokenizer()
+    settings = begun_as_used(settings, tokenizer, model.file.config)
     return prepare(inputs, folder, tokenizer=tokenizer, settings=settings, progress=progress.note)

@@ -25,6 +25,7 @@ from torch import Tensor
 from miudo.errors import CheckpointError, ResourceError, TrainingError
 from miudo.files import atomic_folder, open_regular, sha256_file, sync_folder, write_json
 from miudo.limits import LIMITS
+from miudo.train.settings import LOWER_RATE
 
 __all__ = [
     "MANIFEST",
@@ -82,7 +83,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
                 raise TrainingError(
                     f"{name} holds NaN or infinity and was not saved",
                     where=f"step {step}",
-                    remedy="Resume from the last checkpoint with a lower learning rate",
+                    remedy=LOWER_RATE,
                 )
     with atomic_folder(step_folder(folder, step)) as temporary:
         for kind in _TENSOR_FILES:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from miudo.data.chats import ChatSettings, Conversation, holds_chats, read_chats
 from miudo.data.pack import PackSettings, hold_out, kept_apart
-from miudo.data.packed import MANIFEST_FILE
+from miudo.data.packed import MANIFEST_FILE, PackedTokens
 from miudo.data.pipeline import PrepareSettings
-from miudo.data.samples import SampleReport, make_samples, pack_samples
+from miudo.data.samples import PackedSamples, SampleReport, make_samples, pack_samples
 from miudo.data.sources import find_files
 from miudo.decoder.lora import LoraSettings
 from miudo.errors import ConfigError, DataError, TokenizerError
@@ -192,12 +192,18 @@ def _text(
     )
 
 
-def _fitted(job: FinetuneJob, train: Tokens, progress: Progress) -> FitSettings:
-    rows = train.n_blocks(job.fit.length)
+def _fitted(
+    job: FinetuneJob, train: PackedTokens | PackedSamples, progress: Progress
+) -> FitSettings:
+    rows = train.epoch_rows(job.fit.length)
     fit = job.fit
     if 0 < rows < fit.batch_size:
         progress.note(f"batch_size is {rows}, not {fit.batch_size}: there are no more rows")
         fit = dataclasses.replace(fit, batch_size=rows)
+    if 0 < rows < fit.batch_size * fit.accumulate:
+        fewer = rows // fit.batch_size
+        progress.note(f"accumulate is {fewer}, not {fit.accumulate}: there are no more rows")
+        fit = dataclasses.replace(fit, accumulate=fewer)
     if job.epochs is None:
         return fit
     steps = max(1, math.ceil(job.epochs * rows / (fit.batch_size * fit.accumulate)))
@@ -232,7 +238,8 @@ def _template(job: FinetuneJob, base: Opened) -> str:
         raise TokenizerError(
             "the model has no chat template",
             where=job.model,
-            remedy="Give --chat-template default, or a file with one",
+            remedy="Give --chat-template default to talk, plain for prompts and answers as they "
+            "stand, or a file with one",
         )
     absent = set(DEFAULT_SPECIALS[:4]) - set(base.tokenizer().special_ids)
     if template == DEFAULT_TEMPLATE and absent:

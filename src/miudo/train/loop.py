@@ -9,6 +9,7 @@ Read next: `miudo.train.stepper`, then `miudo.train.checkpoint`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from miudo.train.metrics import append_metrics, read_metrics, truncate_metrics
 from miudo.train.plan import Plan, device_of, lr_scale
 from miudo.train.progress import Progress, Silent, StepReport
 from miudo.train.run_folder import RunFolder, locked_run_folder
-from miudo.train.settings import FitSettings
+from miudo.train.settings import LOWER_RATE, FitSettings
 from miudo.train.signals import StoppedError, StopRequest, stop_request
 from miudo.train.speed import kept_threads, planned_steps, run_conditions
 from miudo.train.state import Counters, capture_state, check_same_run, restore_state
@@ -76,8 +77,10 @@ class FitResult:
             Measurement("skipped_steps", self.bad_steps, "1", "counted"),
             Measurement("training_time", self.elapsed_s, "s", "monotonic clock, all sittings"),
             Measurement("training_speed", self.tokens_per_s, "tokens/s", "tokens by training time"),
-            Measurement("training_loss", self.loss, "nats/token", "mean since the log line before"),
         ]
+        if math.isfinite(self.loss):
+            method = "mean since the log line before"
+            found.append(Measurement("training_loss", self.loss, "nats/token", method))
         if self.held_out_loss is not None:
             method = f"float32, up to {settings.eval_tokens} held-out tokens, evenly spaced"
             found.append(Measurement("held_out_loss", self.held_out_loss, "nats/token", method))
@@ -239,10 +242,12 @@ class _Run:
         loss_plot(rows, self.folder.plot)
         self.stepper.decoder.eval()
         final: dict[str, Any] = (rows[-1] if rows else {}) | self._ended
+        # A last line all of whose steps were skipped has no loss of its own.
+        losses = [row["loss"] for row in [*rows, self._ended] if row.get("loss") is not None]
         return FitResult(
             steps=plan.steps,
             tokens=plan.steps * self.settings.step_tokens,
-            loss=final.get("loss", float("nan")),
+            loss=losses[-1] if losses else math.nan,
             held_out_loss=final.get("held_out_loss"),
             elapsed_s=self.counters.elapsed_s,
             bad_steps=self.counters.bad_steps,
@@ -263,7 +268,7 @@ class _Run:
             raise TrainingError(
                 f"{c.bad_in_row} steps in a row were not finite ({what})",
                 where=f"step {c.step}",
-                remedy="Lower --lr and --muon-lr, then go on from the last checkpoint",
+                remedy=LOWER_RATE,
             )
 
     def _log(self, plan: Plan, result: StepResult, *, evaluate: bool) -> None:

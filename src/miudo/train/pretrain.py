@@ -26,7 +26,7 @@ from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import masks_to_keep
 from miudo.decoder.torch_engine import TorchEngine
 from miudo.engine.generate import GenerateSettings, generate
-from miudo.errors import CheckpointError, ConfigError, MissingError
+from miudo.errors import CheckpointError, ConfigError, DataError, MissingError
 from miudo.families import for_config
 from miudo.families.family import Family
 from miudo.files import open_regular, sha256_file, write_json
@@ -41,6 +41,7 @@ from miudo.protocol import SamplingSettings
 from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.tensors import parameter_count
 from miudo.text.tokenizer import TextTokenizer
+from miudo.train.artefact import begun_as_used
 from miudo.train.checkpoint import checkpoint_steps
 from miudo.train.loop import FitResult, Sampler, fit
 from miudo.train.progress import Progress, Silent
@@ -64,7 +65,8 @@ class TrainJob:
     texts become one. `shape` is a preset's name or a config; the tokenizer's vocabulary,
     padded to a multiple of 64, replaces its own. `init` is a model whose weights, shape and
     tokenizer are the start instead, its ids of begin and end kept; `keep_zeros` is for one that
-    was pruned, None goes by its record. `chat_template` goes into the model as it is.
+    was pruned, None goes by its record. Chats are packed through `chat_template`, which goes into
+    the model; without one, that which they were packed through does.
     """
 
     inputs: tuple[str, ...]
@@ -138,6 +140,7 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
         folder.check_free()
         data = _data(job, progress)
         _check_parts(data, job.settings.length)
+        template = _chat_template(job, data)
         config = start.config if start else config_for(job.shape, data, job.settings.length)
         order = {
             "schema": SCHEMA,
@@ -146,7 +149,7 @@ def train(job: TrainJob, progress: Progress | None = None) -> Pretrained:
             "shape": job.shape if isinstance(job.shape, str) else None,
             "config": config.to_json(),
             "settings": job.settings.to_json(),
-            "chat_template": job.chat_template,
+            "chat_template": template,
             "start": None if start is None else start.to_json(),
             "keep_zeros": job.keep_zeros,
         }
@@ -227,6 +230,11 @@ def _data(job: TrainJob, progress: Progress) -> DataSet:
             )
         return data
     settings = job.prepare
+    if settings.pack.template is None:
+        pack = dataclasses.replace(settings.pack, template=job.chat_template)
+        settings = dataclasses.replace(settings, pack=pack)
+    if job.init is not None and isinstance(job.shape, ModelConfig) and job.tokenizer is not None:
+        settings = begun_as_used(settings, job.tokenizer, job.shape)
     if job.tokenizer is None and isinstance(job.shape, str) and settings.vocab_size is None:
         settings = dataclasses.replace(settings, vocab_size=load_preset(job.shape).vocab_size)
     return prepare(
@@ -236,6 +244,18 @@ def _data(job: TrainJob, progress: Progress) -> DataSet:
         settings=settings,
         progress=progress.note,
     )
+
+
+def _chat_template(job: TrainJob, data: DataSet) -> str | None:
+    """Returns the model's template. Raises ConfigError where the chats are of another."""
+    written = data.chat_template
+    if None not in (written, job.chat_template) and written != job.chat_template:
+        raise ConfigError(
+            "its chats were packed through another chat template than the model is to have",
+            where=data.folder,
+            remedy="Give --chat-template the one they were packed through, or the text itself",
+        )
+    return job.chat_template or written
 
 
 def _check_parts(data: DataSet, length: int) -> None:
@@ -262,6 +282,13 @@ def _run(
 ) -> Pretrained:
     out, settings, config = folder.path, order.settings, order.config
     data = DataSet.open(order.data)
+    if sha256_file(order.data / MANIFEST_FILE) != order.data_sha256:
+        # The tokens may be the same and a mixture's weights not: other batches.
+        raise DataError(
+            "is not the data that the run began with",
+            where=order.data,
+            remedy="Prepare it again as it was, or start a new run in another folder",
+        )
     tokenizer = data.tokenizer()
     masks = None
     if order.start is not None and not (going_on and checkpoint_steps(folder.checkpoints)):

@@ -24,18 +24,23 @@ __all__ = ["Shown", "preview"]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One sample: runs of text, and whether they are learned; none of what fits no row."""
+    """One sample: runs of text, and whether they are learned; none of what fits no row.
+
+    `typed` are special tokens that somebody wrote into the conversation: they look like the
+    template's in `spans`, and are plain text.
+    """
 
     where: str
     tokens: int
     learned: int
     spans: tuple[tuple[str, bool], ...]
+    typed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         spans = [{"text": text, "learned": learned} for text, learned in self.spans]
         counts = {"tokens": self.tokens, "learned": self.learned}
-        return {"where": self.where, **counts, "spans": spans}
+        return {"where": self.where, **counts, "spans": spans, "typed": list(self.typed)}
 
 
 def preview(job: FinetuneJob, count: int) -> list[Shown]:
@@ -55,9 +60,12 @@ def preview(job: FinetuneJob, count: int) -> list[Shown]:
     shown = []
     for conversation in islice(read_chats(job.inputs, job.chat), count):
         samples, report = chat_samples(job, base, [conversation])
+        said = "\n".join(message.content for message in conversation.messages)
+        typed = tuple(name for name in tokenizer.special_ids if name in said)
         for sample in samples:
             spans = tuple(_spans(tokenizer, sample))
-            shown.append(Shown(conversation.where, len(sample.ids), sum(sample.counted), spans))
+            counts = len(sample.ids), sum(sample.counted)
+            shown.append(Shown(conversation.where, *counts, spans, typed))
         for where in report.dropped:
             shown.append(Shown(where, 0, 0, ()))
     return shown

@@ -23,7 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from miudo.errors import CheckpointError, ResourceError, TrainingError, UsageError
+from miudo.errors import (
+    CheckpointError,
+    MissingError,
+    ResourceError,
+    TrainingError,
+    UsageError,
+)
 from miudo.files import atomic_write, open_regular, translated_disk_errors, write_json
 from miudo.limits import LIMITS
 from miudo.train.checkpoint import checkpoint_steps, clean
@@ -132,13 +138,15 @@ def locked_run_folder(path: Path) -> Iterator[RunFolder]:
 def check_order(folder: RunFolder, order: Mapping[str, Any], *, resume: bool) -> None:
     """Writes what is asked for into the run's folder; where a run is resumed, compares instead.
 
-    Raises UsageError if the run was started with another model, text or settings, and
-    CheckpointError if its file is damaged.
+    Raises MissingError where there is no run to resume, UsageError if it was started with another
+    model, text or settings, and CheckpointError if its file is damaged.
     """
     path = folder.path / _RUN_FILE
-    if not resume or not path.exists():
+    if not resume:
         write_json(path, order)
         return
+    if not path.exists():
+        raise MissingError("holds no run", where=folder.path, remedy="Start one without --resume")
     with open_regular(path, CheckpointError) as file:
         text = file.read(LIMITS.json_bytes)
     try:
@@ -149,12 +157,19 @@ def check_order(folder: RunFolder, order: Mapping[str, Any], *, resume: bool) ->
             where=path,
             remedy="Start a new run in another folder",
         ) from error
-    if begun != json.loads(json.dumps(order)):
+    if _said(begun) != _said(json.loads(json.dumps(order))):
         raise UsageError(
             "was started with another model, other text or other settings",
             where=path,
             remedy="Resume with the same command, or start a new run in another folder",
         )
+
+
+def _said(value: Any) -> Any:
+    """Returns `value` without what is null: a setting that an older miudo did not know yet."""
+    if isinstance(value, dict):
+        return {name: _said(inner) for name, inner in value.items() if inner is not None}
+    return [_said(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _clean(path: Path) -> None:

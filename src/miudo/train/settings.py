@@ -16,7 +16,18 @@ from typing import Any, Self
 
 from miudo.errors import ConfigError
 
-__all__ = ["Compile", "Decay", "Device", "FitSettings", "Optimizer", "Precision"]
+__all__ = [
+    "LOWER_RATE",
+    "Compile",
+    "Decay",
+    "Device",
+    "FitSettings",
+    "Optimizer",
+    "Precision",
+]
+
+LOWER_RATE = "Start a new run with a lower lr and muon_lr: this one would meet the same again"
+"""What to do where a run diverged; resumed with the same settings it would take the same steps."""
 
 
 class Optimizer(StrEnum):

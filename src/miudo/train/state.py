@@ -57,7 +57,7 @@ def capture_state(stepper: Stepper, plan: Plan, counters: Counters) -> Checkpoin
     return Checkpoint(
         weights=stepper.weights(),
         optimizer=stepper.optimizers.tensors(),
-        random={"torch": torch.get_rng_state()},
+        random=_random_states(stepper.device),
         state={
             "counters": dataclasses.asdict(counters),
             "plan": dataclasses.asdict(plan),
@@ -94,7 +94,17 @@ def restore_state(
     stepper.optimizers.restore(saved.optimizer, where=where)
     _restore_masks(stepper, saved.state.get("sparse", {}), where)
     torch.set_rng_state(random)
+    if stepper.device.type == "cuda" and "cuda" in saved.random:
+        torch.cuda.set_rng_state(saved.random["cuda"], stepper.device)
     return plan, counters
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Returns the states that dropout on `device` draws from."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 def _restore_masks(stepper: Stepper, sparse: Mapping[str, int], where: object) -> None:

@@ -26,7 +26,7 @@ from miudo.errors import ConfigError, DataError, ResourceError, TrainingError
 from miudo.train.loss import Learning, Loss, Marks, Scheduled, compiled
 from miudo.train.optimizer import Optimizers
 from miudo.train.plan import Plan, lr_scale
-from miudo.train.settings import FitSettings, Precision
+from miudo.train.settings import LOWER_RATE, FitSettings, Precision
 
 __all__ = [
     "MarkedTokens",
@@ -170,7 +170,8 @@ class Stepper:
                 f"too little memory for {self.settings.batch_size} rows of "
                 f"{self.settings.length} tokens",
                 where="batch_size, length",
-                remedy="Halve --batch-size and double --accumulate; the last checkpoint holds",
+                remedy="Start a new run with half of --batch-size and twice accumulate, or with "
+                "checkpoint_activations",
             ) from error
         if self.stand_in is not None:
             self.stand_in.share_gradients(step / plan.steps)
@@ -190,19 +191,18 @@ class Stepper:
             raise TrainingError(
                 "weights are not finite after this step",
                 where=f"step {step + 1}",
-                remedy="Resume from the last checkpoint with a lower learning rate",
+                remedy=LOWER_RATE,
             )
         return StepResult(value, norm, applied=True, parts=parts)
 
     def rehearse(self, plan: Plan) -> None:
         """Computes the first step's gradients and forgets them, so that all is compiled."""
-        random = torch.get_rng_state()
         buffers = {name: buffer.clone() for name, buffer in self.beside.named_buffers()}
+        cards = [self.device] if self.device.type == "cuda" else []
         try:
-            with self.shown():
+            with torch.random.fork_rng(devices=cards), self.shown():
                 self._gradients(0, plan)
         finally:
-            torch.set_rng_state(random)
             for name, buffer in self.beside.named_buffers():
                 buffer.copy_(buffers[name])
             self.optimizers.forget_gradients()

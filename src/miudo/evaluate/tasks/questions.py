@@ -38,11 +38,11 @@ def _sample(record: Record, number: str) -> Sample:
     topic = subject.replace("_", " ")
     question = record.text("question").strip()
     answer = record.values.get(field)
-    if type(answer) is int:  # a place instead of a letter
-        answer, letters = str(answer), [str(i) for i in range(len(texts))]
-    else:
+    if type(answer) is not int:
         answer = record.text(field)
-    gold = answer_at(answer, letters, f"{record.where}, field {field}")
+    elif str(answer) not in letters:  # a place instead of a letter
+        answer, letters = str(answer), [str(i) for i in range(len(texts))]
+    gold = answer_at(str(answer), letters, f"{record.where}, field {field}")
     return Sample(
         id=record.name(number),
         prompt=f"Question: {question}\nAnswer:",

@@ -101,7 +101,7 @@ class LastWordSettings:
 class TaskSettings:
     """How tasks run: examples before each question, samples of each file, seed, and the rest.
 
-    `limit` None takes all; else so many of each file, drawn by the seed.
+    `limit` None takes all; else so many of each group, drawn by the seed.
     """
 
     shots: int = 0
