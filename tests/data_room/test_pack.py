@@ -231,6 +231,9 @@ def change(folder: Path, **values: object) -> None:
     [
         ({"schema": 2}, "schema"),
         ({"dtype": "float32"}, "dtype"),
+        ({"chats": "many"}, "chats"),
+        ({"chats": 2, "settings": []}, "settings"),
+        ({"chats": 2, "settings": {"template": 7}}, "settings.template"),
         ({"vocab_size": -1}, "vocab_size"),
         ({"vocab_size": True}, "vocab_size"),
         ({"end_id": 1 << 40}, "end_id"),

@@ -257,6 +257,12 @@ def _check_manifest(values: Mapping[str, Any], path: Path) -> None:
     count("vocab_size", values.get("vocab_size"), 1, LIMITS.vocab_size)
     count("end_id", values.get("end_id"), 0, values["vocab_size"] - 1)
     need(isinstance(values.get("tokenizer"), str), "tokenizer", values.get("tokenizer"))
+    count("chats", values.get("chats", 0), 0, 1 << 48)
+    if values.get("chats"):  # whose template the settings name
+        settings = values.get("settings")
+        need(isinstance(settings, dict), "settings", settings)
+        template = settings.get("template") if isinstance(settings, dict) else None
+        need(template is None or isinstance(template, str), "settings.template", template)
     splits = values.get("splits")
     if not isinstance(splits, dict) or not {"train", "held_out"} <= set(splits):
         raise DataError("splits has no train or no held_out", where=path)

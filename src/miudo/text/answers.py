@@ -52,7 +52,8 @@ def answer_sample(
             encode_chat(tokenizer, template, messages[: i + 1], add_generation_prompt=False), config
         )
         if until[: len(prompt)] != prompt or whole[: len(until)] != until:
-            _refuse_border(template, messages, i)
+            if until[: len(prompt)] != prompt:
+                _refuse_border(template, messages, i)
             raise RequestError(
                 f"messages[{i}]: the chat template writes a beginning of the conversation "
                 "otherwise than the whole, so that its answers cannot be told apart",

@@ -238,8 +238,8 @@ def _template(job: FinetuneJob, base: Opened) -> str:
         raise TokenizerError(
             "the model has no chat template",
             where=job.model,
-            remedy="Give --chat-template default to talk, plain for prompts and answers as they "
-            "stand, or a file with one",
+            remedy="Give --chat-template default to talk, plain for prompts and answers alone, "
+            "or a file with one",
         )
     absent = set(DEFAULT_SPECIALS[:4]) - set(base.tokenizer().special_ids)
     if template == DEFAULT_TEMPLATE and absent:
