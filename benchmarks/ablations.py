@@ -7,14 +7,17 @@ Read next: `recipes/`, which hold what was chosen.
     python benchmarks/ablations.py --data runs/ablations-data --out runs/ablations
     python benchmarks/ablations.py ... --only muon-lr-2e-2 wsd --seeds 0 1 2
 
-A run that is there already is not made again, one that was broken off goes on; the table is
-printed after each. All runs see the same tokens in the same order, but for what they change.
+For another vocabulary, or for text that is read several times, give another data folder and
+another `--out`: bits a byte compare across vocabularies, nats a token do not. A run that is there
+already is not made again, one that was broken off goes on; the table is printed after each. All
+runs see the same tokens in the same order, but for what they change.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -27,10 +30,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Change:
-    """`fit` overrides training settings, `config` fields of the shape, `layers` of each layer."""
+    """`fit` overrides training settings, `config` fields of the shape, `layers` of each layer.
+
+    With `first`, four fifths of the tokens are a run of its own with these settings, its rate
+    level to the end, and the last fifth goes on from it, its rate falling from the start.
+    """
 
     why: str
     fit: dict[str, Any] = field(default_factory=dict)
+    first: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
 
@@ -58,6 +66,10 @@ CHANGES = {
     "decay-1": Change("weight decay", {"weight_decay": 1.0}),
     "length-128": Change("rows half as long, twice as many", {"length": 128, "batch_size": 32}),
     "length-512": Change("rows twice as long, half as many", {"length": 512, "batch_size": 8}),
+    "in-two": Change("two runs, to compare the next with", first={"length": 256}),
+    "length-64-first": Change(
+        "rows of 64, the last fifth of 256", first={"length": 64, "batch_size": 64}
+    ),
     "qk-norm": Change("queries and keys normed, as Qwen3's", config={"qk_norm": "head"}),
     "untied": Change("a head of its own", config={"tie_embeddings": False}),
     "one-kv-head": Change("heads share keys and values", layers={"n_kv_heads": 1}),
@@ -72,8 +84,8 @@ def main() -> None:
         return
     wanted = [(name, seed) for seed in options.seeds for name in options.only]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for _ in pool.map(lambda run: start(*run, options), wanted):
-            print(table(options.out), flush=True)
+        for _ in pool.map(lambda run: start(run[0], run[1], options), wanted):
+            print(table(options), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -111,7 +123,6 @@ def train_one(run: str, options: argparse.Namespace) -> None:
     from miudo.formats import open_model
     from miudo.presets import load_preset
     from miudo.train.evaluation import held_out_loss
-    from miudo.train.pretrain import TrainJob, resume, train
     from miudo.train.settings import FitSettings
 
     name, _, seed = run.rpartition("-")
@@ -121,11 +132,15 @@ def train_one(run: str, options: argparse.Namespace) -> None:
     # Through JSON, so that plain strings become the enumerations they name.
     shape = ModelConfig.from_json(replace(shape, layers=layers).to_json() | change.config)
     fit = BASE | {"tokens": options.tokens, "eval_tokens": 1 << 17, "seed": int(seed)}
-    if (out / "checkpoints").exists():
-        made = resume(out)
+    if change.first:
+        kept = options.tokens * 4 // 5
+        level = fit | {"tokens": kept, "decay": "none"} | change.first
+        made = run_or_resume(out / "first", level, options.data, shape=shape)
+        # Other batches than the first run began with.
+        rest = fit | {"tokens": options.tokens - kept, "seed": int(seed) + 1000}
+        made = run_or_resume(out, rest | change.fit, options.data, init=made.folder)
     else:
-        settings = FitSettings.from_json(fit | change.fit)
-        made = train(TrainJob((str(options.data),), out, settings, shape=shape))
+        made = run_or_resume(out, fit | change.fit, options.data, shape=shape)
     model = open_model(made.folder)
     # Not the run's own figure: shorter rows have less to foretell from, and read higher.
     loss = held_out_loss(
@@ -137,13 +152,27 @@ def train_one(run: str, options: argparse.Namespace) -> None:
     write_json(out / "result.json", found | {"held_out_loss": loss})
 
 
-def table(out: Path) -> str:
+def run_or_resume(out: Path, fit: dict[str, Any], data: Path, **start: Any) -> Any:
+    """Trains from `shape` or `init`, or goes on where a run in `out` was broken off."""
+    from miudo.train.pretrain import TrainJob, resume, train
+    from miudo.train.settings import FitSettings
+
+    if (out / "checkpoints").exists():
+        return resume(out)
+    return train(TrainJob((str(data),), out, FitSettings.from_json(fit), **start))
+
+
+def table(options: argparse.Namespace) -> str:
     """Returns all finished runs, the best first, each beside the base of the same seeds."""
+    from miudo.data.packed import DataSet
     from miudo.report import Table, text_table
+
+    held_out = DataSet.open(options.data).manifest["splits"]["held_out"]
+    bits = held_out["tokens"] / held_out["text_bytes"] / math.log(2)
 
     losses: dict[str, dict[str, float]] = {}
     sizes = {}
-    for path in sorted(out.glob("*/result.json")):
+    for path in sorted(options.out.glob("*/result.json")):
         name, _, seed = path.parent.name.rpartition("-")
         found = json.loads(path.read_text())
         losses.setdefault(name, {})[seed] = found["held_out_loss"]
@@ -153,9 +182,11 @@ def table(out: Path) -> str:
     for name, found in sorted(losses.items(), key=lambda item: statistics.mean(item[1].values())):
         pairs = [found[seed] - base[seed] for seed in found if seed in base]
         differences = ", ".join(f"{pair:+.4f}" for pair in pairs)
-        mean = f"{statistics.mean(found.values()):.4f}"
-        rows.append([name, CHANGES[name].why, f"{sizes[name]:,.0f}", mean, differences])
-    headers = ["run", "change", "parameters", "held-out loss", "less the base's, by seed"]
+        mean = statistics.mean(found.values())
+        row = [name, CHANGES[name].why, f"{sizes[name]:,.0f}"]
+        rows.append([*row, f"{mean:.4f}", f"{mean * bits:.4f}", differences])
+    headers = ["run", "change", "parameters", "held-out loss", "bits a byte"]
+    headers.append("less the base's, by seed")
     return text_table(Table(headers, rows))
 
 
