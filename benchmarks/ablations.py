@@ -119,8 +119,8 @@ def train_one(run: str, options: argparse.Namespace) -> None:
     from miudo.config import ModelConfig
     from miudo.data.packed import DataSet
     from miudo.decoder.decoder import Decoder
-    from miudo.files import write_json
     from miudo.formats import open_model
+    from miudo.plain_json import write_json
     from miudo.presets import load_preset
     from miudo.train.evaluation import held_out_loss
     from miudo.train.settings import FitSettings

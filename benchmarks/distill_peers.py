@@ -38,8 +38,8 @@ from miudo.compress.distill.terms import DistillSettings, ResponseTerm
 from miudo.compress.verbs import student_config
 from miudo.data.packed import DataSet
 from miudo.decoder.decoder import Decoder
-from miudo.files import write_json
 from miudo.formats.hf import write_folder
+from miudo.plain_json import write_json
 from miudo.train.artefact import Opened, check_same_tokenizer, open_decoder
 from miudo.train.evaluation import held_out_loss
 from miudo.train.plan import lr_scale

@@ -109,7 +109,7 @@ class Bench:
 
     def cell(self, name: str, make: Callable[[], Cell]) -> Cell:
         """Returns what is in the cell's file, making it where there is none."""
-        from miudo.files import write_json
+        from miudo.plain_json import write_json
 
         path = self.options.out / f"{name}.json"
         if not path.exists():

@@ -38,7 +38,8 @@ from miudo.compress.quantize.propagation import STRENGTH
 from miudo.compress.quantize.trained import ROUNDED_FIT, ROUNDED_LOSS, RoundedStudent
 from miudo.data.packed import DataSet
 from miudo.decoder.decoder import Decoder
-from miudo.files import sha256_file, write_json
+from miudo.files import sha256_file
+from miudo.plain_json import write_json
 from miudo.records import Record
 from miudo.tensors import DType, Weights
 from miudo.train.artefact import Opened, check_same_tokenizer, open_decoder

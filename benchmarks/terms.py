@@ -34,7 +34,7 @@ from miudo.compress.distill.terms import (
 )
 from miudo.compress.jobs import DistillJob
 from miudo.compress.verbs import run_distill
-from miudo.files import write_json
+from miudo.plain_json import write_json
 from miudo.train.progress import Lines
 from miudo.train.settings import FitSettings
 

@@ -96,7 +96,7 @@ def settings_of(options: argparse.Namespace, share: float) -> Any:
 
 def recipe(options: argparse.Namespace, share: float) -> None:
     """Trains the recipe on a share of the tokens, resuming where it was broken off."""
-    from miudo.files import write_json
+    from miudo.plain_json import write_json
     from miudo.train.pretrain import TrainJob, resume, train
     from miudo.train.progress import Lines
 
@@ -122,8 +122,8 @@ def trainer(options: argparse.Namespace, share: float, lr: float) -> None:
     from transformers import Trainer, TrainingArguments
 
     from miudo.data.packed import DataSet
-    from miudo.files import write_json
     from miudo.formats import open_model
+    from miudo.plain_json import write_json
     from miudo.train.evaluation import held_out_loss
     from miudo.train.plan import device_of, native_bf16
     from miudo.train.pretrain import config_for

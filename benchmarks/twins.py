@@ -35,8 +35,9 @@ from miudo.data.pack import PackSettings
 from miudo.data.packed import DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.decoder.decoder import Decoder
-from miudo.files import atomic_write, write_json
+from miudo.files import atomic_write
 from miudo.formats import open_model
+from miudo.plain_json import write_json
 from miudo.tensors import parameter_count
 from miudo.train.evaluation import held_out_loss
 from miudo.train.plan import device_of

@@ -8,8 +8,9 @@ from __future__ import annotations
 from generated import ROOT
 
 from miudo.evaluate.loading import load_model
-from miudo.files import sha256_file, write_json
+from miudo.files import sha256_file
 from miudo.hub.resolve import embedded_path
+from miudo.plain_json import write_json
 from miudo.text.prompt import begun
 
 TEXT = "The little robot found a house near the river. O menino foi para a escola."

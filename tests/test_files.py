@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import subprocess
@@ -29,7 +28,6 @@ from miudo.files import (
     resolve_under,
     sha256_file,
     sync_folder,
-    write_json,
 )
 
 # Ends the process, without any clean-up, at the k-th event that Python reports to the system.
@@ -206,17 +204,6 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
         (folder / "a").write_bytes(b"x")
     assert (tmp_path / "link").is_symlink()
     assert os.listdir(tmp_path / "disk" / "real") == ["a"]
-
-
-def test_json_is_readable_and_refuses_nan(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"é": [1, 2.5]})
-    text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert text.endswith("}\n")
-    assert "é" in text
-    assert json.loads(text) == {"é": [1, 2.5]}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "b.json", float("nan"))
-    assert not (tmp_path / "b.json").exists()
 
 
 def test_hash_is_that_of_the_standard(tmp_path: Path) -> None:

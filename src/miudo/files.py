@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -19,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from miudo.errors import MissingError, MiudoError, ModelFileError, ResourceError, UsageError
 
@@ -33,7 +32,6 @@ __all__ = [
     "sha256_file",
     "sync_folder",
     "translated_disk_errors",
-    "write_json",
 ]
 
 
@@ -84,12 +82,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         finally:
             # Half of the new folder after an error; the old one after an exchange; else nothing.
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented UTF-8 JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def sha256_file(path: Path) -> str:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from miudo.errors import ModelFileError
-from miudo.files import open_regular, write_json
-from miudo.limits import LIMITS
+from miudo.plain_json import read_json, write_json
 
 __all__ = [
     "COMMAND",
@@ -127,15 +126,7 @@ class Record:
         path = folder / RECORD_FILE
         if not path.exists():
             return None
-        with open_regular(path) as file:
-            text = file.read(LIMITS.json_bytes)
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ModelFileError(f"not JSON ({error})", where=path) from error
-        if not isinstance(values, dict):
-            raise ModelFileError("not a JSON object", where=path)
-        return cls.from_json(values, where=path)
+        return cls.from_json(read_json(path, ModelFileError), where=path)
 
 
 def _check_depth(values: Mapping[str, Any], where: object) -> None:

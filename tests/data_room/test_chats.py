@@ -90,7 +90,7 @@ def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
         (turns(("user", "\ud800"), ("assistant", "b")), r"messages\[0\]\.content: character 0"),
         ({"question": "a"}, "has no messages and no text under 'prompt' .found: .'question'"),
         ({"prompt": "a"}, "no text under 'answer'"),
-        ([1], "is a list, not an object"),
+        ([1], "is a JSON list, not an object"),
     ],
 )
 def test_a_bad_record_is_named_with_its_field(tmp_path: Path, record: Any, message: str) -> None:

@@ -12,7 +12,8 @@ from miudo.data.pack import PackSettings, hold_out
 from miudo.data.packed import DataSet
 from miudo.data.pipeline import PrepareSettings, prepare
 from miudo.data.sample import write_sample
-from miudo.errors import MissingError
+from miudo.data.sources import RECORD_SUFFIX
+from miudo.errors import DataError, MissingError
 from miudo.files import sha256_file
 from miudo.records import Record
 from miudo.text.tokenizer import train_bpe
@@ -87,6 +88,14 @@ def test_a_given_tokenizer_is_used(source: Path, tmp_path: Path) -> None:
     tokenizer = train_bpe(["cats and dogs"], vocab_size=270)
     data = prepare([source], tmp_path / "out", tokenizer=tokenizer, settings=SETTINGS)
     assert data.tokenizer().fingerprint == tokenizer.fingerprint
+
+
+def test_a_damaged_record_of_a_source_is_named(source: Path, tmp_path: Path) -> None:
+    beside = source.with_name(source.name + RECORD_SUFFIX)
+    beside.write_text('{"verb": ')
+    with pytest.raises(DataError, match=f"{beside.name}: not JSON"):
+        prepare([source], tmp_path / "out", settings=SETTINGS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_sample_stays_labelled_synthetic(tmp_path: Path) -> None:

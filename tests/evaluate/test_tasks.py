@@ -304,12 +304,12 @@ def test_a_malformed_record_is_named(tmp_path: Path, record: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("arc_easy.jsonl", b"[1]\n", "line 1: is list, not a JSON object"),
+        ("arc_easy.jsonl", b"[1]\n", "line 1: is a JSON list, not an object"),
         ("arc_easy.jsonl", b"{\n", "line 1: not JSON"),
         ("arc_easy.jsonl", b"\n", "holds no record"),
         ("arc_easy.json", b"[]", "holds no record"),
         ("arc_easy.json", b'{"a": 1}', "is no JSON list"),
-        ("arc_easy.json", b"[[1]]", "record 1: is list"),
+        ("arc_easy.json", b"[[1]]", "record 1: is a JSON list"),
         ("arc_easy.json", b"[\xff]", "byte 0xff is not UTF-8"),
         ("arc_easy.csv", b"question,answer\na,b\n", "has no column 'choices'"),
         ("arc_easy.csv", b"question,choices,answer\na,b,c\n", "'choices' is 'b'"),

@@ -74,5 +74,5 @@ def test_other_settings_are_refused(work: Work) -> None:
 def test_a_damaged_state_is_told(work: Work, content: str) -> None:
     work.folder.mkdir()
     (work.folder / STATE_FILE).write_text(content)
-    with pytest.raises(DataError, match="not a state"):
+    with pytest.raises(DataError, match="Delete the folder"):
         work()

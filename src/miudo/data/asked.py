@@ -21,8 +21,8 @@ from miudo.data.ledger import Ledger
 from miudo.data.lines import open_source, read_lines
 from miudo.data.sources import RECORD_SUFFIX, encodable, file_kind, find_files
 from miudo.errors import ConfigError, DataError, MissingError, RequestError, UsageError
-from miudo.files import open_regular, sha256_file, write_json
-from miudo.limits import LIMITS
+from miudo.files import sha256_file
+from miudo.plain_json import read_json, read_line, write_json
 from miudo.protocol import Generator, Message
 from miudo.records import Artefact, Measurement, Record
 from miudo.text.chat import parse_messages
@@ -153,15 +153,12 @@ def read_prompts(files: Sequence[Path], system: str | None = None) -> Iterator[t
 
 
 def _prompt(text: str, where: str, kind: str, system: str | None) -> tuple[Message, ...]:
-    values: Any = {"prompt": text.strip()}
+    values: dict[str, Any] = {"prompt": text.strip()}
     if kind == "jsonl":
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON ({error})", where=where) from error
-    if isinstance(values, dict) and isinstance(values.get("prompt"), str):
+        values = read_line(text, where)
+    if isinstance(values.get("prompt"), str):
         messages = [Message("user", values["prompt"])]
-    elif isinstance(values, dict) and "messages" in values:
+    elif "messages" in values:
         try:
             messages = parse_messages(values["messages"])
         except RequestError as error:
@@ -241,12 +238,10 @@ def _begun(out: Path, beside: Path, record: Record, *, resume: bool) -> set[str]
             raise UsageError("has no record", where=out, remedy="Choose another name")
         write_json(beside, record.to_json())
         return set()
-    with open_regular(beside, DataError) as file:
-        text = file.read(LIMITS.json_bytes)
+    begun = read_json(beside)
     try:
-        begun = json.loads(text)
         same = all(begun[key] == record.to_json()[key] for key in ("settings", "inputs"))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except KeyError as error:
         raise DataError(f"is no record ({error})", where=beside) from error
     if not same:
         raise UsageError(

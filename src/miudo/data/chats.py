@@ -7,7 +7,6 @@ Read next: `miudo.data.samples`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from miudo.data.lines import open_source, read_lines
 from miudo.data.sources import encodable, file_kind, find_files
 from miudo.data.tables import read_csv, read_parquet
 from miudo.errors import ConfigError, DataError, RequestError
+from miudo.plain_json import read_line
 from miudo.protocol import Message
 from miudo.text.chat import parse_messages
 
@@ -98,7 +98,7 @@ def _is_chat(path: Path, settings: ChatSettings, field: str) -> bool:
             if line.text.isspace():
                 continue
             where = f"{path}, line {line.number}"
-            values = _object(line.text, where)
+            values = read_line(line.text, where)
             if settings.prompt in values or any(key in values for key in _LISTS):
                 return True
             if field in values:
@@ -146,21 +146,11 @@ def _records(path: Path, kind: str, settings: ChatSettings) -> Iterator[tuple[An
             for line in lines:
                 if not line.text.isspace():
                     where = f"{path}, line {line.number}"
-                    yield _messages(_object(line.text, where), where, settings), where
+                    yield _messages(read_line(line.text, where), where, settings), where
             return
         delimiter = "\t" if kind == "tsv" else ","
         for number, row in read_csv(lines, path, settings.columns, delimiter):
             yield _pair(*row), f"{path}, line {number}"
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON ({error})", where=where) from error
-    if not isinstance(values, dict):
-        raise DataError(f"is a {type(values).__name__}, not an object", where=where)
-    return values
 
 
 def _messages(values: Mapping[str, Any], where: str, settings: ChatSettings) -> Any:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from miudo.errors import DataError
 from miudo.files import translated_disk_errors
+from miudo.plain_json import read_line
 
 __all__ = ["Ledger"]
 
@@ -54,17 +54,7 @@ class Ledger:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
-                found.append(_object(line, f"{path}, line {number}"))
+                found.append(read_line(line, f"{path}, line {number}"))
                 whole += len(line)
             file.truncate(whole)
         return found
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON ({error})", where=where) from error
-    if not isinstance(values, dict):
-        raise DataError("not a JSON object", where=where)
-    return values

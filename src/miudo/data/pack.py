@@ -20,7 +20,8 @@ from miudo.data.mixture import Source
 from miudo.data.packed import MANIFEST_FILE, SCHEMA, TOKENIZER_FILE, DataSet
 from miudo.data.sources import Document
 from miudo.errors import ConfigError, DataError
-from miudo.files import atomic_folder, atomic_write, sha256_file, write_json
+from miudo.files import atomic_folder, atomic_write, sha256_file
+from miudo.plain_json import write_json
 from miudo.records import Artefact, Record
 from miudo.text.chat import DEFAULT_TEMPLATE, ChatTemplate, encode_chat
 from miudo.text.tokenizer import DEFAULT_SPECIALS, TextTokenizer

@@ -7,7 +7,6 @@ Read next: `miudo.train.loop`, which takes its batches here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from miudo.errors import ConfigError, DataError
 from miudo.files import open_regular, resolve_under, sha256_file
 from miudo.limits import LIMITS
 from miudo.philox import Orders, uniform
+from miudo.plain_json import read_json
 from miudo.text.chat import DEFAULT_TEMPLATE
 from miudo.text.tokenizer import TextTokenizer
 
@@ -231,13 +231,8 @@ def _parts(split: Mapping[str, Any]) -> tuple[Part, ...]:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
-    with open_regular(path, DataError) as file:
-        data = file.read(LIMITS.json_bytes)
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON ({error})", where=path) from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+    values = read_json(path)
+    if values.get("schema") != SCHEMA:
         raise DataError(
             f"is no data manifest of schema {SCHEMA}", where=path, remedy="Prepare the data again"
         )

@@ -8,7 +8,6 @@ Read next: `miudo.data.sources`, then the steps in the order they are called her
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,8 +22,8 @@ from miudo.data.pack import Origin, PackSettings, hold_out, kept_apart, pack
 from miudo.data.packed import MANIFEST_FILE, TOKENIZER_FILE, DataSet
 from miudo.data.sources import RECORD_SUFFIX, Document, ReadSettings, find_files, read_documents
 from miudo.errors import MissingError, UsageError
-from miudo.files import open_regular, sha256_file
-from miudo.limits import LIMITS
+from miudo.files import sha256_file
+from miudo.plain_json import read_json
 from miudo.records import Artefact, Measurement, Record, shared_licence
 from miudo.text.tokenizer import TextTokenizer, train_bpe
 
@@ -139,11 +138,9 @@ def _record_of(path: Path) -> Record | None:
     """Returns the record beside a source file, if there is one."""
     beside = path.with_name(path.name + RECORD_SUFFIX)
     try:
-        with open_regular(beside) as file:
-            values = json.loads(file.read(LIMITS.json_bytes))
+        return Record.from_json(read_json(beside), where=beside)
     except MissingError:
         return None
-    return Record.from_json(values, where=beside)
 
 
 def _counts(

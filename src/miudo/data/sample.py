@@ -18,7 +18,8 @@ from typing import IO
 from miudo.data.grammar import Grammar
 from miudo.data.sources import RECORD_SUFFIX
 from miudo.errors import ConfigError
-from miudo.files import atomic_write, sha256_file, write_json
+from miudo.files import atomic_write, sha256_file
+from miudo.plain_json import write_json
 from miudo.protocol import Message
 from miudo.records import Measurement, Record
 

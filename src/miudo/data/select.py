@@ -24,7 +24,8 @@ import numpy as np
 from miudo.data.ledger import Ledger
 from miudo.data.sources import RECORD_SUFFIX, ReadSettings, find_files, read_documents
 from miudo.errors import CheckFailedError, ConfigError, DataError, UsageError
-from miudo.files import atomic_write, sha256_file, write_json
+from miudo.files import atomic_write, sha256_file
+from miudo.plain_json import write_json
 from miudo.protocol import Engine, Tokenizer
 from miudo.records import Artefact, Measurement, Record
 

@@ -8,7 +8,6 @@ Read next: `miudo.data.lines` for bytes and their errors, `miudo.data.tables` fo
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from miudo.data.lines import STDIN, Line, open_source, read_lines
 from miudo.data.tables import read_csv, read_parquet
 from miudo.errors import ConfigError, DataError, MissingError, RequestError
+from miudo.plain_json import read_line
 from miudo.protocol import Message
 from miudo.text.chat import parse_messages
 
@@ -246,22 +246,18 @@ def _read_jsonl(lines: Iterator[Line], path: Path, settings: ReadSettings) -> It
         if line.text.isspace():
             continue
         where = f"{path}, line {line.number}"
-        try:
-            values = json.loads(line.text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON ({error})", where=where) from error
-        yield _json_document(values, str(path), index, where, settings)
+        yield _json_document(read_line(line.text, where), str(path), index, where, settings)
         index += 1
 
 
 def _json_document(
-    values: Any, source: str, index: int, where: str, settings: ReadSettings
+    values: dict[str, Any], source: str, index: int, where: str, settings: ReadSettings
 ) -> Document:
-    if isinstance(values, dict) and isinstance(values.get(settings.field), str):
+    if isinstance(values.get(settings.field), str):
         return Document(
             encodable(values[settings.field], where, errors=settings.errors), source, index
         )
-    if isinstance(values, dict) and "messages" in values:
+    if "messages" in values:
         try:
             messages = parse_messages(values["messages"])
         except RequestError as error:
@@ -270,9 +266,8 @@ def _json_document(
         return Document(
             encodable(text, where, errors=settings.errors), source, index, tuple(messages)
         )
-    keys = sorted(values)[:20] if isinstance(values, dict) else type(values).__name__
     raise DataError(
-        f"has no text under {settings.field!r} and no messages (found: {keys})",
+        f"has no text under {settings.field!r} and no messages (found: {sorted(values)[:20]})",
         where=where,
         remedy="Name the key with the text as field",
     )

@@ -21,7 +21,6 @@ from miudo.files import (
     atomic_folder,
     resolve_under,
     sha256_file,
-    write_json,
 )
 from miudo.formats.hf_text import (
     read_chat_template,
@@ -36,6 +35,7 @@ from miudo.formats.precision import converted
 from miudo.formats.safetensors import write_safetensors
 from miudo.formats.shards import read_weights
 from miudo.formats.sparse import dense_weights
+from miudo.plain_json import write_json
 from miudo.records import RECORD_FILE, Record
 from miudo.tensors import DType, StoredTensor, Weights
 

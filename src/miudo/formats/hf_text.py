@@ -15,9 +15,10 @@ from typing import Any
 
 from miudo.config import ModelConfig
 from miudo.errors import ModelFileError, TokenizerError
-from miudo.files import open_regular, resolve_under, write_json
+from miudo.files import open_regular, resolve_under
 from miudo.formats.model_file import ModelFile
 from miudo.limits import LIMITS
+from miudo.plain_json import write_json
 from miudo.strict_json import parse_object
 from miudo.text.sentencepiece import parse_sentencepiece
 from miudo.text.special_tokens import (

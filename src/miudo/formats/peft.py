@@ -22,10 +22,11 @@ from miudo.errors import MissingError, ModelFileError
 from miudo.families import fitting, for_config, misfits
 from miudo.families.family import Family
 from miudo.families.places import Source, sources
-from miudo.files import atomic_folder, resolve_under, sha256_file, write_json
+from miudo.files import atomic_folder, resolve_under, sha256_file
 from miudo.formats.blocks import to_f32
 from miudo.formats.layout import file_rows
 from miudo.formats.safetensors import read_safetensors, write_safetensors
+from miudo.plain_json import write_json
 from miudo.protocol import FloatArray
 from miudo.records import Record
 from miudo.strict_json import read_object

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from miudo.errors import MiudoError
-from miudo.files import write_json
+from miudo.plain_json import write_json
 
 __all__ = ["Licence", "licence_from_card", "parse_licences", "restriction_of", "state_once"]
 

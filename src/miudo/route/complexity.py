@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from miudo.errors import ModelFileError
-from miudo.files import atomic_folder, sha256_file, write_json
+from miudo.files import atomic_folder, sha256_file
+from miudo.plain_json import write_json
 from miudo.records import Record
 from miudo.route.features import COUNTED, Features, bucket, features, grams
 from miudo.route.targets import Complexity

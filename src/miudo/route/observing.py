@@ -18,6 +18,7 @@ from miudo.data.lines import open_source, read_lines
 from miudo.errors import DataError, RequestError
 from miudo.evaluate.loading import LoadedModel
 from miudo.files import atomic_write
+from miudo.plain_json import read_line
 from miudo.protocol import Generator, Message, SeqWork, Want
 from miudo.route.confidence import Confidence, confidence
 from miudo.sampling import log_softmax_at
@@ -147,13 +148,7 @@ def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             where = f"{path}, line {line.number}"
             if not line.text.strip():
                 continue
-            try:
-                values = json.loads(line.text)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"no JSON ({error})", where=where) from error
-            if not isinstance(values, dict):
-                raise DataError("no JSON object", where=where, remedy="Give prompt and answer")
-            yield values, where
+            yield read_line(line.text, where, remedy="Give prompt and answer"), where
 
 
 def _example(values: Mapping[str, Any], where: str, *, more: Sequence[str] = ()) -> Example:

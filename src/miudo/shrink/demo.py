@@ -13,7 +13,6 @@ Read next: `miudo.shrink.stages`, then `miudo.shrink.demo_report`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +36,13 @@ from miudo.evaluate.compare import (
     rows_from_json,
 )
 from miudo.evaluate.texts import read_texts
-from miudo.files import open_regular, write_json
 from miudo.formats import open_model
+from miudo.plain_json import read_json, write_json
 from miudo.records import Record
 from miudo.report import text_table
 from miudo.shrink.demo_report import write_report
 from miudo.shrink.demo_samples import Sample, write_samples
-from miudo.shrink.stages import Stage, run_stages
+from miudo.shrink.stages import DELETE, Stage, run_stages
 from miudo.text.chat import DEFAULT_TEMPLATE
 from miudo.train.checkpoint import checkpoint_steps
 from miudo.train.pretrain import TrainJob, resume, train
@@ -51,8 +50,6 @@ from miudo.train.progress import Lines
 from miudo.train.settings import Compile, FitSettings
 
 __all__ = ["DemoResult", "DemoSettings", "run_demo"]
-
-_MAX_JSON_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +118,8 @@ def run_demo(
     """
     way = _Way(out, settings, say)
     seconds = run_stages(way.stages(), out, dataclasses.asdict(settings), say)
-    rows = rows_from_json(_read_json(way.comparison))
-    samples = tuple(Sample(**values) for values in _read_json(way.samples)["samples"])
+    rows = rows_from_json(read_json(way.comparison, remedy=DELETE))
+    samples = tuple(Sample(**values) for values in read_json(way.samples, remedy=DELETE)["samples"])
     runs = {path.name: path for path in (way.teacher, way.student, way.twin)}
     report = out / "report.html"
     write_report(report, rows, samples, runs=runs, model=way.gguf)
@@ -238,9 +235,3 @@ def _steps(record: Record | None) -> int:
     if not found:
         raise DataError("the student's record names no steps", remedy="Delete the demo's folder")
     return int(found[0])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with open_regular(path, DataError) as file:
-        values: dict[str, Any] = json.loads(file.read(_MAX_JSON_BYTES))
-    return values

@@ -36,11 +36,11 @@ from miudo.compress.quantize.trained import (
 from miudo.decoder.decoder import Decoder
 from miudo.decoder.sparsity import Masks
 from miudo.errors import ConfigError
-from miudo.files import write_json
 from miudo.formats.gguf import write_gguf
+from miudo.plain_json import read_json, write_json
 from miudo.shrink.candidates import LEARN, STUDENT, Step, ends_sparse
 from miudo.shrink.ground import Ground
-from miudo.shrink.reading import read_json
+from miudo.shrink.stages import DELETE
 from miudo.shrink.stored import model_file
 from miudo.tensors import Weights
 from miudo.train.artefact import open_decoder
@@ -234,6 +234,6 @@ def _learn(
 
 
 def _made(folder: Path, *, sparse: bool) -> Trunk:
-    values = read_json(folder / "made.json")
+    values = read_json(folder / "made.json", remedy=DELETE)
     decoder = open_decoder(folder / "trunk.gguf", "trunk").decoder
     return Trunk(decoder, values["tokens"], values["seconds"], tuple(values["notes"]), sparse)

@@ -12,9 +12,10 @@ import dataclasses
 import io
 from typing import Any
 
-from miudo.files import atomic_write, write_json
+from miudo.files import atomic_write
 from miudo.formats import open_model
 from miudo.meter import energy_basis
+from miudo.plain_json import write_json
 from miudo.registry.describe import lineage_lines
 from miudo.report import Point, Section, html_report, scatter_plot
 from miudo.shrink.candidates import absent

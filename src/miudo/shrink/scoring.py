@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from miudo.decoder.decoder import Decoder
-from miudo.files import write_json
+from miudo.plain_json import read_json, write_json
 from miudo.shrink.budget import Figures
 from miudo.shrink.candidates import Candidate
 from miudo.shrink.forecast import Forecast, Guess
 from miudo.shrink.ground import Baseline, Ground
 from miudo.shrink.halving import Round
 from miudo.shrink.making import make_trunk, round_trunk
-from miudo.shrink.reading import read_json
+from miudo.shrink.stages import DELETE
 
 __all__ = ["Scored", "run_rounds", "trunk_folder"]
 
@@ -126,7 +126,7 @@ def _steps(
     path = work / f"round-{number}.json"
     work.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        return int(read_json(path)["steps"])
+        return int(read_json(path, remedy=DELETE)["steps"])
     steps = planned.steps
     learned = {(s.candidate.group, s.round): s for s in found if s.round > 0}
     if learned and not fixed:
@@ -151,7 +151,7 @@ def _scored(
     folder = trunk_folder(work, first, number)
     path = folder / "scores.json"
     if path.exists():
-        return [Scored.from_json(values) for values in read_json(path)["scores"]]
+        return [Scored.from_json(values) for values in read_json(path, remedy=DELETE)["scores"]]
     seed, share = ground.job.settings.seed, max(1, steps // max(1, first.lessons))
     trunk = make_trunk(ground, first.trunk, folder, share, seed=seed)
     scores = []

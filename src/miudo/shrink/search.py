@@ -17,10 +17,11 @@ import numpy as np
 from miudo.data.packed import MANIFEST_FILE
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, UsageError
-from miudo.files import atomic_write, refuse_inputs, sha256_file, write_json
+from miudo.files import atomic_write, refuse_inputs, sha256_file
 from miudo.formats.blocks import to_f32
 from miudo.formats.zeros import sparse_settings
 from miudo.meter import read_counters
+from miudo.plain_json import read_json, write_json
 from miudo.records import Measurement, Record
 from miudo.shrink.controls import Control, controls_of
 from miudo.shrink.forecast import Forecast, forecast
@@ -28,12 +29,11 @@ from miudo.shrink.ground import Baseline, Ground, measure_baseline, open_ground
 from miudo.shrink.jobs import ShrinkJob
 from miudo.shrink.making import Rounded, Trunk, make_trunk, round_trunk
 from miudo.shrink.measure import Measured
-from miudo.shrink.reading import read_json
 from miudo.shrink.refining import refine
 from miudo.shrink.report import write_report
 from miudo.shrink.result import Outcome, Row, ShrinkResult, file_rows, outcome_of
 from miudo.shrink.scoring import Scored, run_rounds, trunk_folder
-from miudo.shrink.stages import Stage, run_stages
+from miudo.shrink.stages import DELETE, Stage, run_stages
 from miudo.shrink.stored import write_candidate
 from miudo.tensors import parameter_count
 from miudo.train.progress import Progress, Silent
@@ -115,8 +115,8 @@ class _Way:
             rows=self.rows(),
             notes=tuple(self._read("controls")["notes"]),
             checks=self.checks(),
-            outcome=Outcome.from_json(read_json(self.out / "outcome.json")),
-            seconds=read_json(self.out / "stages.json")["seconds"],
+            outcome=Outcome.from_json(read_json(self.out / "outcome.json", remedy=DELETE)),
+            seconds=read_json(self.out / "stages.json", remedy=DELETE)["seconds"],
             teacher=self.ground.teacher.file.record,
             unique_tokens=self.ground.data.tokens("train"),
         )
@@ -149,12 +149,12 @@ class _Way:
         for name in ("baseline", "forecast", "rounds", "measured", "controls", "outcome"):
             path = self.out / f"{name}.json"
             if path.exists():
-                for check, times in read_json(path)["checks"].items():
+                for check, times in read_json(path, remedy=DELETE)["checks"].items():
                     found[check] = found.get(check, 0) + times
         return found
 
     def _read(self, name: str) -> dict[str, Any]:
-        return read_json(self.out / f"{name}.json")
+        return read_json(self.out / f"{name}.json", remedy=DELETE)
 
     def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> Callable[[], None]:
         """Returns the stage that writes what `make` gives, and the checks that it made."""
@@ -250,7 +250,7 @@ class _Way:
         path = self.work / "files" / f"{name}.gguf"
         kept = path.with_suffix(".json")
         if kept.exists():
-            return Measured.from_json(read_json(kept)["measured"])
+            return Measured.from_json(read_json(kept, remedy=DELETE)["measured"])
         path.parent.mkdir(parents=True, exist_ok=True)
         record = self._record(name, scored, trunk, made)
         stored = made.weights, made.report

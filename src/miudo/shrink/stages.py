@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from miudo.errors import DataError, UsageError
-from miudo.files import open_regular, write_json
+from miudo.plain_json import read_json, write_json
 
-__all__ = ["STATE_FILE", "Stage", "run_stages"]
+__all__ = ["DELETE", "STATE_FILE", "Stage", "run_stages"]
 
 STATE_FILE = "stages.json"
-_MAX_STATE_BYTES = 1 << 20
+
+DELETE = "Delete the folder"
+"""What to do where a file of a product is damaged: it is made again then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,12 @@ def run_stages(
 def _seconds_so_far(path: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     if not path.exists():
         return {}
-    with open_regular(path, DataError) as file:
-        text = file.read(_MAX_STATE_BYTES)
+    state = read_json(path, remedy=DELETE)
     try:
-        state = json.loads(text)
         seconds = {str(name): float(value) for name, value in state["seconds"].items()}
         held = state["settings"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"not a state of stages ({error})", where=path, remedy="Delete the folder"
-        ) from error
+        raise DataError(f"not a state of stages ({error})", where=path, remedy=DELETE) from error
     if held != json.loads(json.dumps(dict(settings))):
         raise UsageError(
             f"the folder holds work with other settings ({held})",

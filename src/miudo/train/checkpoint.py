@@ -23,8 +23,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from miudo.errors import CheckpointError, ResourceError, TrainingError
-from miudo.files import atomic_folder, open_regular, sha256_file, sync_folder, write_json
-from miudo.limits import LIMITS
+from miudo.files import atomic_folder, open_regular, sha256_file, sync_folder
+from miudo.plain_json import read_json, write_json
 from miudo.train.settings import LOWER_RATE
 
 __all__ = [
@@ -156,14 +156,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _json(path: Path, remedy: str) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError("is missing", where=path, remedy=remedy)
-    with open_regular(path, CheckpointError) as file:
-        data = file.read(LIMITS.json_bytes)
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"is damaged ({error})", where=path, remedy=remedy) from error
-    if not isinstance(values, dict):
-        raise CheckpointError("is damaged (no JSON object)", where=path, remedy=remedy)
+    values = read_json(path, CheckpointError, remedy=remedy)
     if values.get("schema") != SCHEMA:
         raise CheckpointError(
             f"has schema {values.get('schema')!r}, this miudo reads {SCHEMA}",

@@ -13,7 +13,6 @@ Read next: `miudo.train.loop`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +28,13 @@ from miudo.engine.generate import GenerateSettings, generate
 from miudo.errors import CheckpointError, ConfigError, DataError, MissingError
 from miudo.families import for_config
 from miudo.families.family import Family
-from miudo.files import open_regular, sha256_file, write_json
+from miudo.files import sha256_file
 from miudo.formats import open_model
 from miudo.formats.hf import write_folder
 from miudo.formats.model_file import ModelFile
 from miudo.formats.zeros import sparse_settings
-from miudo.limits import LIMITS
 from miudo.meter import Meter
+from miudo.plain_json import read_json, write_json
 from miudo.presets import load_preset
 from miudo.protocol import SamplingSettings
 from miudo.records import Artefact, Measurement, Record, shared_licence
@@ -175,11 +174,10 @@ def resume(
     if not path.exists():
         raise MissingError("holds no run", where=out, remedy="Start one without --resume")
     with locked_run_folder(out) as folder:
-        with open_regular(path, CheckpointError) as file:
-            text = file.read(LIMITS.json_bytes)
+        values = read_json(path, CheckpointError)
         try:
-            order = _Order.read(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            order = _Order.read(values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"cannot be read ({error})", where=path) from error
         return _run(
             folder, order, progress or Silent(), going_on=True, from_step=from_step, end=end

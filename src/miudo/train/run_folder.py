@@ -30,8 +30,8 @@ from miudo.errors import (
     TrainingError,
     UsageError,
 )
-from miudo.files import atomic_write, open_regular, translated_disk_errors, write_json
-from miudo.limits import LIMITS
+from miudo.files import atomic_write, translated_disk_errors
+from miudo.plain_json import read_json, write_json
 from miudo.train.checkpoint import checkpoint_steps, clean
 
 __all__ = ["RunFolder", "check_order", "locked_run_folder"]
@@ -147,16 +147,7 @@ def check_order(folder: RunFolder, order: Mapping[str, Any], *, resume: bool) ->
         return
     if not path.exists():
         raise MissingError("holds no run", where=folder.path, remedy="Start one without --resume")
-    with open_regular(path, CheckpointError) as file:
-        text = file.read(LIMITS.json_bytes)
-    try:
-        begun = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"cannot be read ({error})",
-            where=path,
-            remedy="Start a new run in another folder",
-        ) from error
+    begun = read_json(path, CheckpointError, remedy="Start a new run in another folder")
     if _said(begun) != _said(json.loads(json.dumps(order))):
         raise UsageError(
             "was started with another model, other text or other settings",

@@ -35,8 +35,8 @@ from miudo.compress.method import check_finite, in_range
 from miudo.compress.settings import settings_to_json
 from miudo.decoder.decoder import Decoder
 from miudo.errors import CheckFailedError, ConfigError, DataError, ResourceError
-from miudo.files import atomic_write, open_regular, translated_disk_errors, write_json
-from miudo.limits import LIMITS
+from miudo.files import atomic_write, open_regular, translated_disk_errors
+from miudo.plain_json import read_json, write_json
 from miudo.train.evaluation import as_it_runs
 from miudo.train.stepper import Tokens
 
@@ -266,15 +266,8 @@ def _read_shard(folder: Path, plan: CachePlan, index: int) -> tuple[npt.NDArray[
 
 def _check_plan(folder: Path, plan: CachePlan) -> None:
     path = folder / _PLAN_FILE
-    with open_regular(path, DataError) as file:
-        text = file.read(LIMITS.json_bytes)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON ({error})", where=path) from error
+    found = read_json(path)
     wanted = json.loads(json.dumps(plan.to_json()))
-    if not isinstance(found, dict):
-        raise DataError("not a JSON object", where=path)
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ConfigError(

@@ -19,6 +19,7 @@ from miudo.data.tables import read_csv
 from miudo.errors import DataError, MissingError
 from miudo.evaluate.tasks.task import Sample, Source, TaskData
 from miudo.limits import LIMITS
+from miudo.plain_json import read_line
 
 __all__ = ["Record", "bare_name", "find_task_files", "read_records", "read_split", "without_ending"]
 
@@ -213,7 +214,7 @@ def _json_list(data: bytes, path: Path) -> Iterator[Record]:
 
 
 def _json_record(text: str, where: str) -> Record:
-    return _record(_parsed(text, where), where)
+    return Record(read_line(text, where), where)
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -225,5 +226,5 @@ def _parsed(text: str, where: str) -> Any:
 
 def _record(value: Any, where: str) -> Record:
     if not isinstance(value, dict):
-        raise DataError(f"is {type(value).__name__}, not a JSON object", where=where)
+        raise DataError(f"is a JSON {type(value).__name__}, not an object", where=where)
     return Record(value, where)
