@@ -63,6 +63,12 @@ def test_columns_have_the_names_that_settings_give(tmp_path: Path) -> None:
         read(str(tmp_path / "d.parquet"))
 
 
+def test_contents_in_parts_are_joined(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    path = write(tmp_path / "a.jsonl", turns(("user", parts), ("assistant", parts[:1])))
+    assert [m.content for m in read(path)[0].messages] == ["a b", "a "]
+
+
 def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": r, "content": c} for r, c in pairs]}
 
@@ -73,11 +79,18 @@ def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
         ({"messages": []}, "messages is empty"),
         ({"messages": None}, "messages is empty or no list"),
         ({"messages": [{"content": "x"}]}, r"messages\[0\] has the keys \['content'\]"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\] has the keys \['role'\]"),
         ({"messages": ["x"]}, r"messages\[0\] is a str"),
         (turns(("user", "a"), ("tool", "b")), r"messages\[1\]\.role is 'tool'"),
         (turns(("user", "a"), ("assistant", "")), r"messages\[1\]\.content is empty \(assistant"),
         (turns(("user", " \n"), ("assistant", "b")), r"messages\[0\]\.content is empty \(user"),
         (turns(("user", 3), ("assistant", "b")), r"messages\[0\]\.content is a int"),
+        (
+            turns(("user", [{"type": "image_url", "image_url": "x"}]), ("assistant", "b")),
+            r"messages\[0\]\.content is a list, not text. Give text alone",
+        ),
+        (turns(("user", "a"), ("assistant", [])), r"messages\[1\]\.content is a list"),
+        (turns(("user", [{"type": "text", "text": 1}])), r"messages\[0\]\.content is a list"),
         (turns(("user", "a")), "has no answer of the assistant"),
         (turns(("system", "a")), "has no answer of the assistant"),
         (turns(("assistant", "a"), ("user", "b")), r"messages\[0\]\.role is assistant: expected"),

@@ -175,8 +175,23 @@ def _renamed(value: Any) -> Any:
     if isinstance(value, Mapping) and set(value) == {"from", "value"}:
         value = {"role": value["from"], "content": value["value"]}
     if isinstance(value, Mapping) and isinstance(value.get("role"), str):
-        return {**value, "role": _ROLES.get(value["role"], value["role"])}
+        value = {**value, "role": _ROLES.get(value["role"], value["role"])}
+        if "content" in value:
+            value["content"] = _joined(value["content"])
     return value
+
+
+def _joined(content: Any) -> Any:
+    """A content in OpenAI's parts as one text; with a part of another type it stays as it is."""
+    parts = content if isinstance(content, list) else []
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, Mapping)
+        and set(part) == {"type", "text"}
+        and (part["type"], type(part["text"])) == ("text", str)
+    ]
+    return "".join(texts) if texts and len(texts) == len(parts) else content
 
 
 def _pair(prompt: str, answer: str, system: str = "") -> list[Message]:

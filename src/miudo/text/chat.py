@@ -162,7 +162,8 @@ def _parse_message(index: int, value: Any) -> Message:
         )
     if not isinstance(value.content, str):
         raise RequestError(
-            f"messages[{index}].content is a {type(value.content).__name__}, not text"
+            f"messages[{index}].content is a {type(value.content).__name__}, not text",
+            remedy="Give text alone: no image or other part is read",
         )
     return value
 
