@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from miudo.engine.fake import FakeEngine, follow
 from miudo.errors import DataError
 from miudo.evaluate import continuations
 from miudo.evaluate.continuations import Pair, encode_pair, score_pairs
-from miudo.protocol import Tokenizer
+from miudo.protocol import SeqWork, StepOut, Tokenizer
 
 MakeEngine = Callable[..., FakeEngine]
 
@@ -63,27 +63,42 @@ def test_a_prompt_beyond_the_positions_loses_its_beginning(
         encode_pair("a", "bcdefg", letters, config)
 
 
-@pytest.mark.parametrize("values", [1 << 22, 1])
+@pytest.mark.parametrize(("values", "together"), [(1 << 22, 16), (1 << 22, 1), (1, 16), (24, 2)])
 def test_sums_equal_those_of_whole_texts(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, values: int
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, values: int, together: int
 ) -> None:
     monkeypatch.setattr(continuations, "_MAX_CHUNK_VALUES", values)
+    monkeypatch.setattr(continuations, "_TOGETHER", together)
     engine = make_engine()
     prompts = [(0, 1, 2, 3), (0, 4)]
-    choices = [(5,), (6, 7, 8), (1, 2)]
+    choices = [(5,), (6, 7, 8), (1, 2), (3, 4, 5, 6, 7), (9, 8, 7), (2,)]
     pairs = [Pair(p, c) for p in prompts for c in choices]
     found = score_pairs(engine, pairs)
     for pair, continuation in zip(pairs, found, strict=True):
         whole = engine.score((*pair.prompt, *pair.continuation))
         expected = whole.logprobs[len(pair.prompt) - 1 :].sum()
         assert continuation.logprob == pytest.approx(expected, abs=SCORE_TOLERANCE)
-    assert engine.opened == engine.closed == len(prompts)
+    # A choice of one id follows from the prompt alone; the others have a fork each.
+    assert engine.opened == engine.closed == len(prompts) * (1 + 4)
 
 
 def test_a_shared_prompt_is_taken_in_once(make_engine: MakeEngine) -> None:
     engine = make_engine()
     score_pairs(engine, [Pair((0, 1, 2), (i,)) for i in range(3, 9)])
     assert engine.steps == 1
+
+
+def test_choices_share_steps(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, sizes = make_engine(), []
+    step = engine.step
+
+    def counted(batch: Sequence[SeqWork]) -> list[StepOut]:
+        sizes.append(len(batch))
+        return step(batch)
+
+    monkeypatch.setattr(engine, "step", counted)
+    score_pairs(engine, [Pair((0, 1), (i, 2)) for i in (3, 4)] + [Pair((0,), (5, 6))] * 20)
+    assert sizes == [1, 2, 1, 16, 4]
 
 
 def test_greedy_means_every_id_is_the_most_probable(make_engine: MakeEngine) -> None:

@@ -4,10 +4,9 @@ For: choices that share a prompt, which is taken in once for all of them.
 Not for: whole documents (`miudo.evaluate.perplexity`).
 Read next: `miudo.evaluate.harness`.
 
-One way for all tasks: the prompt by `Engine.step`, each choice after it, `truncate` between them.
-On the embedded model that takes a third of the time of `Engine.score` on each whole text for 77
-labels, and a third more for BLiMP's pairs, which share the start id alone
-(`benchmarks/choice_scoring.py`, docs/log.md). `score` would also refuse a text of one id more than
+One way for all tasks: the prompt by `Engine.step`, then its choices in forks of its conversation,
+several to a step, so that the weights are read once for them all. `Engine.score` on each whole text
+takes longer (`benchmarks/choice_scoring.py`, docs/log.md), and refuses a text of one id more than
 the model's positions, whose last id is never taken in.
 
 Shapes: T ids of a choice, V vocab_size.
@@ -16,6 +15,7 @@ Shapes: T ids of a choice, V vocab_size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -25,12 +25,15 @@ import numpy.typing as npt
 from miudo.config import ModelConfig
 from miudo.errors import DataError, RequestError
 from miudo.evaluate.perplexity import start_id
-from miudo.protocol import Engine, FloatArray, SeqWork, Tokenizer, Want
+from miudo.protocol import Engine, FloatArray, SeqWork, StepOut, Tokenizer, Want
 
 __all__ = ["Continuation", "Pair", "encode_pair", "score_pairs"]
 
 _MAX_CHUNK_VALUES = 1 << 22
-"""T x V of one chunk of logits: some 16 MB, whatever the vocabulary."""
+"""T x V of one step's logits: some 16 MB, whatever the vocabulary."""
+
+_TOGETHER = 16
+"""Choices of one step: each takes pages of keys and values, and more are hardly faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,53 +96,83 @@ def score_pairs(
     `adapter` names one that the engine was given.
     """
     found: list[Continuation] = []
+    rows = max(1, _MAX_CHUNK_VALUES // engine.config.vocab_size)
     for prompt, group in groupby(pairs, key=lambda pair: pair.prompt):
         conversation = engine.open()
         try:
             work = SeqWork(conversation, prompt, Want.LAST_LOGITS, adapter=adapter)
-            first = _logits(engine, work)[None]  # 1 V
-            for pair in group:
-                found.append(_continuation(engine, work, first, pair.continuation))
-                engine.truncate(conversation, len(prompt))
+            first = _logits(engine.step([work])[0])[None]  # 1 V
+            for batch in _batches((pair.continuation for pair in group), rows):
+                sums = [_Sum(ids) for ids in batch]
+                for choice in sums:
+                    choice.add(first)
+                _take_in(engine, work, [choice for choice in sums if choice.missing], rows)
+                found += [choice.result() for choice in sums]
         finally:
             engine.close(conversation)
     return found
 
 
-def _continuation(
-    engine: Engine, prompt: SeqWork, first: FloatArray, ids: Sequence[int]
-) -> Continuation:
-    parts: list[npt.NDArray[np.float64]] = []
-    greedy = True
-    at = 0
-    for logits in _chunks(engine, prompt, first, ids):
-        wanted = np.asarray(ids[at : at + len(logits)])
-        parts.append(_log_softmax_at(logits, wanted))
-        greedy = greedy and bool((logits.argmax(axis=-1) == wanted).all())
-        at += len(logits)
-    return Continuation(float(np.concatenate(parts).sum()), greedy)
+class _Sum:
+    """The log-probabilities of one choice's ids, as the logits that predict them come."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids
+        self._parts: list[npt.NDArray[np.float64]] = []
+        self._greedy = True
+        self._done = 0
+
+    @property
+    def missing(self) -> Sequence[int]:
+        """The ids whose logits predict what has no log-probability yet."""
+        return self.ids[self._done - 1 : -1]
+
+    def add(self, logits: FloatArray) -> None:
+        """Takes the next logits, [T, V]."""
+        wanted = np.asarray(self.ids[self._done : self._done + len(logits)])
+        self._parts.append(_log_softmax_at(logits, wanted))
+        self._greedy = self._greedy and bool((logits.argmax(axis=-1) == wanted).all())
+        self._done += len(logits)
+
+    def result(self) -> Continuation:
+        return Continuation(float(np.concatenate(self._parts).sum()), self._greedy)
 
 
-def _chunks(
-    engine: Engine, prompt: SeqWork, first: FloatArray, ids: Sequence[int]
-) -> Iterator[FloatArray]:
-    """Yields logits [T, V] that predict `ids`, the first of which follow from the prompt.
-
-    All after the first are taken in as `prompt` was: its conversation, its adapter.
-    """
-    yield first
-    size = max(1, _MAX_CHUNK_VALUES // engine.config.vocab_size)
-    taken = ids[:-1]
-    for begin in range(0, len(taken), size):
-        part = taken[begin : begin + size]
-        yield _logits(engine, replace(prompt, ids=part, want=Want.ALL_LOGITS))
+def _batches(choices: Iterable[Sequence[int]], rows: int) -> Iterator[list[Sequence[int]]]:
+    """Yields neighbours for one step: few, and of no more than `rows` logits, or one alone."""
+    batch: list[Sequence[int]] = []
+    taken = 0
+    for ids in choices:
+        if batch and (len(batch) == _TOGETHER or taken + len(ids) - 1 > rows):
+            yield batch
+            batch, taken = [], 0
+        batch.append(ids)
+        taken += len(ids) - 1
+    yield batch
 
 
-def _logits(engine: Engine, work: SeqWork) -> FloatArray:
-    logits = engine.step([work])[0].logits
-    if logits is None:
+def _take_in(engine: Engine, prompt: SeqWork, choices: Sequence[_Sum], rows: int) -> None:
+    """Adds to each choice the logits after the first, which followed from the prompt."""
+    with ExitStack() as forks:
+        works = []
+        for _ in choices:
+            fork = engine.fork(prompt.conversation, len(prompt.ids))
+            forks.callback(engine.close, fork)
+            works.append(replace(prompt, conversation=fork, want=Want.ALL_LOGITS))
+        # One step, but for a choice alone of more than `rows`.
+        while any(choice.missing for choice in choices):
+            parts = [
+                replace(work, ids=choice.missing[:rows])
+                for work, choice in zip(works, choices, strict=True)
+            ]
+            for choice, out in zip(choices, engine.step(parts), strict=True):
+                choice.add(_logits(out))
+
+
+def _logits(out: StepOut) -> FloatArray:
+    if out.logits is None:
         raise RequestError("the engine returned no logits")
-    return logits
+    return out.logits
 
 
 def _log_softmax_at(logits: FloatArray, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
