@@ -64,6 +64,7 @@ CHANGES = {
     "decay-0": Change("no weight decay", {"weight_decay": 0.0}),
     "decay-0.3": Change("weight decay", {"weight_decay": 0.3}),
     "decay-1": Change("weight decay", {"weight_decay": 1.0}),
+    "decay-3": Change("weight decay", {"weight_decay": 3.0}),
     "length-128": Change("rows half as long, twice as many", {"length": 128, "batch_size": 32}),
     "length-512": Change("rows twice as long, half as many", {"length": 512, "batch_size": 8}),
     "in-two": Change("two runs, to compare the next with", first={"length": 256}),
