@@ -44,7 +44,7 @@ from miudo.train.artefact import begun_as_used
 from miudo.train.checkpoint import checkpoint_steps
 from miudo.train.loop import FitResult, Sampler, fit
 from miudo.train.progress import Progress, Silent
-from miudo.train.run_folder import RunFolder, locked_run_folder
+from miudo.train.run_folder import ELSEWHERE, RunFolder, locked_run_folder
 from miudo.train.settings import FitSettings
 from miudo.train.start import Start, open_start
 
@@ -174,11 +174,13 @@ def resume(
     if not path.exists():
         raise MissingError("holds no run", where=out, remedy="Start one without --resume")
     with locked_run_folder(out) as folder:
-        values = read_json(path, CheckpointError)
+        values = read_json(path, CheckpointError, remedy=ELSEWHERE)
         try:
             order = _Order.read(values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"cannot be read ({error})", where=path) from error
+            raise CheckpointError(
+                f"cannot be read ({error})", where=path, remedy=ELSEWHERE
+            ) from error
         return _run(
             folder, order, progress or Silent(), going_on=True, from_step=from_step, end=end
         )

@@ -34,7 +34,10 @@ from miudo.files import atomic_write, translated_disk_errors
 from miudo.plain_json import read_json, write_json
 from miudo.train.checkpoint import checkpoint_steps, clean
 
-__all__ = ["RunFolder", "check_order", "locked_run_folder"]
+__all__ = ["ELSEWHERE", "RunFolder", "check_order", "locked_run_folder"]
+
+ELSEWHERE = "Start a new run in another folder"
+"""What to do where a run's own file is damaged."""
 
 _RUN_FILE = "run.json"
 
@@ -147,7 +150,7 @@ def check_order(folder: RunFolder, order: Mapping[str, Any], *, resume: bool) ->
         return
     if not path.exists():
         raise MissingError("holds no run", where=folder.path, remedy="Start one without --resume")
-    begun = read_json(path, CheckpointError, remedy="Start a new run in another folder")
+    begun = read_json(path, CheckpointError, remedy=ELSEWHERE)
     if _said(begun) != _said(json.loads(json.dumps(order))):
         raise UsageError(
             "was started with another model, other text or other settings",
